@@ -1,0 +1,104 @@
+"""Attention of a batch's rows over the paged K and V of their sequences, causal by position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceRows:
+    """The query rows of one sequence. They attend in one call, so its K and V are read once.
+
+    A row at position p sees the keys of positions 0..p. Rows may share a position (the two streams of a token).
+    """
+
+    rows: slice | Tensor
+    """Which rows of the batch: a slice with bounds where they are contiguous, else int64 indices."""
+    positions: Tensor
+    """[rows] int64."""
+    block_ids: Tensor
+    """[ceil(num_keys / block_size)] int64: the sequence's pages, in order."""
+    num_keys: int
+    """The largest position plus one."""
+    mask: Tensor | None
+    """[rows, num_keys] bool, true where a row sees a key; None where every row sees them all (decode)."""
+
+    @classmethod
+    def build(
+        cls,
+        row_ids: Sequence[int],
+        positions: Sequence[int],
+        block_ids: Sequence[int],
+        block_size: int,
+        device: str | torch.device,
+    ) -> "SequenceRows":
+        """`block_ids` may be longer than needed; the rest is not read."""
+        num_keys = max(positions) + 1
+        first, last = row_ids[0], row_ids[-1]
+        contiguous = list(row_ids) == list(range(first, last + 1))
+        on_device = torch.tensor(positions, device=device)
+        return cls(
+            rows=slice(first, last + 1) if contiguous else torch.tensor(row_ids, device=device),
+            positions=on_device,
+            block_ids=torch.tensor(block_ids[: -(-num_keys // block_size)], device=device),
+            num_keys=num_keys,
+            mask=None
+            if min(positions) == num_keys - 1
+            else torch.arange(num_keys, device=device) <= on_device.unsqueeze(1),
+        )
+
+
+def paged_attention(query: Tensor, pages: Tensor, sequences: Sequence[SequenceRows]) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v; query head h reads KV head h // (heads / kv_heads).
+
+    query    [rows, heads, head_dim]
+    pages    [num_blocks, 2, block_size, kv_heads, head_dim], any strides; keys at [:, 0], values at [:, 1]
+    returns  [rows, heads, head_dim]; rows of no sequence are undefined
+    """
+    output = torch.empty_like(query)
+    keys, values = pages[:, 0], pages[:, 1]
+    for sequence in sequences:
+        output[sequence.rows] = _attend(
+            query[sequence.rows],
+            keys.index_select(0, sequence.block_ids).flatten(0, 1)[: sequence.num_keys],
+            values.index_select(0, sequence.block_ids).flatten(0, 1)[: sequence.num_keys],
+            sequence.mask,
+        )
+    return output
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """query [rows, heads, head_dim]; keys, values [num_keys, kv_heads, head_dim] -> [rows, heads, head_dim]."""
+    rows, heads, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    keys, values = keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0)
+    if mask is not None:
+        out = scaled_dot_product_attention(
+            query.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, enable_gqa=kv_heads != heads
+        )
+        return out.squeeze(0).transpose(0, 1)
+    # Without a mask rows and the heads of a group are alike: fold them, so that each K and V head is read once.
+    folded = query.view(rows, kv_heads, -1, head_dim).transpose(0, 1).reshape(1, kv_heads, -1, head_dim)
+    out = scaled_dot_product_attention(folded, keys, values)
+    return out.view(kv_heads, rows, -1, head_dim).transpose(0, 1).reshape(rows, heads, head_dim)
+
+
+def paged_attention_reference(query: Tensor, pages: Tensor, sequences: Sequence[SequenceRows]) -> Tensor:
+    """The same, one row, one head and one key at a time, in float64."""
+    output = torch.full_like(query, torch.nan)
+    heads, head_dim = query.shape[1:]
+    block_size, kv_heads = pages.shape[2:4]
+    for sequence in sequences:
+        row_ids = torch.arange(len(query), device=query.device)[sequence.rows].tolist()
+        for row, position in zip(row_ids, sequence.positions.tolist(), strict=True):
+            slots = [divmod(p, block_size) for p in range(position + 1)]
+            for head in range(heads):
+                kv_head = head // (heads // kv_heads)
+                keys = torch.stack([pages[sequence.block_ids[b], 0, o, kv_head] for b, o in slots]).double()
+                values = torch.stack([pages[sequence.block_ids[b], 1, o, kv_head] for b, o in slots]).double()
+                weights = (keys @ query[row, head].double() / head_dim**0.5).softmax(0)
+                output[row, head] = (weights @ values).to(query.dtype)
+    return output

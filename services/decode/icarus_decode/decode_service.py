@@ -1,0 +1,104 @@
+"""Runs turns: reserve, land the cached or prefilled blocks, generate."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+
+from icarus.engine.request import Admitted, Finished, Sampled
+from icarus.errors import DeadlineError, InvalidInputError
+from icarus.rpc.messages import grant_from_wire, sampling_from_wire, source_from_wire
+from icarus.worker.turn import WorkerTurn
+from icarus.worker.v1 import decode_service_pb2 as pb
+from icarus.worker.v1 import decode_service_pb2_grpc as pb_grpc
+from icarus.worker.worker import TurnSpec, Worker
+
+
+class DecodeServicer(pb_grpc.DecodeServiceServicer):
+    def __init__(self, worker: Worker):
+        self._worker = worker
+
+    async def Decode(
+        self, request_iterator: AsyncIterator[pb.DecodeRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.DecodeResponse]:
+        begin = await _begin(request_iterator)
+        spec = _spec(begin)
+        async with self._worker.turn(spec) as turn:
+            admitted = await turn.submit()
+            yield pb.DecodeResponse(reserved=pb.TurnReserved(num_local_blocks=admitted.num_local_blocks))
+            if begin.await_prefill:
+                staged = await self._staged(request_iterator, begin.turn_id)
+                await _land_staged(turn, admitted, staged)
+            elif admitted.landing:
+                await turn.land_from_sources(admitted, spec.sources)
+            finishing = asyncio.create_task(_finish_on_request(turn, request_iterator))
+            try:
+                async for event in turn.events():
+                    if isinstance(event, Sampled):
+                        yield pb.DecodeResponse(tokens=pb.TokensGenerated(token_ids=[event.token_id]))
+                    elif isinstance(event, Finished):
+                        yield pb.DecodeResponse(finished=_finished(event, turn))
+            finally:
+                finishing.cancel()
+
+    async def _staged(self, requests: AsyncIterator[pb.DecodeRequest], turn_id: str) -> pb.PrefillStaged:
+        limit = self._worker.stage_timeout_seconds
+        try:
+            request = await asyncio.wait_for(anext(requests), limit)
+        except TimeoutError:
+            raise DeadlineError(
+                f"turn {turn_id}: no word of its prefill for {limit} s ([transfer] stage_timeout_seconds)"
+            ) from None
+        if request.WhichOneof("event") != "staged":
+            raise InvalidInputError(f"turn {turn_id} awaits its prefill: send 'staged', not another event")
+        return request.staged
+
+
+async def _begin(requests: AsyncIterator[pb.DecodeRequest]) -> pb.BeginTurn:
+    request = await anext(requests, None)
+    if request is None or request.WhichOneof("event") != "begin":
+        raise InvalidInputError("a Decode stream starts with 'begin'")
+    return request.begin
+
+
+def _spec(begin: pb.BeginTurn) -> TurnSpec:
+    return TurnSpec(
+        tenant=begin.tenant,
+        turn_id=begin.turn_id,
+        token_ids=begin.token_ids,
+        adapter=begin.adapter,
+        sampling=sampling_from_wire(begin.sampling),
+        sources=[source_from_wire(source) for source in begin.sources],
+        num_earlier_output=begin.num_output_tokens,
+        await_landing=begin.await_prefill,
+    )
+
+
+async def _land_staged(turn: WorkerTurn, admitted: Admitted, staged: pb.PrefillStaged) -> None:
+    if not staged.HasField("blocks"):
+        await turn.land_nothing()
+        return
+    blocks = staged.blocks
+    grant = grant_from_wire(blocks.grant)
+    await turn.land_from_grant(admitted, blocks.address, grant, blocks.num_cached_tokens)
+
+
+async def _finish_on_request(turn: WorkerTurn, requests: AsyncIterator[pb.DecodeRequest]) -> None:
+    async for request in requests:
+        if request.WhichOneof("event") == "finish":
+            await turn.finish()
+
+
+def _finished(event: Finished, turn: WorkerTurn) -> pb.DecodeFinished:
+    account = event.account
+    return pb.DecodeFinished(
+        reason=event.reason.value,
+        computed_tokens=account.computed_tokens,
+        local_tokens=account.local_tokens,
+        remote_tokens=account.remote_tokens,
+        cross_adapter_tokens=account.cross_adapter_tokens,
+        kv_written_tokens=account.kv_written_tokens,
+        transfer_reads=turn.fetch.num_reads,
+        transfer_bytes=turn.fetch.num_bytes,
+        block_sequence=event.block_sequence,
+    )

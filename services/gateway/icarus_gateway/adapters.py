@@ -1,0 +1,128 @@
+"""Adapters over all workers: loaded everywhere or nowhere."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import grpc.aio
+
+from icarus.errors import AlreadyExistsError, FailedPreconditionError, IcarusError, InvalidInputError, NotFoundError
+from icarus.rpc.status import error_from_rpc
+from icarus.types import AdapterInfo, AdapterMode, Role
+from icarus.worker.v1 import adapter_service_pb2 as pb
+from icarus.worker.v1 import adapter_service_pb2_grpc as pb_grpc
+from icarus_gateway.workers import Worker, WorkerTable
+
+log = logging.getLogger(__name__)
+
+
+class Adapters:
+    """Loads adapters on workers and unloads them. `base_model` is a name that no adapter may take."""
+
+    def __init__(self, workers: WorkerTable, base_model: str):
+        self._workers = workers
+        self._base_model = base_model
+        self._changing = asyncio.Lock()
+
+    async def load(self, name: str, path: str, mode: AdapterMode | None, worker_ids: Sequence[str]) -> AdapterInfo:
+        """Loads on the named workers, or on every suitable one. After an error no worker has it that had not before.
+
+        Raises AlreadyExistsError, InvalidInputError, NotFoundError, UnavailableError, and what a worker refused with.
+        """
+        if not name or not path:
+            raise InvalidInputError(f"name is {name!r} and path is {path!r}; both are needed to load an adapter")
+        if name == self._base_model:
+            raise AlreadyExistsError(f"{name!r} is the base model's name; choose another for the adapter")
+        async with self._changing:
+            loaded: list[Worker] = []
+            try:
+                return await self._load_all(name, path, mode, worker_ids, loaded)
+            except BaseException:
+                await self._roll_back(name, loaded)
+                raise
+
+    async def _load_all(
+        self, name: str, path: str, mode: AdapterMode | None, worker_ids: Sequence[str], loaded: list[Worker]
+    ) -> AdapterInfo:
+        chosen = [self._chosen(worker_id, mode) for worker_id in worker_ids]
+        known = self._workers.adapters().get(name)
+        info = await _load_on(chosen or self._workers.require_live(Role.DECODE), name, path, mode, known, loaded)
+        if not chosen and info.mode is AdapterMode.PRIVATE:
+            await _load_on(self._workers.live(Role.PREFILL), name, path, info.mode, info, loaded)
+        return info
+
+    def _chosen(self, worker_id: str, mode: AdapterMode | None) -> Worker:
+        worker = next((worker for worker in self._workers.live() if worker.worker_id == worker_id), None)
+        if worker is None:
+            known = ", ".join(worker.worker_id for worker in self._workers.live()) or "none"
+            raise NotFoundError(f"worker {worker_id!r} is not here; live workers: {known}")
+        if worker.info.role is Role.PREFILL and mode is not AdapterMode.PRIVATE:
+            raise InvalidInputError(f"worker {worker_id!r} prefills; only adapters loaded as private go there")
+        return worker
+
+    async def _roll_back(self, name: str, loaded: Sequence[Worker]) -> None:
+        for worker in loaded:
+            try:
+                await _unload_from(worker, name)
+            except IcarusError as error:
+                log.error("roll-back failed", extra={"worker": worker.worker_id, "adapter": name, "reason": str(error)})
+
+    async def unload(self, name: str) -> None:
+        """Raises NotFoundError where no worker has it; the first error after all workers were asked."""
+        async with self._changing:
+            having = [worker for worker in self._workers.live() if name in worker.adapters]
+            if not having:
+                known = ", ".join(sorted(self._workers.adapters())) or "none"
+                raise NotFoundError(f"adapter {name!r} is not here; loaded adapters: {known}")
+            results = await asyncio.gather(*(_unload_from(worker, name) for worker in having), return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException) and not isinstance(result, NotFoundError):
+                    raise result
+
+
+async def _load_on(
+    workers: Sequence[Worker],
+    name: str,
+    path: str,
+    mode: AdapterMode | None,
+    known: AdapterInfo | None,
+    loaded: list[Worker],
+) -> AdapterInfo:
+    """Loads on each worker in turn, so that little is undone if one refuses. `known` is what the name means already."""
+    request = pb.LoadAdapterRequest(name=name, path=path, mode=mode.value if mode else "")
+    for worker in workers:
+        had = name in worker.adapters
+        try:
+            answer = await pb_grpc.AdapterServiceStub(worker.channel).LoadAdapter(request)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, f"worker {worker.worker_id}") from None
+        if not had:
+            loaded.append(worker)
+        info = AdapterInfo(name, answer.digest, AdapterMode(answer.mode), answer.rank)
+        if known is not None and (known.digest, known.mode) != (info.digest, info.mode):
+            raise _mismatch(worker, known, info)
+        known = info
+        worker.adapters = {**worker.adapters, name: info}
+    assert known is not None
+    return replace(known)
+
+
+def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusError:
+    if known.mode is not info.mode:
+        return AlreadyExistsError(
+            f"adapter {info.name!r} is loaded as {known.mode.value} already, not {info.mode.value}; unload it first"
+        )
+    return FailedPreconditionError(
+        f"adapter {info.name!r} has digest {info.digest} on worker {worker.worker_id} but {known.digest} elsewhere; "
+        "unload the name first, or give every worker the same files"
+    )
+
+
+async def _unload_from(worker: Worker, name: str) -> None:
+    try:
+        await pb_grpc.AdapterServiceStub(worker.channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error, f"worker {worker.worker_id}") from None
+    finally:
+        worker.adapters = {key: info for key, info in worker.adapters.items() if key != name}

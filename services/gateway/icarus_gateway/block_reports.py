@@ -1,0 +1,42 @@
+"""Workers' reports of their blocks, and who waits for one."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+from icarus.cache.changes import BlockChange
+from icarus.cache.index import PrefixIndex
+from icarus.types import BlockHash, WorkerId
+
+
+class BlockReports:
+    """Feeds the index and wakes whoever waits until it has come far enough."""
+
+    def __init__(self, index: PrefixIndex):
+        self.index = index
+        self._news: asyncio.Future[None] | None = None
+
+    def changes(self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Sequence[BlockChange]) -> int:
+        """Returns the next sequence number expected of the worker."""
+        return self._wake(self.index.apply(worker, instance_id, first_sequence, changes))
+
+    def snapshot(self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]) -> int:
+        """Returns the next sequence number expected of the worker."""
+        return self._wake(self.index.replace(worker, instance_id, sequence, hashes))
+
+    async def wait_for(self, worker: WorkerId, sequence: int, timeout_seconds: float) -> bool:
+        """Waits until the worker's changes before `sequence` are known. False where that took too long."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self.index.sequence(worker) < sequence:
+                    if self._news is None:
+                        self._news = asyncio.get_running_loop().create_future()
+                    await asyncio.shield(self._news)
+        except TimeoutError:
+            return False
+        return True
+
+    def _wake(self, next_sequence: int) -> int:
+        if self._news is not None:
+            self._news.set_result(None)
+            self._news = None
+        return next_sequence

@@ -1,0 +1,64 @@
+"""icarus.v1.ClusterService."""
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc.aio
+
+from icarus.errors import DeadlineError, UnavailableError
+from icarus.rpc.status import error_from_rpc
+from icarus.v1 import cluster_service_pb2 as pb
+from icarus.v1 import cluster_service_pb2_grpc as pb_grpc
+from icarus.worker.v1 import debug_service_pb2 as debug_pb
+from icarus.worker.v1 import debug_service_pb2_grpc as debug_grpc
+from icarus_gateway.workers import Worker, WorkerTable
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 5.0
+_FIELDS = (
+    "total_blocks",
+    "free_blocks",
+    "cached_blocks",
+    "used_blocks",
+    "quarantined_blocks",
+    "block_bytes",
+    "kv_written_tokens",
+    "transfer_reads",
+    "transfer_bytes",
+    "running_requests",
+    "waiting_requests",
+)
+
+
+class ClusterServicer(pb_grpc.ClusterServiceServicer):
+    def __init__(self, workers: WorkerTable):
+        self._workers = workers
+
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
+        """A worker whose books do not balance fails the call; one that does not answer is left out."""
+        workers = self._workers.live()
+        answers = await asyncio.gather(*map(_ask, workers))
+        return pb.GetClusterResponse(
+            workers=[answer for answer in answers if answer is not None],
+            block_size=workers[0].info.block_size if workers else 0,
+        )
+
+
+async def _ask(worker: Worker) -> pb.Worker | None:
+    stub = debug_grpc.DebugServiceStub(worker.channel)
+    try:
+        answer = await stub.CheckIntegrity(debug_pb.CheckIntegrityRequest(), timeout=_TIMEOUT_SECONDS)
+    except grpc.aio.AioRpcError as rpc_error:
+        error = error_from_rpc(rpc_error, f"worker {worker.worker_id}")
+        if not isinstance(error, UnavailableError | DeadlineError):
+            raise error from None
+        log.warning("worker did not answer", extra={"worker": worker.worker_id, "reason": str(error)})
+        return None
+    return pb.Worker(
+        worker_id=worker.worker_id,
+        role=worker.info.role.value,
+        address=worker.info.address,
+        **{name: getattr(answer, name) for name in _FIELDS},
+    )

@@ -1,0 +1,84 @@
+"""One Decode stream to one worker."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import grpc.aio
+
+from icarus.errors import IcarusError, UnavailableError
+from icarus.rpc.status import error_from_rpc
+from icarus.worker.v1 import decode_service_pb2 as pb
+from icarus.worker.v1 import decode_service_pb2_grpc as pb_grpc
+
+_LINGER_SECONDS = 1.0
+
+
+class DecodeCall:
+    """Sends and reads messages of one turn. Leaving the context ends the call: before the turn's end, by cancelling it.
+
+    `is_lost` is asked every `poll_seconds` while the worker is silent.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, name: str, is_lost: Callable[[], bool], poll_seconds: float):
+        self._call: Any = pb_grpc.DecodeServiceStub(channel).Decode()
+        self._name = name
+        self._is_lost = is_lost
+        self._poll_seconds = poll_seconds
+        self._next: asyncio.Future[Any] | None = None
+
+    async def __aenter__(self) -> "DecodeCall":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call.cancel()
+        if self._next is not None:
+            self._next.add_done_callback(_ignore)
+
+    async def send(self, request: pb.DecodeRequest) -> None:
+        """A stream that is broken already says so at the next `read`, with its status."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(request)
+
+    async def read(self) -> pb.DecodeResponse:
+        """The next message. Raises the worker's error, or UnavailableError where the worker is lost."""
+        reading = await self.wait_readable()
+        self._next = None
+        return self._message(reading)
+
+    async def wait_readable(self) -> "asyncio.Future[Any]":
+        """Returns once `read` will not block. May be cancelled without harm to the stream."""
+        reading = self._next = self._next or asyncio.ensure_future(self._call.read())
+        while not reading.done():
+            await asyncio.wait((reading,), timeout=self._poll_seconds)
+            if not reading.done() and self._is_lost():
+                raise UnavailableError(f"worker {self._name} was not heard of any more")
+        return reading
+
+    async def close(self) -> None:
+        """After the turn's end: lets the worker's side return by itself."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.done_writing()
+        self._next = asyncio.ensure_future(self._call.read())
+        await asyncio.wait((self._next,), timeout=_LINGER_SECONDS)
+
+    def _message(self, reading: "asyncio.Future[Any]") -> pb.DecodeResponse:
+        if reading.cancelled():  # the channel was closed: the worker is gone or was replaced
+            raise UnavailableError(f"worker {self._name} was replaced")
+        try:
+            message = reading.result()
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, f"worker {self._name}") from None
+        if not isinstance(message, pb.DecodeResponse):  # EOF
+            raise IcarusError(f"worker {self._name} ended the turn's stream without finishing the turn")
+        return message
+
+
+def _ignore(reading: "asyncio.Future[Any]") -> None:
+    """The call was cancelled on purpose."""
+    if not reading.cancelled():
+        reading.exception()

@@ -1,0 +1,30 @@
+"""icarus.v1.GenerationService."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from icarus.v1 import generation_service_pb2 as pb
+from icarus.v1 import generation_service_pb2_grpc as pb_grpc
+from icarus_gateway.conversations import Conversations
+from icarus_gateway.served_model import ServedModel
+from icarus_gateway.turn_events import event_to_wire
+from icarus_gateway.validation import parse_content, parse_sampling, parse_tenant, parse_turn_id
+
+
+class GenerationServicer(pb_grpc.GenerationServiceServicer):
+    def __init__(self, model: ServedModel, conversations: Conversations):
+        self._model = model
+        self._conversations = conversations
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+        turn = self._conversations.generate(
+            parse_tenant(request.tenant),
+            parse_turn_id(request.turn_id),
+            request.model,
+            parse_content(request.content, self._model.vocab_size),
+            parse_sampling(request.sampling, self._model.eos_token_ids),
+        )
+        async with aclosing(turn) as events:
+            async for event in events:
+                yield pb.GenerateResponse(event=event_to_wire(event))

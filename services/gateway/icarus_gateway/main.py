@@ -1,0 +1,93 @@
+"""The gateway process, put together."""
+
+import asyncio
+import logging
+
+from icarus.cache.index import PrefixIndex
+from icarus.config import Config
+from icarus.model.hub import resolve_model
+from icarus.rpc.server import Server, Service, make_server, serve_until_signal
+from icarus.v1 import (
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+)
+from icarus.worker.v1 import registry_service_pb2, registry_service_pb2_grpc
+from icarus_gateway.adapters import Adapters
+from icarus_gateway.block_reports import BlockReports
+from icarus_gateway.cluster_service import ClusterServicer
+from icarus_gateway.conversations import Conversations
+from icarus_gateway.generation_service import GenerationServicer
+from icarus_gateway.model_service import ModelServicer
+from icarus_gateway.registry_service import RegistryServicer
+from icarus_gateway.routing import Router
+from icarus_gateway.served_model import ServedModel, base_name, load_served_model
+from icarus_gateway.session_service import SessionServicer
+from icarus_gateway.sessions import MemorySessionStore
+from icarus_gateway.turn import TurnDriver
+from icarus_gateway.workers import WorkerTable
+
+log = logging.getLogger(__name__)
+
+_STAGE_MARGIN = 0.9  # the decode worker gives up its reservation at the whole of `stage_timeout_seconds`
+
+
+async def serve(config: Config) -> None:
+    """Loads the tokenizer, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
+    model = await asyncio.to_thread(_load_model, config)
+    workers = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
+    try:
+        await serve_until_signal(build_server(config, model, workers))
+    finally:
+        await workers.close()
+
+
+def _load_model(config: Config) -> ServedModel:
+    folder = resolve_model(config.model.path, log.info)
+    model = load_served_model(folder, base_name(config.model.name, config.model.path))
+    if model.template is not None and model.template.delta_problem:
+        log.warning("no messages in sessions", extra={"model": model.name, "reason": model.template.delta_problem})
+    return model
+
+
+def build_server(config: Config, model: ServedModel, workers: WorkerTable) -> Server:
+    """The bound server with every service of the gateway. Raises ConfigError where the address is taken."""
+    settings = config.gateway
+    reports = BlockReports(PrefixIndex())
+    router = Router(workers, reports.index, model.name, settings.load_penalty_tokens, settings.prefill_threshold_tokens)
+    prefill_timeout_seconds = config.transfer.stage_timeout_seconds * _STAGE_MARGIN
+    driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_timeout_seconds)
+    conversations = Conversations(model, MemorySessionStore(settings.max_sessions), driver)
+    services = [
+        Service(
+            session_service_pb2.DESCRIPTOR.services_by_name["SessionService"],
+            session_service_pb2_grpc.add_SessionServiceServicer_to_server,
+            SessionServicer(model, conversations),
+        ),
+        Service(
+            generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+            generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
+            GenerationServicer(model, conversations),
+        ),
+        Service(
+            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server,
+            ModelServicer(model, workers, Adapters(workers, model.name)),
+        ),
+        Service(
+            cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
+            cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server,
+            ClusterServicer(workers),
+        ),
+        Service(
+            registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+            registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
+            RegistryServicer(workers, reports),
+        ),
+    ]
+    return make_server(settings.address, services)

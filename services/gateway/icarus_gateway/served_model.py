@@ -1,0 +1,50 @@
+"""The base model as the gateway sees it: names and numbers, tokenizer, template. No weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from icarus.model.config import ModelConfig
+from icarus_gateway.chat_template import ChatTemplate, load_chat_template, special_tokens
+from icarus_gateway.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    name: str
+    vocab_size: int
+    context_length: int
+    eos_token_ids: frozenset[int]
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
+def load_served_model(folder: Path, name: str) -> ServedModel:
+    """Raises ConfigError where the folder lacks something or the architecture is not supported."""
+    config = ModelConfig.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    return ServedModel(
+        name=name,
+        vocab_size=config.vocab_size,
+        context_length=config.context_length,
+        eos_token_ids=_eos_token_ids(folder, tokenizer),
+        tokenizer=tokenizer,
+        template=load_chat_template(folder),
+    )
+
+
+def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Of generation_config.json, config.json and the tokenizer's own `eos_token` together."""
+    found: set[int] = set()
+    for file in ("generation_config.json", "config.json"):
+        path = folder / file
+        entry = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        found.update([entry] if isinstance(entry, int) else entry or ())
+    eos = special_tokens(folder).get("eos_token")
+    found.update(id for id in [tokenizer.id_of(eos) if eos else None] if id is not None)
+    return frozenset(found)
+
+
+def base_name(name: str, path: str) -> str:
+    """The name that turns ask for: the configured one, or the last part of the folder, file or hub id."""
+    return name or Path(path).name.removesuffix(".gguf")

@@ -1,0 +1,275 @@
+"""Drives one turn over the workers, from routing to its end, over the death of a worker if need be."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from icarus.errors import IcarusError, OverloadedError, UnavailableError
+from icarus.rpc.messages import sampling_to_wire, source_to_wire
+from icarus.rpc.status import error_from_rpc
+from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
+from icarus.worker.v1 import decode_service_pb2 as decode_pb
+from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
+from icarus.worker.v1 import prefill_service_pb2_grpc as prefill_grpc
+from icarus_gateway.block_reports import BlockReports
+from icarus_gateway.decode_call import DecodeCall
+from icarus_gateway.routing import Route, Router
+from icarus_gateway.sessions import BlockMark
+from icarus_gateway.stop_strings import OutputText
+from icarus_gateway.tokenizer import Detokenizer, Tokenizer
+from icarus_gateway.turn_events import Delta, End, TurnEvent, TurnRequest
+from icarus_gateway.workers import Worker, WorkerTable
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+_INDEX_WAIT_SECONDS = 0.2
+
+
+@dataclass
+class _Progress:
+    """What the client has of the turn, and what its attempts cost."""
+
+    request: TurnRequest
+    adapter: AdapterInfo | None
+    text: OutputText
+    output: list[int] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
+    """Instance ids of workers that failed it."""
+    num_resumed: int = 0
+    """Output tokens at the end of the running attempt's prompt."""
+    prefill_worker: WorkerId | None = None
+    kv_written_tokens: int = 0
+    transfer_reads: int = 0
+    transfer_bytes: int = 0
+
+    def add_cost(self, answer: prefill_pb.PrefillResponse | decode_pb.DecodeFinished) -> None:
+        self.kv_written_tokens += answer.kv_written_tokens
+        self.transfer_reads += answer.transfer_reads
+        self.transfer_bytes += answer.transfer_bytes
+
+    def take(self, token_ids: list[int]) -> Delta | None:
+        """Adds tokens of the worker; those after a stop string are not the turn's."""
+        taken, text = self.text.push(token_ids)
+        self.output += taken
+        return Delta(tuple(taken), text) if taken else None
+
+    def reason(self) -> FinishReason | None:
+        """Why the turn is over, as far as its tokens tell; None while it goes on."""
+        params = self.request.sampling.params
+        if self.text.stopped or (self.output and self.output[-1] in params.stop_token_ids):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.output) >= params.max_tokens else None
+
+
+class TurnDriver:
+    """Runs turns. `prefill_timeout_seconds` bounds the wait for a prefill worker."""
+
+    def __init__(
+        self,
+        workers: WorkerTable,
+        reports: BlockReports,
+        router: Router,
+        tokenizer: Tokenizer,
+        prefill_timeout_seconds: float,
+    ):
+        self._workers = workers
+        self._reports = reports
+        self._router = router
+        self._tokenizer = tokenizer
+        self._prefill_timeout_seconds = prefill_timeout_seconds
+
+    async def run(self, request: TurnRequest) -> AsyncGenerator[TurnEvent]:
+        """Deltas, then one End. Closing the iterator cancels the turn everywhere.
+
+        A worker that cannot be reached or has no room is replaced by another, which goes on after the tokens so far.
+        Raises NotFoundError for an unknown model, OverloadedError, UnavailableError, and what the worker raised.
+        """
+        adapter = self._router.adapter(request.model)
+        if request.after is not None:
+            await self._reports.wait_for(request.after.worker_id, request.after.sequence, _INDEX_WAIT_SECONDS)
+        text = OutputText(Detokenizer(self._tokenizer, request.prompt), request.sampling.stop)
+        progress = _Progress(request, adapter, text)
+        failure: IcarusError | None = None
+        while True:
+            route = self._route(progress, failure)
+            try:
+                async with aclosing(self._attempt(progress, route)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except (UnavailableError, OverloadedError) as error:
+                failure = error
+            if progress.reason() is not None:  # only the word that it is over got lost
+                for event in _end(progress, route, finished=None):
+                    yield event
+                return
+            self._leave_out(progress, route.decode, failure)
+
+    def _route(self, progress: _Progress, failure: IcarusError | None) -> Route:
+        """`failure` is what the last attempt failed with: raised where nobody else can take the turn."""
+        request = progress.request
+        try:
+            route = self._router.route(
+                request.tenant, (*request.prompt, *progress.output), progress.adapter, excluded=progress.tried
+            )
+        except UnavailableError as error:
+            raise failure or error from None
+        names = {"decode": route.decode.worker_id, "prefill": route.prefill.worker_id if route.prefill else ""}
+        log.debug("turn routed", extra={"turn": request.turn_id, **names})
+        return route
+
+    def _leave_out(self, progress: _Progress, worker: Worker, failure: IcarusError) -> None:
+        """Leaves the worker out of further attempts; raises `failure` when there were enough."""
+        progress.tried.add(worker.info.instance_id)
+        if isinstance(failure, UnavailableError):
+            worker.failed = True
+        if len(progress.tried) >= MAX_ATTEMPTS:
+            raise failure
+        log.warning(
+            "attempt failed",
+            extra={"turn": progress.request.turn_id, "worker": worker.worker_id, "reason": str(failure)},
+        )
+
+    async def _attempt(self, progress: _Progress, route: Route) -> AsyncGenerator[TurnEvent]:
+        worker = route.decode
+        progress.num_resumed = len(progress.output)
+        is_lost: Callable[[], bool] = lambda: self._workers.is_lost(worker)  # noqa: E731
+        call = DecodeCall(worker.channel, worker.worker_id, is_lost, self._workers.heartbeat_seconds)
+        with self._workers.assigned(worker):
+            async with call:
+                await call.send(decode_pb.DecodeRequest(begin=_begin(progress, route)))
+                if route.prefill is not None:
+                    await self._stage(progress, route, route.prefill, call)
+                finishing = False
+                while True:
+                    message = await call.read()
+                    if message.HasField("finished"):
+                        await call.close()
+                        break
+                    if delta := progress.take(list(message.tokens.token_ids)):
+                        yield delta
+                    if progress.text.stopped and not finishing:
+                        finishing = True
+                        await call.send(decode_pb.DecodeRequest(finish=decode_pb.FinishTurn()))
+        for event in _end(progress, route, message.finished):
+            yield event
+
+    async def _stage(self, progress: _Progress, route: Route, prefill: Worker, call: DecodeCall) -> None:
+        """Has the prompt prefilled once the decode worker has room, and says so to the decode worker."""
+        reserved = await call.read()
+        if not reserved.HasField("reserved"):
+            raise IcarusError(f"worker {route.decode.worker_id} did not answer with TurnReserved")
+        prefilling = asyncio.ensure_future(self._prefill(progress, route, prefill, reserved.reserved.num_local_blocks))
+        failing = asyncio.ensure_future(call.wait_readable())  # it has nothing to say before `staged` but an error
+        try:
+            await asyncio.wait((prefilling, failing), return_when=asyncio.FIRST_COMPLETED)
+            if prefilling.done():
+                blocks = None if prefilling.cancelled() else prefilling.result()  # its channel was closed
+                await call.send(decode_pb.DecodeRequest(staged=decode_pb.PrefillStaged(blocks=blocks)))
+        finally:
+            for task in (prefilling, failing):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, IcarusError):
+                    await task
+
+    async def _prefill(
+        self, progress: _Progress, route: Route, worker: Worker, first_block: int
+    ) -> decode_pb.StagedBlocks | None:
+        """None where the prefill failed: the decode worker computes then."""
+        request, adapter = progress.request, progress.adapter
+        message = prefill_pb.PrefillRequest(
+            tenant=request.tenant,
+            turn_id=request.turn_id,
+            token_ids=(*request.prompt, *progress.output),
+            adapter=adapter.name if adapter else "",
+            adapter_mode=adapter.mode.value if adapter else "",
+            first_block=first_block,
+            sources=[source_to_wire(source) for source in route.prefill_sources],
+        )
+        stub = prefill_grpc.PrefillServiceStub(worker.channel)
+        try:
+            with self._workers.assigned(worker):
+                answer = await stub.Prefill(message, timeout=self._prefill_timeout_seconds)
+        except grpc.aio.AioRpcError as rpc_error:
+            error = error_from_rpc(rpc_error, f"worker {worker.worker_id}")
+            worker.failed = worker.failed or isinstance(error, UnavailableError)
+            log.warning("prefill failed", extra={"turn": request.turn_id, "reason": str(error)})
+            return None
+        progress.add_cost(answer)
+        progress.prefill_worker = worker.worker_id
+        return decode_pb.StagedBlocks(
+            worker_id=worker.worker_id,
+            address=worker.info.address,
+            grant=answer.grant,
+            num_cached_tokens=answer.num_cached_tokens,
+        )
+
+
+def _begin(progress: _Progress, route: Route) -> decode_pb.BeginTurn:
+    request = progress.request
+    return decode_pb.BeginTurn(
+        tenant=request.tenant,
+        turn_id=request.turn_id,
+        token_ids=(*request.prompt, *progress.output),
+        num_output_tokens=len(progress.output),
+        adapter=progress.adapter.name if progress.adapter else "",
+        sampling=sampling_to_wire(request.sampling.params),
+        sources=[source_to_wire(source) for source in route.decode_sources],
+        await_prefill=route.prefill is not None,
+    )
+
+
+def _end(progress: _Progress, route: Route, finished: decode_pb.DecodeFinished | None) -> list[TurnEvent]:
+    """The last events. `finished` is None where the worker died after the turn's last token."""
+    rest = progress.text.flush()
+    events: list[TurnEvent] = [Delta((), rest)] if rest else []
+    reason = progress.reason()
+    if finished is not None:
+        progress.add_cost(finished)
+        reason = reason or FinishReason(finished.reason)
+    assert reason is not None
+    worker = route.decode
+    mark = BlockMark(worker.worker_id, finished.block_sequence) if finished is not None else None
+    usage = _usage(progress, finished)
+    seed = progress.request.sampling.params.seed
+    return [*events, End(reason, usage, seed, worker.worker_id, progress.prefill_worker, mark)]
+
+
+def _usage(progress: _Progress, finished: decode_pb.DecodeFinished | None) -> Usage:
+    """Where the last attempt resumed, output at its prompt's end is no part of the turn's prompt and is deducted.
+
+    What a dead worker did cannot be known: all of the prompt counts as computed then, and adds nothing to KV written.
+    """
+    num_prompt = len(progress.request.prompt)
+    computed, remote, local, cross = num_prompt, 0, 0, 0
+    if finished is not None:
+        parts = (finished.computed_tokens, finished.remote_tokens, finished.local_tokens)
+        computed, remote, local = _deduct(progress.num_resumed, parts)
+        cross = min(finished.cross_adapter_tokens, local + remote)
+    return Usage(
+        prompt_tokens=num_prompt,
+        completion_tokens=len(progress.output),
+        computed_tokens=computed,
+        local_tokens=local,
+        remote_tokens=remote,
+        cross_adapter_tokens=cross,
+        kv_written_tokens=progress.kv_written_tokens,
+        transfer_reads=progress.transfer_reads,
+        transfer_bytes=progress.transfer_bytes,
+    )
+
+
+def _deduct(amount: int, parts: Iterable[int]) -> list[int]:
+    """Takes `amount` away from the first part, what it lacks from the second, and so on."""
+    rest = []
+    for part in parts:
+        taken = min(amount, part)
+        amount -= taken
+        rest.append(part - taken)
+    return rest

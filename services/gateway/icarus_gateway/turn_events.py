@@ -1,0 +1,60 @@
+"""What a turn is made of, from the request to its end."""
+
+from dataclasses import dataclass
+
+from icarus.rpc.messages import finish_reason_to_wire, usage_to_wire
+from icarus.types import FinishReason, Usage, WorkerId
+from icarus.v1 import generation_pb2
+from icarus_gateway.sessions import BlockMark
+from icarus_gateway.validation import Sampling
+
+
+@dataclass(frozen=True)
+class TurnRequest:
+    """A turn whose input was checked."""
+
+    tenant: str
+    turn_id: str
+    model: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    after: BlockMark | None = None
+    """Where the session's last turn left its blocks."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New tokens, and the text that is certain by now."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class End:
+    """The turn is over."""
+
+    reason: FinishReason
+    usage: Usage
+    seed: int
+    decode_worker: WorkerId
+    prefill_worker: WorkerId | None
+    mark: BlockMark | None
+    """Unknown where the worker died after its last token."""
+
+
+TurnEvent = Delta | End
+
+
+def event_to_wire(event: TurnEvent) -> generation_pb2.TurnEvent:
+    if isinstance(event, Delta):
+        return generation_pb2.TurnEvent(delta=generation_pb2.TurnDelta(token_ids=event.token_ids, text=event.text))
+    route = generation_pb2.Route(decode_worker=event.decode_worker, prefill_worker=event.prefill_worker)
+    return generation_pb2.TurnEvent(
+        finished=generation_pb2.TurnFinished(
+            finish_reason=finish_reason_to_wire(event.reason),
+            usage=usage_to_wire(event.usage),
+            route=route,
+            seed=event.seed,
+        )
+    )

@@ -1,0 +1,209 @@
+"""Who is there: the workers that registered, how they are, and what they have loaded."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from icarus.rpc.channel import open_channel
+from icarus.rpc.messages import PROTOCOL_VERSION
+from icarus.types import AdapterInfo, Role, WorkerId
+
+log = logging.getLogger(__name__)
+
+_MISSED_UNTIL_LEFT_OUT = 3
+_MISSED_UNTIL_LOST = 10
+"""A running turn waits longer than routing does: a busy machine delays heartbeats, and a dead process is heard of
+at once by its broken connection."""
+_MISSED_UNTIL_FORGOTTEN = 60
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself when it registers."""
+
+    worker_id: WorkerId
+    instance_id: str
+    role: Role
+    address: str
+    base_model: str
+    base_digest: str
+    cache_fingerprint: str
+    block_size: int
+    num_blocks: int
+    context_length: int
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """How a worker is."""
+
+    engine_age_seconds: float = 0.0
+    num_requests: int = 0
+    """Running and waiting."""
+    available_blocks: int = 0
+
+
+@dataclass
+class Worker:
+    """One instance of a worker. A restart makes a new one."""
+
+    info: WorkerInfo
+    channel: grpc.aio.Channel
+    adapters: Mapping[str, AdapterInfo]
+    last_seen: float
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    failed: bool = False
+    """A call did not reach it; cleared by its next heartbeat."""
+    num_assigned: int = 0
+    """Turns that this gateway has on it now."""
+    num_foreign: int = 0
+    """Requests of others: what its last heartbeat said, less what this gateway had on it."""
+
+    @property
+    def worker_id(self) -> WorkerId:
+        return self.info.worker_id
+
+    @property
+    def load(self) -> int:
+        return self.num_assigned + self.num_foreign
+
+
+class WorkerTable:
+    """Registered workers by name. Used from one event loop; `clock` is monotonic seconds."""
+
+    def __init__(
+        self, heartbeat_seconds: float, max_engine_age_seconds: float, clock: Callable[[], float] = time.monotonic
+    ):
+        self.heartbeat_seconds = heartbeat_seconds
+        self._max_engine_age_seconds = max_engine_age_seconds
+        self._clock = clock
+        self._workers: dict[WorkerId, Worker] = {}
+        self._closing: list[grpc.aio.Channel] = []
+
+    def register(self, info: WorkerInfo, protocol_version: int, adapters: Sequence[AdapterInfo]) -> Worker:
+        """Takes a worker in; a new instance of a known name takes its place.
+
+        Raises FailedPreconditionError where it does not fit this gateway or the live workers.
+        """
+        if protocol_version != PROTOCOL_VERSION:
+            raise FailedPreconditionError(
+                f"worker {info.worker_id} speaks protocol version {protocol_version}, this gateway "
+                f"{PROTOCOL_VERSION}; run the same release of both"
+            )
+        for other in self.live():
+            if other.worker_id != info.worker_id:
+                _require_same_model(info, other.info)
+        old = self._workers.get(info.worker_id)
+        if old is not None and old.info == info:  # it only lost touch: its turns and its channel live on
+            old.last_seen, old.failed, old.adapters = self._clock(), False, _by_name(adapters)
+            return old
+        if old is not None:
+            self._retire(old, info)
+        worker = Worker(info, open_channel(info.address), _by_name(adapters), last_seen=self._clock())
+        self._workers[info.worker_id] = worker
+        return worker
+
+    def _retire(self, old: Worker, new: WorkerInfo) -> None:
+        if self.is_live(old):
+            log.warning(
+                "worker replaced by another instance of the same name",
+                extra={"worker": new.worker_id, "old": old.info.address, "new": new.address},
+            )
+        self._closing.append(old.channel)
+
+    def beat(
+        self, worker_id: WorkerId, instance_id: str, heartbeat: Heartbeat, adapters: Sequence[AdapterInfo]
+    ) -> None:
+        """Notes a heartbeat. Raises NotFoundError for an instance that is not registered."""
+        worker = self.instance(worker_id, instance_id)
+        worker.last_seen = self._clock()
+        worker.failed = False
+        worker.heartbeat = heartbeat
+        worker.num_foreign = max(0, heartbeat.num_requests - worker.num_assigned)
+        worker.adapters = _by_name(adapters)
+
+    def instance(self, worker_id: WorkerId, instance_id: str) -> Worker:
+        """The worker if it is still this instance; raises NotFoundError otherwise."""
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.info.instance_id != instance_id:
+            raise NotFoundError(f"worker {worker_id!r} (instance {instance_id!r}) is not registered; register first")
+        return worker
+
+    def is_live(self, worker: Worker) -> bool:
+        """Whether new work may go to it."""
+        return not worker.failed and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
+
+    def is_lost(self, worker: Worker) -> bool:
+        """Whether work that it has now should be given up."""
+        return self._workers.get(worker.worker_id) is not worker or not self._is_heard(worker, _MISSED_UNTIL_LOST)
+
+    def _is_heard(self, worker: Worker, missed: int) -> bool:
+        silent = self._clock() - worker.last_seen
+        return (
+            silent <= missed * self.heartbeat_seconds
+            and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
+        )
+
+    def live(self, role: Role | None = None) -> list[Worker]:
+        """Live workers by name."""
+        workers = (w for w in self._workers.values() if role in (None, w.info.role) and self.is_live(w))
+        return sorted(workers, key=lambda worker: worker.worker_id)
+
+    def require_live(self, role: Role) -> list[Worker]:
+        """Raises UnavailableError where there is none."""
+        workers = self.live(role)
+        if not workers:
+            raise UnavailableError(
+                f"no {role.value} worker is registered and alive; start one with `icarus serve {role.value}`"
+            )
+        return workers
+
+    def adapters(self) -> dict[str, AdapterInfo]:
+        """Every adapter of a live worker, by name."""
+        return {name: info for worker in self.live() for name, info in sorted(worker.adapters.items())}
+
+    @contextmanager
+    def assigned(self, worker: Worker) -> Iterator[None]:
+        """Counts a turn on the worker while it runs."""
+        worker.num_assigned += 1
+        try:
+            yield
+        finally:
+            worker.num_assigned -= 1
+
+    def forget_silent(self) -> list[WorkerId]:
+        """Removes workers that were not heard of for long, and names them."""
+        limit = self._clock() - _MISSED_UNTIL_FORGOTTEN * self.heartbeat_seconds
+        silent = [worker for worker in self._workers.values() if worker.last_seen < limit]
+        for worker in silent:
+            self._closing.append(self._workers.pop(worker.worker_id).channel)
+        return [worker.worker_id for worker in silent]
+
+    async def close_unused(self) -> None:
+        """Closes the channels of replaced and forgotten workers."""
+        while self._closing:
+            await self._closing.pop().close(None)
+
+    async def close(self) -> None:
+        self._closing.extend(worker.channel for worker in self._workers.values())
+        self._workers.clear()
+        await self.close_unused()
+
+
+def _by_name(adapters: Sequence[AdapterInfo]) -> dict[str, AdapterInfo]:
+    return {adapter.name: adapter for adapter in adapters}
+
+
+def _require_same_model(info: WorkerInfo, other: WorkerInfo) -> None:
+    for name in ("base_digest", "block_size", "cache_fingerprint"):
+        mine, theirs = getattr(info, name), getattr(other, name)
+        if mine != theirs:
+            raise FailedPreconditionError(
+                f"worker {info.worker_id} ({info.base_model}) has {name} {mine}, but worker {other.worker_id} "
+                f"({other.base_model}) has {theirs}; workers of one gateway serve the same model with the same settings"
+            )

@@ -1,0 +1,47 @@
+"""Writes the KV of a prompt's full blocks and leases them to the decode worker."""
+
+import grpc.aio
+
+from icarus.engine.request import Prefilled
+from icarus.errors import FailedPreconditionError
+from icarus.rpc.messages import grant_to_wire, source_from_wire
+from icarus.types import AdapterMode, SamplingParams
+from icarus.worker.v1 import prefill_service_pb2 as pb
+from icarus.worker.v1 import prefill_service_pb2_grpc as pb_grpc
+from icarus.worker.worker import TurnSpec, Worker
+
+
+class PrefillServicer(pb_grpc.PrefillServiceServicer):
+    def __init__(self, worker: Worker):
+        self._worker = worker
+
+    async def Prefill(self, request: pb.PrefillRequest, context: grpc.aio.ServicerContext) -> pb.PrefillResponse:
+        spec = _spec(request)
+        async with self._worker.turn(spec) as turn:
+            admitted = await turn.submit()
+            if admitted.landing:
+                await turn.land_from_sources(admitted, spec.sources)
+            async for event in turn.events():
+                if isinstance(event, Prefilled):
+                    return pb.PrefillResponse(
+                        grant=grant_to_wire(event.grant),
+                        num_cached_tokens=event.account.local_tokens + event.account.remote_tokens,
+                        kv_written_tokens=event.account.kv_written_tokens,
+                        transfer_reads=turn.fetch.num_reads,
+                        transfer_bytes=turn.fetch.num_bytes,
+                    )
+        raise FailedPreconditionError(f"turn {request.turn_id}: the prefill ended without a grant")
+
+
+def _spec(request: pb.PrefillRequest) -> TurnSpec:
+    return TurnSpec(
+        tenant=request.tenant,
+        turn_id=request.turn_id,
+        token_ids=request.token_ids,
+        adapter=request.adapter,
+        sampling=SamplingParams(),
+        sources=[source_from_wire(source) for source in request.sources],
+        prefill_only=True,
+        base_writes_alone=request.adapter_mode != AdapterMode.PRIVATE,
+        lease_from_block=request.first_block,
+    )

@@ -1,0 +1,1 @@
+"""LoRA adapters: PEFT folders, what is loaded, and segments of a batch."""

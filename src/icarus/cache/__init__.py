@@ -1,0 +1,1 @@
+"""One block-major KV pool: names, ownership and the tensors."""

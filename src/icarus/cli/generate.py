@@ -1,0 +1,46 @@
+"""`icarus generate`: one answer, streamed to standard output; what it cost goes to standard error."""
+
+import argparse
+import sys
+
+from icarus.cli.gateway import connect
+from icarus.client import Client, TurnStream
+from icarus.client.messages import Sampling
+
+_SAMPLING = tuple(Sampling.__annotations__)
+
+
+def run(args: argparse.Namespace) -> int:
+    prompt = args.prompt if args.prompt is not None else sys.stdin.read()
+    with connect(args) as client, _start(client, args, prompt) as stream:
+        for delta in stream:
+            sys.stdout.write(delta.text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    sys.stderr.write(_summary(stream) + "\n")
+    return 0
+
+
+def _start(client: Client, args: argparse.Namespace, prompt: str) -> TurnStream:
+    model = args.model or next(model.name for model in client.models() if model.is_base)
+    sampling = Sampling(**{name: value for name, value in vars(args).items() if name in _SAMPLING})
+    text = None if args.chat else prompt
+    messages = [{"role": "user", "content": prompt}] if args.chat else None
+    if args.session is None:
+        return client.generate(model, text, messages=messages, **sampling)
+    session = client.create_session() if args.session == "new" else client.session(args.session)
+    if args.session == "new":
+        sys.stderr.write(f"session {session.session_id}\n")
+    return session.generate(model, text, messages=messages, **sampling)
+
+
+def _summary(stream: TurnStream) -> str:
+    usage, route = stream.usage, stream.route
+    if usage is None or route is None:
+        return str(stream.finish_reason)
+    workers = route.decode_worker if route.prefill_worker is None else f"{route.prefill_worker} > {route.decode_worker}"
+    return (
+        f"{stream.finish_reason}: {usage.prompt_tokens} prompt tokens ({usage.computed_tokens} computed, "
+        f"{usage.local_tokens} local, {usage.remote_tokens} remote), {usage.completion_tokens} generated, "
+        f"by {workers}, seed {stream.seed}"
+    )

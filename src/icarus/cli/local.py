@@ -1,0 +1,211 @@
+"""A gateway and its workers as child processes on this machine."""
+
+import dataclasses
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from icarus.cli.flags import to_flags
+from icarus.cli.parser import GATEWAY_SECTIONS, WORKER_SECTIONS
+from icarus.client import Client
+from icarus.client.connection import channel_options
+from icarus.config import Config, ModelSection, WorkerSection
+from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
+from icarus.types import Role
+
+_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.1
+_ERROR_PREFIX = "icarus: error: "
+
+
+@dataclass(frozen=True)
+class _Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def resolve_section(model: ModelSection, progress: Callable[[str], None]) -> ModelSection:
+    """The section with a folder in place of an alias or a hub id, and the name that this would otherwise lose."""
+    from icarus.model.hub import resolve_model
+
+    folder = resolve_model(model.path, progress)
+    name = model.name or Path(model.path).name.removesuffix(".gguf") or folder.resolve().name
+    return dataclasses.replace(model, path=str(folder), name=name)
+
+
+class LocalCluster:
+    """Starts on entering, stops on leaving. `address` is the gateway's.
+
+    There is a decode worker `decode-i` for each list of `decode_adapters` (`NAME=FOLDER` or `NAME=FOLDER:private`) and
+    `num_prefill` workers `prefill-i` with `prefill_adapters`. They share this config; addresses and names are set
+    here, but the gateway keeps its port unless that is 0. The model is found, and converted if need be, once, here.
+
+    Children die with this process, however it ends: each watches a pipe from it. Starting raises ConfigError where a
+    child found its settings wrong, UnavailableError with the tail of its log where it died, and DeadlineError.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        decode_adapters: Sequence[Sequence[str]] = ((),),
+        prefill_adapters: Sequence[str] = (),
+        num_prefill: int = 1,
+        log_dir: str | Path | None = None,
+        startup_seconds: float = 300.0,
+        progress: Callable[[str], None] | None = None,
+    ):
+        self.config = config
+        self.address = _listen_address(config.gateway.address)
+        self._decode_adapters = decode_adapters
+        self._prefill_adapters = prefill_adapters
+        self._num_prefill = num_prefill
+        self._owns_log_dir = log_dir is None
+        self.log_dir = Path(log_dir or tempfile.mkdtemp(prefix="icarus-"))
+        self._startup_seconds = startup_seconds
+        self._progress = progress or (lambda line: None)
+        self._children: list[_Child] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by name: gateway, prefill-0, decode-0, ..."""
+        return {child.name: child.process.pid for child in self._children}
+
+    def check(self) -> None:
+        """Raises ConfigError or UnavailableError if a child has died."""
+        for child in self._children:
+            if (code := child.process.poll()) is not None:
+                raise _death(child, code)
+
+    def watch(self) -> None:
+        """Returns never; raises as `check` does once a child dies."""
+        while True:
+            self.check()
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Ends every child: politely, then not."""
+        for child in self._children:
+            child.process.terminate()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for child in self._children:
+            _reap(child.process, max(deadline - time.monotonic(), 0.0))
+        self._children.clear()
+        if self._owns_log_dir:
+            shutil.rmtree(self.log_dir, ignore_errors=True)
+
+    def _start(self) -> None:
+        config = dataclasses.replace(self.config, model=resolve_section(self.config.model, self._progress))
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        gateway = dataclasses.replace(config, gateway=dataclasses.replace(config.gateway, address=self.address))
+        self._spawn("gateway", "gateway", to_flags(gateway, [*GATEWAY_SECTIONS]))
+        for role, adapters_of_workers in (
+            (Role.PREFILL, [self._prefill_adapters] * self._num_prefill),
+            (Role.DECODE, self._decode_adapters),
+        ):
+            for index, adapters in enumerate(adapters_of_workers):
+                name = f"{role}-{index}"
+                worker = WorkerSection(id=name, gateways=(self.address,), adapters=tuple(adapters))
+                flags = to_flags(dataclasses.replace(config, worker=worker), [*WORKER_SECTIONS])
+                self._spawn(name, role, flags)
+        self._progress(f"starting {', '.join(child.name for child in self._children)}")
+        self._wait_until_ready()
+
+    def _spawn(self, name: str, role: str, flags: list[str]) -> None:
+        command = [sys.executable, "-m", "icarus.cli.main", "serve", role, "--stop-with-stdin", *flags]
+        log = self.log_dir / f"{name}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=stream, stderr=stream, start_new_session=True
+            )
+        self._children.append(_Child(name, process, log))
+
+    def _wait_until_ready(self) -> None:
+        waiting = {child.name for child in self._children}
+        deadline = time.monotonic() + self._startup_seconds
+        with Client(self.address, timeout=5.0) as client:
+            while waiting:
+                self.check()
+                if time.monotonic() > deadline:
+                    names = ", ".join(sorted(waiting))
+                    raise DeadlineError(f"{names} not ready after {self._startup_seconds:g} s\n{self._tails(waiting)}")
+                for name in waiting & _serving(client):
+                    waiting.remove(name)
+                    self._progress(f"{name} is ready")
+                time.sleep(_POLL_SECONDS)
+
+    def _tails(self, names: set[str]) -> str:
+        return "\n".join(f"{child.name}: {_tail(child.log)}" for child in self._children if child.name in names)
+
+
+def _listen_address(address: str) -> str:
+    """The address with a free port in place of port 0."""
+    host, _, port = address.rpartition(":")
+    if port != "0":
+        return address
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def _serving(client: Client) -> set[str]:
+    """Who is registered and says SERVING, the gateway included."""
+    if not _is_serving(client.address):
+        return set()
+    try:
+        workers = client.cluster().workers
+    except IcarusError:
+        return {"gateway"}
+    return {"gateway", *(worker.worker_id for worker in workers if _is_serving(worker.address))}
+
+
+def _is_serving(address: str) -> bool:
+    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+        except grpc.RpcError:
+            return False
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def _death(child: _Child, code: int) -> IcarusError:
+    tail = _tail(child.log)
+    last = tail.rpartition("\n")[2]
+    if code == 2 and last.startswith(_ERROR_PREFIX):
+        return ConfigError(f"{child.name}: {last.removeprefix(_ERROR_PREFIX)}")
+    return UnavailableError(f"{child.name} ended with exit code {code}; the last of its log:\n{tail}")
+
+
+def _tail(log: Path, num_lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-num_lines:])
+
+
+def _reap(process: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

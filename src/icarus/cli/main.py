@@ -1,0 +1,47 @@
+"""The `icarus` command: runs a subcommand and turns what goes wrong into a line and an exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from icarus.cli.parser import build_parser
+from icarus.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    FailedPreconditionError,
+    IcarusError,
+    InvalidInputError,
+    NotFoundError,
+)
+
+_USERS_MISTAKES = (AlreadyExistsError, ConfigError, FailedPreconditionError, InvalidInputError, NotFoundError)
+_DEMO_MODULES = ("gguf", "transformers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line. 0: done; 1: it failed while running; 2: wrong input or settings; 130: Ctrl-C."""
+    try:
+        args = build_parser().parse_args(argv)
+        return args.run(args)
+    except IcarusError as error:
+        return _fail(str(error), 2 if isinstance(error, _USERS_MISTAKES) else 1)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if not missing or missing.startswith("icarus"):
+            raise
+        extra = "demo" if missing in _DEMO_MODULES else "engine"
+        return _fail(f"this needs {missing}: pip install 'icarus-serve[{extra}]'", 2)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `icarus generate | head`; the interpreter must not flush into it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"icarus: error: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

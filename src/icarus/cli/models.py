@@ -1,0 +1,24 @@
+"""`icarus models`: what a gateway serves."""
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from icarus.cli.gateway import connect
+from icarus.client import ModelList
+
+
+def run(args: argparse.Namespace) -> int:
+    with connect(args) as client:
+        Console().print(models_table(client.models()))
+    return 0
+
+
+def models_table(models: ModelList) -> Table:
+    table = Table(box=None, header_style="bold", caption=f"context length {models.context_length}")
+    for column in ("model", "kind", "workers", "digest"):
+        table.add_column(column, overflow="fold")
+    for model in models:
+        table.add_row(model.name, model.mode or "base", ", ".join(model.worker_ids), model.digest[:12])
+    return table

@@ -1,0 +1,132 @@
+"""The commands and their flags. A command's code is imported when it runs: help is quick and needs no torch."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from typing import NoReturn, TypeAlias
+
+from icarus import __version__
+from icarus.cli.flags import ALL, Sections, add_flags
+from icarus.config import GatewaySection
+from icarus.errors import InvalidInputError
+from icarus.types import DEFAULT_TENANT
+
+WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "worker": ALL}
+GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL}
+_UP_SECTIONS: Sections = {**WORKER_SECTIONS, "worker": ("adapters",), "gateway": ALL}
+_DEMO_SECTIONS: Sections = {
+    **{name: ALL for name in WORKER_SECTIONS if name != "worker"},
+    "gateway": ("prefill_threshold_tokens", "load_penalty_tokens"),
+}
+_GATEWAY_ADDRESS = GatewaySection().address
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInputError(f"{message} (see '{self.prog} --help')")
+
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parsing raises InvalidInputError for a wrong command line. The result's `run(args)` gives the exit code."""
+    parser = _Parser(
+        prog="icarus",
+        description="Serve many LoRA specialists of one base model from one KV cache.",
+        epilog="First steps: 'icarus demo' shows what it is for. 'icarus up' starts everything on this machine; "
+        "'icarus generate' then talks to it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"icarus {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_up(commands)
+    _add_generate(commands)
+    _add_models(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add(commands: _Commands, name: str, text: str, module: str = "") -> _Parser:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    if module:
+        parser.set_defaults(run=_lazily(module))
+    return parser
+
+
+def _lazily(module: str) -> Callable[[argparse.Namespace], int]:
+    return lambda args: importlib.import_module(f"icarus.cli.{module}").run(args)
+
+
+def _add_serve(commands: _Commands) -> None:
+    serve = _add(commands, "serve", "run one process of a deployment")
+    roles = serve.add_subparsers(title="processes", metavar="PROCESS", required=True)
+    for role, text in (
+        ("gateway", "run what clients talk to: sessions, tokenisation, routing; needs no torch"),
+        ("prefill", "run a worker that writes the KV of long prompts"),
+        ("decode", "run a worker that generates tokens with specialists"),
+    ):
+        parser = _add(roles, role, text, "serve")
+        add_flags(parser, GATEWAY_SECTIONS if role == "gateway" else WORKER_SECTIONS)
+        levels = ("debug", "info", "warning", "error")
+        parser.add_argument("--log-level", default="info", choices=levels, help="(default: info)")
+        parser.add_argument("--stop-with-stdin", action="store_true", help=argparse.SUPPRESS)
+        parser.set_defaults(role=role)
+
+
+def _add_up(commands: _Commands) -> None:
+    parser = _add(commands, "up", "start a gateway and its workers on this machine, until Ctrl-C", "up")
+    parser.add_argument("--num-prefill", type=int, default=1, metavar="N", help="prefill workers (default: 1)")
+    parser.add_argument("--num-decode", type=int, default=1, metavar="N", help="decode workers (default: 1)")
+    _add_local_flags(parser)
+    add_flags(parser, _UP_SECTIONS)
+
+
+def _add_demo(commands: _Commands) -> None:
+    text = "play one conversation through eight specialists, with one KV cache and then with eight"
+    parser = _add(commands, "demo", text, "demo")
+    parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
+    _add_local_flags(parser)
+    add_flags(parser, _DEMO_SECTIONS)
+
+
+def _add_local_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-dir", metavar="FOLDER", help="where each process logs (default: a temporary folder)")
+    text = "limit for the start (default: 300)"
+    parser.add_argument("--startup-seconds", type=float, default=300.0, metavar="X", help=text)
+
+
+def _add_models(commands: _Commands) -> None:
+    _add_client_flags(_add(commands, "models", "list what a gateway serves", "models"))
+
+
+def _add_generate(commands: _Commands) -> None:
+    parser = _add(commands, "generate", "ask a model and print the answer as it comes", "generate")
+    parser.add_argument("prompt", nargs="?", help="the prompt; read from standard input when absent")
+    parser.add_argument("--model", metavar="NAME", help="a specialist (default: the base model)")
+    parser.add_argument("--chat", action="store_true", help="send the prompt as a user's chat message, not as it is")
+    parser.add_argument("--session", metavar="ID", help="go on with this session; 'new' opens one and shows its id")
+    _add_client_flags(parser)
+    group = parser.add_argument_group("sampling", "What is not given is the gateway's default.")
+    for option, kind, text in (
+        ("--max-tokens", int, "most tokens to generate"),
+        ("--temperature", float, "0 is greedy"),
+        ("--top-p", float, "keep the likeliest tokens up to this probability, in (0, 1]"),
+        ("--top-k", int, "keep this many of the likeliest tokens; 0 keeps all"),
+        ("--seed", int, "the same seed, prompt and model give the same tokens"),
+    ):
+        metavar = "N" if kind is int else "X"
+        group.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    text = "end the answer before this text; may be repeated"
+    group.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help=text)
+    text = "go on past end-of-sequence tokens"
+    group.add_argument("--ignore-eos", action="store_true", default=argparse.SUPPRESS, help=text)
+
+
+def _add_client_flags(parser: argparse.ArgumentParser) -> None:
+    text = f"the gateway to talk to (default: {_GATEWAY_ADDRESS})"
+    parser.add_argument("--gateway", default=_GATEWAY_ADDRESS, metavar="HOST:PORT", help=text)
+    text = f"whose sessions and cache (default: {DEFAULT_TENANT})"
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help=text)
+    parser.add_argument("--timeout", type=float, metavar="X", help="seconds until a call is given up (default: none)")

@@ -1,0 +1,23 @@
+"""What agent backends import: `Client` and `AsyncClient`, the same calls in two flavours. No torch."""
+
+from icarus.client.aio import AsyncClient, AsyncSession, AsyncTurnStream
+from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, Route, SessionState, TurnResult, Worker
+from icarus.client.sync import Client, Session, TurnStream
+
+__all__ = [
+    "Appended",
+    "AsyncClient",
+    "AsyncSession",
+    "AsyncTurnStream",
+    "Client",
+    "Cluster",
+    "Delta",
+    "Model",
+    "ModelList",
+    "Route",
+    "Session",
+    "SessionState",
+    "TurnResult",
+    "TurnStream",
+    "Worker",
+]

@@ -1,0 +1,155 @@
+"""Arguments to messages and messages to results: all that the sync and the asyncio client share."""
+
+import dataclasses
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, Route, SessionState, Worker
+from icarus.errors import InvalidInputError
+from icarus.types import AdapterMode, FinishReason, Role, Usage
+from icarus.v1 import cluster_service_pb2 as cluster_pb2
+from icarus.v1 import generation_pb2 as pb2
+from icarus.v1 import generation_service_pb2 as generation_pb2
+from icarus.v1 import model_service_pb2 as model_pb2
+from icarus.v1 import session_service_pb2 as session_pb2
+
+Messages = Sequence[Mapping[str, str]]
+"""Chat messages: `{"role": "user", "content": "..."}`."""
+
+
+class Sampling(TypedDict, total=False):
+    """How to answer; what is left out is the gateway's default."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: str | Sequence[str]
+    ignore_eos: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What a turn asks for, wherever its history is."""
+
+    turn_id: str
+    tenant: str
+    model: str
+    content: pb2.Content | None
+    sampling: pb2.SamplingParams
+
+    def without_session(self) -> generation_pb2.GenerateRequest:
+        return generation_pb2.GenerateRequest(**vars(self))
+
+    def of_session(self, session_id: str) -> session_pb2.GenerateTurnRequest:
+        return session_pb2.GenerateTurnRequest(session_id=session_id, **vars(self))
+
+
+def build_turn(
+    tenant: str,
+    model: str,
+    content: pb2.Content | None,
+    turn_id: str | None,
+    sampling: Sampling,
+) -> Turn:
+    """Raises InvalidInputError naming the sampling option that cannot be sent."""
+    return Turn(turn_id or uuid.uuid4().hex, tenant, model, content, build_sampling(sampling))
+
+
+def build_content(text: str | None, messages: Messages | None, token_ids: Sequence[int] | None) -> pb2.Content | None:
+    """None when nothing is given. Raises InvalidInputError for more than one form or a malformed one."""
+    if sum(form is not None for form in (text, messages, token_ids)) > 1:
+        raise InvalidInputError("give one of text, messages and token_ids, not several")
+    if text is not None:
+        return pb2.Content(text=text)
+    if messages is not None:
+        return pb2.Content(messages=pb2.ChatMessages(messages=[_chat_message(message) for message in messages]))
+    if token_ids is not None:
+        try:
+            return pb2.Content(token_ids=pb2.TokenIds(ids=token_ids))
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"token_ids takes integers in [0, vocabulary size): {error}") from None
+    return None
+
+
+def _chat_message(message: Mapping[str, str]) -> pb2.ChatMessage:
+    if set(message) != {"role", "content"} or not all(isinstance(value, str) for value in message.values()):
+        raise InvalidInputError(f"a message has 'role' and 'content', both text, not {dict(message)!r}")
+    return pb2.ChatMessage(role=message["role"], content=message["content"])
+
+
+def build_sampling(options: Sampling) -> pb2.SamplingParams:
+    """Raises InvalidInputError naming the option that is unknown or of the wrong type."""
+    built = pb2.SamplingParams()
+    for name, value in options.items():
+        if name not in Sampling.__annotations__:
+            raise InvalidInputError(f"unknown option {name!r}; known are {', '.join(Sampling.__annotations__)}")
+        try:
+            built.MergeFrom(pb2.SamplingParams(**{name: [value] if isinstance(value, str) else value}))  # pyright: ignore[reportArgumentType]
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"{name} cannot be {value!r}: {error}") from None
+    return built
+
+
+def build_load_adapter(
+    name: str, path: str, mode: AdapterMode | str | None, workers: Sequence[str]
+) -> model_pb2.LoadAdapterRequest:
+    modes = {
+        None: model_pb2.ADAPTER_MODE_UNSPECIFIED,
+        AdapterMode.SHARED: model_pb2.ADAPTER_MODE_SHARED,
+        AdapterMode.PRIVATE: model_pb2.ADAPTER_MODE_PRIVATE,
+    }
+    if mode not in modes:
+        raise InvalidInputError(f"mode is 'shared', 'private' or None, not {mode!r}")
+    return model_pb2.LoadAdapterRequest(name=name, path=path, mode=modes[mode], worker_ids=workers)
+
+
+def parse_delta(message: pb2.TurnDelta) -> Delta:
+    return Delta(tuple(message.token_ids), message.text)
+
+
+def parse_finish_reason(message: pb2.TurnFinished) -> FinishReason:
+    return _FINISH_REASONS.get(message.finish_reason, FinishReason.STOP)
+
+
+_FINISH_REASONS = {
+    pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+
+
+def parse_usage(message: pb2.Usage) -> Usage:
+    return Usage(**{field.name: getattr(message, field.name) for field in dataclasses.fields(Usage)})
+
+
+def parse_route(message: pb2.Route) -> Route:
+    prefill_worker = message.prefill_worker if message.HasField("prefill_worker") else None
+    return Route(message.decode_worker, prefill_worker)
+
+
+def parse_session(message: session_pb2.Session) -> SessionState:
+    return SessionState(message.session_id, tuple(message.token_ids), message.num_turns)
+
+
+def parse_appended(message: session_pb2.AppendContentResponse) -> Appended:
+    return Appended(message.num_appended_tokens, message.num_tokens)
+
+
+def parse_models(message: model_pb2.ListModelsResponse) -> ModelList:
+    return ModelList(tuple(map(parse_model, message.models)), message.context_length)
+
+
+def parse_model(message: model_pb2.Model) -> Model:
+    modes = {model_pb2.ADAPTER_MODE_SHARED: AdapterMode.SHARED, model_pb2.ADAPTER_MODE_PRIVATE: AdapterMode.PRIVATE}
+    return Model(message.name, message.is_base, modes.get(message.mode), message.digest, tuple(message.worker_ids))
+
+
+def parse_cluster(message: cluster_pb2.GetClusterResponse) -> Cluster:
+    return Cluster(tuple(map(_worker, message.workers)), message.block_size)
+
+
+def _worker(message: cluster_pb2.Worker) -> Worker:
+    values: dict[str, Any] = {field.name: getattr(message, field.name) for field in dataclasses.fields(Worker)}
+    return Worker(**{**values, "role": Role(message.role)})

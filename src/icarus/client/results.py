@@ -1,0 +1,108 @@
+"""What calls answer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from icarus.types import AdapterMode, FinishReason, Role, Usage
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Newly generated tokens."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    """May lag behind the ids by an unfinished character or a possible stop string."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which workers served a turn."""
+
+    decode_worker: str
+    prefill_worker: str | None
+    """None where the decode worker prefilled."""
+
+
+@dataclass(frozen=True)
+class TurnResult:
+    """A whole turn. `usage`, `route` and `seed` are None when it was cancelled before its end."""
+
+    turn_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage | None
+    route: Route | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """A session as the gateway keeps it."""
+
+    session_id: str
+    token_ids: tuple[int, ...]
+    num_turns: int
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What an append came to."""
+
+    num_appended_tokens: int
+    num_tokens: int
+    """Tokens in the history now."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A name that turns can ask for."""
+
+    name: str
+    is_base: bool
+    mode: AdapterMode | None
+    """None for the base."""
+    digest: str
+    worker_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelList:
+    """The base first, then adapters by name."""
+
+    models: tuple[Model, ...]
+    context_length: int
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self.models)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker's state. The totals count from its start."""
+
+    worker_id: str
+    role: Role
+    address: str
+    total_blocks: int
+    free_blocks: int
+    cached_blocks: int
+    used_blocks: int
+    quarantined_blocks: int
+    block_bytes: int
+    kv_written_tokens: int
+    """KV positions written by computation, counted at the forward call."""
+    transfer_reads: int
+    transfer_bytes: int
+    running_requests: int
+    waiting_requests: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Every worker that answered, by name."""
+
+    workers: tuple[Worker, ...]
+    block_size: int
+    """Tokens in a block."""

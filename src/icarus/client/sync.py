@@ -1,0 +1,204 @@
+"""The client for threads. `aio.py` is the same for asyncio."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self, Unpack, cast
+
+import grpc
+
+from icarus.client import messages as m
+from icarus.client.connection import DEFAULT_ADDRESS, Stubs, channel_options
+from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, TurnResult
+from icarus.client.turn import TurnRecord
+from icarus.rpc.status import error_from_rpc
+from icarus.types import DEFAULT_TENANT, AdapterMode
+from icarus.v1 import cluster_service_pb2 as cluster_pb2
+from icarus.v1 import model_service_pb2 as model_pb2
+from icarus.v1 import session_service_pb2 as session_pb2
+
+
+class TurnStream(TurnRecord):
+    """Iterates the deltas of a turn. Leave it early through `with` or `cancel()`, which end the turn.
+
+    Iterating and `result()` raise an `icarus.errors` class when the turn fails.
+    """
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Delta:
+        while self._error is None and not self._cancelled:
+            try:
+                response = next(self._call, None)
+            except grpc.RpcError as error:
+                if self._cancelled:
+                    break
+                raise self._failed(error) from None
+            if response is None:
+                self._check_finished()
+                break
+            if (delta := self._take(response.event)) is not None:
+                return delta
+        raise StopIteration
+
+    def result(self) -> TurnResult:
+        """Waits for the end of the turn. A cancelled turn gives what had arrived."""
+        for _ in self:
+            pass
+        return self._result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cancel()
+
+
+class Client:
+    """One gateway, one tenant. Safe to use from several threads. `timeout` (seconds) applies to each call."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, tenant: str = DEFAULT_TENANT, timeout: float | None = None):
+        self.address = address
+        self.tenant = tenant
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(address, options=channel_options(address))
+        self._stubs = Stubs(self._channel)
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: m.Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        turn_id: str | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[m.Sampling],
+    ) -> TurnStream:
+        """Answers one prompt, given in one of three forms. The caller keeps the history."""
+        content = m.build_content(prompt, messages, token_ids)
+        turn = m.build_turn(self.tenant, model, content, turn_id, sampling)
+        call = self._stubs.generation.Generate(turn.without_session(), timeout=timeout or self.timeout)
+        return TurnStream(call, turn.turn_id)
+
+    def create_session(
+        self,
+        text: str | None = None,
+        *,
+        messages: m.Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> "Session":
+        """Opens a session whose history begins with the content, if any is given."""
+        request = session_pb2.CreateSessionRequest(
+            tenant=self.tenant, content=m.build_content(text, messages, token_ids)
+        )
+        response = self._call(self._stubs.sessions.CreateSession, request, timeout)
+        return Session(self, response.session.session_id)
+
+    def session(self, session_id: str) -> "Session":
+        """A session opened earlier. Asks nobody: an unknown one raises NotFoundError at its first call."""
+        return Session(self, session_id)
+
+    def models(self, *, timeout: float | None = None) -> ModelList:
+        """What can be asked for."""
+        return m.parse_models(self._call(self._stubs.models.ListModels, model_pb2.ListModelsRequest(), timeout))
+
+    def load_adapter(
+        self,
+        name: str,
+        path: str,
+        mode: AdapterMode | str | None = None,
+        workers: Sequence[str] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Model:
+        """Loads a PEFT folder, as the workers see it, on the named workers or on every suitable one.
+
+        `mode` None takes what the adapter's own metadata says. Raises AlreadyExistsError, FailedPreconditionError
+        (made for another base), InvalidInputError (cannot be served, and why).
+        """
+        request = m.build_load_adapter(name, path, mode, workers)
+        return m.parse_model(self._call(self._stubs.models.LoadAdapter, request, timeout).model)
+
+    def unload_adapter(self, name: str, *, timeout: float | None = None) -> None:
+        """Unloads an adapter everywhere. Running turns finish on the weights they began with."""
+        self._call(self._stubs.models.UnloadAdapter, model_pb2.UnloadAdapterRequest(name=name), timeout)
+
+    def cluster(self, *, timeout: float | None = None) -> Cluster:
+        """Every worker's state, now."""
+        return m.parse_cluster(self._call(self._stubs.cluster.GetCluster, cluster_pb2.GetClusterRequest(), timeout))
+
+    def close(self) -> None:
+        """Ends the connection and what still runs on it."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _call(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
+        try:
+            return method(request, timeout=timeout or self.timeout)
+        except grpc.RpcError as error:
+            raise error_from_rpc(cast(Any, error)) from None
+
+
+class Session:
+    """A conversation that many specialists share, kept by the gateway as token ids."""
+
+    def __init__(self, client: Client, session_id: str):
+        self.session_id = session_id
+        self._client = client
+        self._stub = client._stubs.sessions
+
+    def append(
+        self,
+        text: str | None = None,
+        *,
+        messages: m.Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> Appended:
+        """Adds content to the history, without generating."""
+        request = session_pb2.AppendContentRequest(
+            tenant=self._client.tenant,
+            session_id=self.session_id,
+            content=m.build_content(text, messages, token_ids),
+        )
+        return m.parse_appended(self._client._call(self._stub.AppendContent, request, timeout))
+
+    def generate(
+        self,
+        model: str,
+        text: str | None = None,
+        *,
+        messages: m.Messages | None = None,
+        token_ids: Sequence[int] | None = None,
+        turn_id: str | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[m.Sampling],
+    ) -> TurnStream:
+        """Lets one specialist answer the history and the content, if any is given.
+
+        Both content and answer join the history when the turn finishes; a failed or cancelled turn changes nothing.
+        """
+        content = m.build_content(text, messages, token_ids)
+        turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling)
+        call = self._stub.GenerateTurn(turn.of_session(self.session_id), timeout=timeout or self._client.timeout)
+        return TurnStream(call, turn.turn_id)
+
+    def get(self, *, timeout: float | None = None) -> SessionState:
+        """The session's history."""
+        request = session_pb2.GetSessionRequest(tenant=self._client.tenant, session_id=self.session_id)
+        return m.parse_session(self._client._call(self._stub.GetSession, request, timeout).session)
+
+    def token_ids(self, *, timeout: float | None = None) -> tuple[int, ...]:
+        """Every token of the history."""
+        return self.get(timeout=timeout).token_ids
+
+    def delete(self, *, timeout: float | None = None) -> None:
+        """Forgets the session."""
+        request = session_pb2.DeleteSessionRequest(tenant=self._client.tenant, session_id=self.session_id)
+        self._client._call(self._stub.DeleteSession, request, timeout)

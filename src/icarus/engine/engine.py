@@ -1,0 +1,297 @@
+"""The step: schedule, run, postprocess. And what happens to requests and leases between steps.
+
+`Engine` has no thread and no lock of its own: `thread.py` runs it, tests call it directly.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from icarus.cache.leases import LeaseTable
+from icarus.cache.pool import BlockPool
+from icarus.engine.request import Admitted, Failed, Finished, Landing, Phase, Prefilled, Request, Sampled
+from icarus.engine.runner import Runner
+from icarus.engine.scheduler import ScheduledRows, Scheduler
+from icarus.errors import InvalidInputError, OverloadedError
+from icarus.types import BlockHash, BlockId, FinishReason, Grant, LeaseId, PoolCounts, RequestId
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What the debug RPC and heartbeats report."""
+
+    pool: PoolCounts
+    leased_blocks: int
+    kv_written_tokens: int
+    running_requests: int
+    waiting_requests: int
+    leases_released: int
+    leases_expired: int
+    preemptions: int
+
+
+class Engine:
+    """Sole owner of scheduler, block tables, pool and leases. Every method runs on the engine thread."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        pool: BlockPool,
+        scheduler: Scheduler,
+        leases: LeaseTable,
+        instance_id: str,
+        max_leased_blocks: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._runner = runner
+        self._scheduler = scheduler
+        self._leases = leases
+        self._instance_id = instance_id
+        self._max_leased_blocks = max_leased_blocks
+        self._clock = clock
+        self._requests: dict[RequestId, Request] = {}
+        self.pool = pool
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.running)
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; its sink hears the rest. Raises InvalidInputError if it can never fit the pool and
+        OverloadedError if there is no room for it now."""
+        self._check_fits(request)
+        if request.prefill_only:
+            self._check_lease_cap(request)
+        self._scheduler.add(request)
+        self._requests[request.request_id] = request
+        self._admit()
+
+    def land(self, request_id: RequestId, landing: Landing) -> None:
+        """Ends a request's wait: the blocks of `landing` follow its local ones and are valid; the rest is computed."""
+        request = self._requests.get(request_id)
+        if request is None or request.phase != Phase.LANDING:
+            return
+        first = request.num_named
+        for index, writer in enumerate(landing.writers, start=first):
+            self.pool.name(request.block_ids[index], request.block_hashes[index], writer)
+        request.num_named = first + len(landing.writers)
+        request.num_kv = request.num_named * request.block_size
+        request.remote_tokens = landing.num_remote_tokens
+        remote_writers = landing.writers[: landing.num_remote_tokens // request.block_size]
+        request.cross_adapter_tokens += self._cross_tokens(request, remote_writers)
+        self._start(request)
+
+    def finish(self, request_id: RequestId) -> None:
+        """Ends a running request normally, now: the caller found a stop string."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._finish(request, FinishReason.STOP)
+
+    def abort(self, request_id: RequestId, unsettled: Sequence[BlockId] = ()) -> None:
+        """Drops a request in any phase. Its blocks in `unsettled` are under a posted read: they are quarantined.
+        A prefill that ended while its caller went away has left a lease that nobody knows of: it ends too."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._quarantine(request, unsettled)
+            self._scheduler.remove(request)
+        elif lease_id := self._leases.of_prefill(request_id):
+            self.pool.release(self._leases.release(lease_id, self._clock()))
+        self._admit()
+
+    def abandon_read(self, request_id: RequestId, unsettled: Sequence[BlockId]) -> None:
+        """A read into these blocks of a landing request timed out and may still write: the request starts over
+        without them."""
+        request = self._requests[request_id]
+        self._quarantine(request, unsettled)
+        self._scheduler.preempt(request)
+        self._admit()
+
+    def settle(self, block_ids: Iterable[BlockId]) -> None:
+        """The read into these quarantined blocks is over."""
+        self.pool.settle(block_ids)
+        self._admit()
+
+    # -- leases --------------------------------------------------------------------------------------------------
+
+    def acquire_lease(self, block_hashes: Sequence[BlockHash], first_block: int) -> Grant:
+        """Leases the longest held prefix of `block_hashes`, possibly nothing (a grant without blocks has no lease).
+        Raises OverloadedError past the cap on leased blocks."""
+        block_ids = self.pool.match(block_hashes)
+        if self._leases.num_blocks + len(block_ids) > self._max_leased_blocks:
+            raise OverloadedError(
+                f"{self._leases.num_blocks} of at most {self._max_leased_blocks} blocks are leased, "
+                f"{len(block_ids)} more were asked for"
+            )
+        return self._grant(block_ids, first_block)
+
+    def renew_lease(self, lease_id: LeaseId) -> float:
+        """Seconds that the lease lasts from now. Raises FailedPreconditionError if it lapsed."""
+        self._leases.renew(lease_id, self._clock())
+        return self._leases.duration_seconds
+
+    def release_lease(self, lease_id: LeaseId) -> None:
+        """Raises FailedPreconditionError if the lease lapsed: its blocks may have been overwritten during the read."""
+        self.pool.release(self._leases.release(lease_id, self._clock()))
+        self._admit()
+
+    def expire_leases(self) -> None:
+        """Frees the blocks of leases whose time is over."""
+        for block_ids in self._leases.expire(self._clock()):
+            logger.warning("a lease of %d blocks expired before its reader released it", len(block_ids))
+            self.pool.release(block_ids)
+            self._admit()
+
+    # -- the step ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One batch through the model."""
+        scheduled = self._scheduler.schedule()
+        if scheduled:
+            tokens = iter(self._run(scheduled))
+            for rows in scheduled:
+                self._postprocess(rows, next(tokens) if rows.sample else None)
+        self._admit()
+
+    def _run(self, scheduled: list[ScheduledRows]) -> list[int]:
+        try:
+            return self._runner.run(scheduled)
+        except Exception as error:
+            logger.exception("a step of %d requests failed", len(scheduled))
+            for rows in scheduled:
+                self._fail(rows.request, error)
+            scheduled.clear()
+            return []
+
+    def _postprocess(self, rows: ScheduledRows, token_id: int | None) -> None:
+        request = rows.request
+        request.num_kv += rows.num_writes
+        self._name_full_blocks(request)
+        if token_id is not None:
+            self._append(request, token_id)
+        elif request.prefill_only and request.num_missing == 0:
+            self._finish_prefill(request)
+
+    def _append(self, request: Request, token_id: int) -> None:
+        request.token_ids.append(token_id)
+        request.extend_hashes()
+        request.sink(Sampled(token_id))
+        if token_id in request.sampling.stop_token_ids:
+            self._finish(request, FinishReason.STOP)
+        elif request.num_output >= request.sampling.max_tokens:
+            self._finish(request, FinishReason.LENGTH)
+
+    def _name_full_blocks(self, request: Request) -> None:
+        for index in range(request.num_named, request.num_kv // request.block_size):
+            self.pool.name(request.block_ids[index], request.block_hashes[index], request.writer)
+            request.num_named = index + 1
+
+    # -- the books -----------------------------------------------------------------------------------------------
+
+    def check(self) -> EngineState:
+        """The engine's state. Raises IntegrityError if the pool's books do not balance."""
+        owned: Counter[BlockId] = self._leases.references()
+        for request in self._scheduler:
+            owned.update(request.block_ids)
+        return self._state(self.pool.check(owned))
+
+    def state(self) -> EngineState:
+        """The engine's state, unchecked."""
+        return self._state(self.pool.counts())
+
+    def _state(self, counts: PoolCounts) -> EngineState:
+        return EngineState(
+            pool=counts,
+            leased_blocks=len(self._leases.references()),
+            kv_written_tokens=self._runner.kv_rows_written,
+            running_requests=len(self._scheduler.running) + len(self._scheduler.landing),
+            waiting_requests=len(self._scheduler.waiting),
+            leases_released=self._leases.released,
+            leases_expired=self._leases.expired,
+            preemptions=self._scheduler.preemptions,
+        )
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _check_fits(self, request: Request) -> None:
+        most = len(request.token_ids)
+        if not request.prefill_only:
+            most += request.sampling.max_tokens - request.num_earlier_output
+        if request.num_blocks_for(most) > self.pool.num_blocks:
+            raise InvalidInputError(
+                f"{most} tokens (prompt and answer) need {request.num_blocks_for(most)} blocks of "
+                f"{request.block_size}; the pool of this worker has {self.pool.num_blocks} ([cache] num_blocks)"
+            )
+
+    def _check_lease_cap(self, request: Request) -> None:
+        """A prefill ends in a lease, so it is admitted against the cap on leased blocks."""
+        promised = sum(r.num_blocks_for(r.num_target) for r in self._scheduler if r.prefill_only)
+        wanted = request.num_blocks_for(request.num_target)
+        if self._leases.num_blocks + promised + wanted > self._max_leased_blocks:
+            raise OverloadedError(
+                f"{self._leases.num_blocks} blocks are leased and {promised} promised of at most "
+                f"{self._max_leased_blocks}; this prefill would lease {wanted} more"
+            )
+
+    def _admit(self) -> None:
+        for request in self._scheduler.admit():
+            if request.was_admitted:
+                self._start(request)
+            else:
+                self._announce_admission(request)
+
+    def _announce_admission(self, request: Request) -> None:
+        request.was_admitted = True
+        num_local = request.num_named
+        request.local_tokens = request.num_kv
+        writers = [self.pool.writer(block_id) for block_id in request.block_ids[:num_local]]
+        request.cross_adapter_tokens = self._cross_tokens(request, writers)
+        landing = request.await_landing or request.num_source_blocks > num_local
+        hashes = tuple(request.block_hashes)
+        request.sink(Admitted(num_local, tuple(request.block_ids), hashes, landing))
+        if not landing:
+            self._start(request)
+
+    def _start(self, request: Request) -> None:
+        self._scheduler.start(request)
+        if request.prefill_only and request.num_missing == 0:
+            self._finish_prefill(request)
+
+    def _cross_tokens(self, request: Request, writers: Sequence[str]) -> int:
+        return sum(writer != request.writer for writer in writers) * request.block_size
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        self._drop(request)
+        request.sink(Finished(reason, request.account, self.pool.changes.next_sequence))
+
+    def _finish_prefill(self, request: Request) -> None:
+        first = request.lease_from_block
+        grant = self._grant(request.block_ids[first:], first, request.request_id)
+        self._drop(request)
+        request.sink(Prefilled(grant, request.account))
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        self._drop(request)
+        request.sink(Failed(error))
+
+    def _drop(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        self._scheduler.remove(request)
+
+    def _quarantine(self, request: Request, block_ids: Sequence[BlockId]) -> None:
+        self.pool.quarantine(block_ids)
+        gone = set(block_ids)
+        request.block_ids = [block_id for block_id in request.block_ids if block_id not in gone]
+
+    def _grant(self, block_ids: Sequence[BlockId], first_block: int, prefill: RequestId | None = None) -> Grant:
+        if not block_ids:
+            return Grant(LeaseId(""), self._instance_id, 0.0, first_block)
+        self.pool.reference(block_ids)
+        lease_id = self._leases.grant(block_ids, self._clock(), prefill)
+        writers = tuple(self.pool.writer(block_id) for block_id in block_ids)
+        return Grant(lease_id, self._instance_id, self._leases.duration_seconds, first_block, tuple(block_ids), writers)

@@ -1,0 +1,179 @@
+"""A turn as one worker's engine sees it. No tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from icarus.cache.hashing import child_hash
+from icarus.types import AdapterMode, BlockHash, BlockId, FinishReason, Grant, RequestId, SamplingParams
+
+if TYPE_CHECKING:
+    from icarus.adapters.lora import LoraWeights
+
+
+class Phase(StrEnum):
+    """Where a request is. Blocks are held from LANDING on."""
+
+    WAITING = "waiting"
+    """For room in the pool."""
+    LANDING = "landing"
+    """Its prompt's blocks are reserved; blocks from another worker may be on their way into them."""
+    RUNNING = "running"
+    """In the batch."""
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The prompt's blocks are reserved. Blocks [num_local_blocks, len(block_ids)) hold nothing yet."""
+
+    num_local_blocks: int
+    block_ids: tuple[BlockId, ...]
+    block_hashes: tuple[BlockHash, ...]
+    """Names of the prompt's full blocks."""
+    landing: bool
+    """Whether the engine now waits for `land`."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A new token."""
+
+    token_id: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a request cost on this worker; prompt tokens by where their KV came from."""
+
+    computed_tokens: int
+    local_tokens: int
+    remote_tokens: int
+    cross_adapter_tokens: int
+    kv_written_tokens: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The turn ended as it should."""
+
+    reason: FinishReason
+    account: Account
+    block_sequence: int
+    """The number that the pool's next change will get: every block of this turn was announced before it."""
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prefill-only request is done; its blocks are leased."""
+
+    grant: Grant
+    account: Account
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request is gone; `error` says why."""
+
+    error: Exception
+
+
+EngineEvent = Admitted | Sampled | Finished | Prefilled | Failed
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Blocks that were read from another worker into a request's reserved blocks, proved valid by the lease."""
+
+    writers: tuple[str, ...] = ()
+    """Who first completed each block."""
+    num_remote_tokens: int = 0
+    """Of the landed tokens, those that nobody computed for this turn."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One turn's state. Only the engine thread touches it after `submit`.
+
+    KV is there for positions [0, num_kv); blocks [0, num_named) are complete and have their names.
+    """
+
+    request_id: RequestId
+    """Unique to this attempt: a turn may come again."""
+    token_ids: list[int]
+    """Prompt, then output."""
+    num_prompt: int
+    adapter: LoraWeights | None
+    writer: str
+    """The specialist that the turn is for; blocks that this turn completes carry it. "" for the base."""
+    sampling: SamplingParams
+    root: BlockHash
+    block_size: int
+    sink: Callable[[EngineEvent], None]
+    """Called on the engine thread; must only hand the event over."""
+    prefill_only: bool = False
+    await_landing: bool = False
+    """Wait for `land` even if nothing is known to come."""
+    num_source_blocks: int = 0
+    """Leading blocks of the prompt that another worker is thought to have."""
+    num_earlier_output: int = 0
+    """Tokens at the prompt's end that are output of an earlier attempt."""
+    lease_from_block: int = 0
+    """First block that a prefill-only request leases to its reader."""
+
+    phase: Phase = Phase.WAITING
+    block_ids: list[BlockId] = field(default_factory=list)
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    num_kv: int = 0
+    num_named: int = 0
+    was_admitted: bool = False
+    local_tokens: int = 0
+    remote_tokens: int = 0
+    cross_adapter_tokens: int = 0
+    kv_written_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.extend_hashes()
+
+    @property
+    def is_private(self) -> bool:
+        return self.adapter is not None and self.adapter.mode == AdapterMode.PRIVATE
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens so far, an earlier attempt's included."""
+        return len(self.token_ids) - self.num_prompt + self.num_earlier_output
+
+    @property
+    def num_target(self) -> int:
+        """Positions that must have KV before the request samples, or before a prefill-only one is done."""
+        if self.prefill_only:
+            return len(self.token_ids) // self.block_size * self.block_size
+        return len(self.token_ids)
+
+    @property
+    def num_missing(self) -> int:
+        return self.num_target - self.num_kv
+
+    @property
+    def account(self) -> Account:
+        prompt = self.num_target if self.prefill_only else self.num_prompt
+        computed = prompt - self.local_tokens - self.remote_tokens
+        return Account(
+            computed, self.local_tokens, self.remote_tokens, self.cross_adapter_tokens, self.kv_written_tokens
+        )
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def extend_hashes(self) -> None:
+        """Names every full block of the tokens so far. The names are only announced as the KV is written."""
+        parent = self.block_hashes[-1] if self.block_hashes else self.root
+        for start in range(len(self.block_hashes) * self.block_size, len(self.token_ids), self.block_size):
+            tokens: Sequence[int] = self.token_ids[start : start + self.block_size]
+            if len(tokens) == self.block_size:
+                parent = child_hash(parent, tokens)
+                self.block_hashes.append(parent)

@@ -1,0 +1,56 @@
+"""Runs scheduled rows through the model: tensors, no policy."""
+
+from collections.abc import Sequence
+
+import torch
+
+from icarus.cache.kv import KVPool
+from icarus.engine.sampler import sample
+from icarus.engine.scheduler import ScheduledRows
+from icarus.model.batch import RowPlan, StepBatch
+from icarus.model.llama import TwoStreamModel
+
+
+class Runner:
+    """The model and its KV pool. Owned by the engine thread."""
+
+    def __init__(self, model: TwoStreamModel, kv: KVPool, device: str):
+        self._model = model
+        self._kv = kv
+        self._device = torch.device(device)
+
+    @property
+    def kv_rows_written(self) -> int:
+        """KV positions written since the start, counted at the forward call."""
+        return self._model.kv_rows_written
+
+    @torch.inference_mode()
+    def run(self, scheduled: Sequence[ScheduledRows]) -> list[int]:
+        """Computes the rows; a token for each request that samples, in order. Returns when the device is done."""
+        batch = StepBatch.build([_plan(rows) for rows in scheduled], self._kv.block_size, self._device)
+        logits = self._model.forward(batch, self._kv)
+        for rows in scheduled:
+            rows.request.kv_written_tokens += rows.num_writes
+        sampling = [rows.request for rows in scheduled if rows.sample]
+        tokens = sample(logits, [r.sampling for r in sampling], [r.num_output for r in sampling]) if sampling else []
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return tokens
+
+
+def _plan(rows: ScheduledRows) -> RowPlan:
+    """The three row kinds (DESIGN section 2): a shared specialist samples from a read row of its own beside the last
+    write row; the base and private specialists sample from the last write row itself. Where that row's KV is there
+    already, everybody has a read-only row."""
+    request = rows.request
+    shared = request.adapter is not None and not request.is_private
+    start = request.num_kv if rows.num_writes else request.num_kv - 1
+    return RowPlan(
+        token_ids=request.token_ids[start : start + max(rows.num_writes, 1)],
+        start=start,
+        num_writes=rows.num_writes,
+        read_row=rows.sample and (shared or rows.num_writes == 0),
+        sample=rows.sample,
+        block_ids=request.block_ids,
+        adapter=request.adapter if request.is_private or rows.sample else None,
+    )

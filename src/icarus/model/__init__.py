@@ -1,0 +1,1 @@
+"""The two-stream model: weights and the forward pass."""

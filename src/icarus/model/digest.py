@@ -1,0 +1,60 @@
+"""`base_digest`: the identity of a model's weights, whatever their sharding and serving dtype."""
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from icarus.errors import ConfigError
+from icarus.model.hub import cache_folder, write_atomically
+from icarus.model.weights import weight_files
+
+_VERSION = "icarus-base-v1"
+
+
+def base_digest(folder: str | Path) -> str:
+    """SHA-256 over (name, dtype, shape, bytes) of the stored tensors, sorted by name; hex.
+
+    Remembered in the user's cache folder by the files' paths, sizes and modification times.
+    """
+    files = weight_files(Path(folder).resolve())
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps([_VERSION, stats]).encode()).hexdigest()
+    cached = cache_folder() / "digests" / key
+    if cached.exists():
+        return cached.read_text()
+    digest = compute_base_digest(files)
+    write_atomically(cached, digest)
+    return digest
+
+
+def compute_base_digest(files: list[Path]) -> str:
+    """The digest of the tensors in `files`, without the cache."""
+    with ThreadPoolExecutor() as threads:  # hashlib lets go of the GIL
+        lines = [line for file in files for line in threads.map(_hash_tensor, _tensors(file))]
+    return hashlib.sha256("\n".join([_VERSION, *sorted(lines)]).encode()).hexdigest()
+
+
+def _hash_tensor(tensor: tuple[str, str, list[int], memoryview]) -> str:
+    name, dtype, shape, data = tensor
+    return json.dumps([name, dtype, shape, hashlib.sha256(data).hexdigest()])
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, str, list[int], memoryview]]:
+    """(name, dtype, shape, bytes) of each tensor: an 8-byte length, a JSON header of that length, the data."""
+    try:
+        with file.open("rb") as stream:
+            data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        start = 8 + struct.unpack_from("<Q", data)[0]
+        header = json.loads(bytes(data[8:start]))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                if start + end > len(data):
+                    raise ValueError(f"tensor {name} ends beyond the file")
+                yield name, entry["dtype"], entry["shape"], data[start + begin : start + end]
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ConfigError(f"{file} is not a whole safetensors file: {error}; fetch the model again") from None

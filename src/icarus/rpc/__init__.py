@@ -1,0 +1,1 @@
+"""The gRPC shell: servers, errors as statuses, messages as types."""

@@ -1,0 +1,118 @@
+"""The shell around every service: listening, health, reflection, graceful stop."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from icarus.errors import ConfigError
+from icarus.rpc.channel import COMMON_OPTIONS
+from icarus.rpc.status import ErrorInterceptor
+
+log = logging.getLogger(__name__)
+
+_SERVER_OPTIONS = (
+    *COMMON_OPTIONS,
+    ("grpc.so_reuseport", 0),  # with it a second server on the same port starts without a word
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A servicer with its generated `add_..._to_server` function."""
+
+    descriptor: ServiceDescriptor
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: Any
+
+
+class Server:
+    """A gRPC server that is bound (`port`) but not started. Made by `make_server`."""
+
+    def __init__(self, server: grpc.aio.Server, health_servicer: Any, names: Sequence[str], host: str, port: int):
+        self._server = server
+        self._health = health_servicer
+        self._names = names
+        self.port = port
+        self.address = f"{host}:{port}"
+
+    async def start(self) -> None:
+        """Answers calls from here on; health says SERVING."""
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self, grace_seconds: float = 10.0) -> None:
+        """Health says NOT_SERVING, new calls are refused, running ones have `grace_seconds` to end."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+
+def make_server(address: str, services: Sequence[Service]) -> Server:
+    """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection.
+
+    Raises ConfigError where the address cannot be listened on. Call within a running event loop.
+    """
+    host = address.rpartition(":")[0]
+    server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_SERVER_OPTIONS)
+    for service in services:
+        service.add(service.servicer, server)
+    health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = [service.descriptor.full_name for service in services]
+    reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = _bind(server, address)
+    return Server(server, health_servicer, names, host, port)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise ConfigError(f"cannot listen on {address}: the port is taken or the host is not this machine's; "
+                          "choose another address, or port 0 for a free port")  # fmt: skip
+    return port
+
+
+async def stop_signal() -> str:
+    """Waits for SIGTERM or SIGINT and returns its name. A second one acts as if nobody waited."""
+    loop = asyncio.get_running_loop()
+    received: asyncio.Future[str] = loop.create_future()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def receive(which: signal.Signals) -> None:
+        if not received.done():
+            received.set_result(which.name)
+
+    for which in signals:
+        loop.add_signal_handler(which, receive, which)
+    try:
+        return await received
+    finally:
+        for which in signals:
+            loop.remove_signal_handler(which)
+
+
+async def serve_until_signal(server: Server, grace_seconds: float = 10.0) -> None:
+    """Starts the server, waits for SIGTERM or SIGINT, then drains it."""
+    await server.start()
+    log.info("serving", extra={"address": server.address})
+    try:
+        log.info("draining", extra={"signal": await stop_signal()})
+    finally:
+        await server.drain(grace_seconds)

@@ -1,0 +1,1 @@
+"""Moves blocks between workers: the transport interface, NIXL, in-process."""

@@ -1,0 +1,257 @@
+"""Blocks over NIXL's UCX backend: RDMA and NVLink between GPUs, shared memory and TCP between CPUs.
+
+It speaks to NIXL's bindings instead of the `nixl_agent` wrapper, because the wrapper
+- fixes the progress thread's delay at 0: each agent then burns a core polling, and its neighbours read at a third of
+  the speed. With a delay the thread sleeps on UCX's events: an idle agent takes about 1 % of a core;
+- releases a read whose Python handle is collected, which does not stop the read;
+- logs to stdout.
+
+UCX and NIXL write their own warnings to stderr. Their settings are theirs, not ours: `UCX_LOG_LEVEL=error` and
+`NIXL_LOG_LEVEL=FATAL` in the worker's environment quieten them; `UCX_TLS` there picks transports. NIXL's telemetry,
+whose Prometheus exporter would listen on every interface, is not asked for.
+
+Known limit of UCX (the one in nixl 1.5.1, TCP only): an owner that was stopped during a read, and continues after its
+reader died, may be aborted by UCX as it answers. Shared memory and a reader killed under a running owner are fine.
+"""
+
+import fcntl
+import importlib
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icarus.transfer.transport import (
+    PoolRegion,
+    ReadState,
+    TransferError,
+    Transport,
+    check_blocks,
+    decode_metadata,
+    encode_metadata,
+)
+
+logger = logging.getLogger(__name__)
+
+_KIND = "nixl"
+_NAME_BYTES = 32
+_PROGRESS_DELAY_MICROSECONDS = 1000
+"""Longest sleep of NIXL's progress thread when no event wakes it."""
+_INIT_LOCK = Path(tempfile.gettempdir()) / "icarus-nixl-init.lock"
+_INIT_LOCK_SECONDS = 30.0
+
+
+@dataclass(eq=False)
+class _Connection:
+    """One agent that can be read. `retired`: no name leads to it any more; it closes with its last read."""
+
+    agent: str
+    metadata: bytes
+    num_blocks: int
+    descriptors: int
+    in_flight: int = 0
+    broken: bool = False
+    retired: bool = False
+
+
+@dataclass(eq=False)
+class _Read:
+    """A posted read. Once `error` is set its state is final; `settled` tells whether bytes may still land."""
+
+    connection: _Connection
+    request: int
+    done: bool = False
+    error: str = ""
+    settled: bool = False
+
+
+class NixlTransport(Transport):
+    """One NIXL agent with one registered pool, one descriptor a block.
+
+    `ucx_settings`: UCX configuration for this agent alone, e.g. {"TLS": "tcp"}; the environment's UCX_* win over it.
+    Raises TransferError when the agent cannot be made or the pool cannot be registered.
+    """
+
+    def __init__(self, region: PoolRegion, ucx_settings: Mapping[str, str] | None = None):
+        super().__init__(region)
+        self._nixl: Any = importlib.import_module("nixl")
+        self._name = uuid.uuid4().hex  # new at every start: a restarted peer is another agent, never a stale one
+        self._connections: dict[str, _Connection] = {}
+        self._open: dict[str, _Connection] = {}  # by agent, retired ones included
+        settings = ",".join(f"{key}={value}" for key, value in (ucx_settings or {}).items())
+        with _only_one_initialises(), self._wrapped("cannot start NIXL's UCX backend"):
+            config = self._nixl.nixlAgentConfig()
+            config.useProgThread = True
+            config.pthrDelay = _PROGRESS_DELAY_MICROSECONDS
+            config.captureTelemetry = False
+            self._agent: Any = self._nixl.nixlAgent(self._name, config)
+            self._backend = self._agent.createBackend("UCX", {"engine_config": settings} if settings else {})
+        with self._wrapped(f"cannot register a pool of {region.num_bytes} bytes on {region.device} with NIXL"):
+            entry = (region.base_address, region.num_bytes, region.device_index, "")
+            self._registration = self._nixl.nixlRegDList(self._memory_kind(region), [entry])
+            self._agent.registerMem(self._registration, [self._backend])
+            self._local = self._prepare(self._nixl.NIXL_INIT_AGENT, region)
+
+    def metadata(self) -> bytes:
+        return encode_metadata(_KIND, self.region, self._name.encode() + self._agent.getLocalMD())
+
+    def connect(self, peer: str, metadata: bytes, num_blocks: int) -> None:
+        region, blob = decode_metadata(_KIND, self.region, metadata, num_blocks)
+        current = self._connections.get(peer)
+        if current and current.metadata == metadata and not current.broken:
+            return
+        self.disconnect(peer)
+        agent = blob[:_NAME_BYTES].decode(errors="replace")
+        if agent == self._name:
+            raise TransferError(f"{peer} is this worker itself; read its own blocks in place")
+        if agent in self._open:
+            raise TransferError(f"the agent of {peer} still has a connection with reads in flight; try again later")
+        with self._wrapped(f"cannot connect to {peer}"):
+            try:
+                self._agent.loadRemoteMD(blob[_NAME_BYTES:])
+                descriptors = self._prepare(agent, region)
+            except Exception:
+                self._forget_agent(agent)
+                raise
+        connection = _Connection(agent, metadata, region.num_blocks, descriptors)
+        self._connections[peer] = self._open[agent] = connection
+
+    def disconnect(self, peer: str) -> None:
+        connection = self._connections.pop(peer, None)
+        if connection:
+            connection.retired = True
+            self._close_if_unused(connection)
+
+    def post_read(self, peer: str, remote_blocks: Sequence[int], local_blocks: Sequence[int]) -> _Read:
+        connection = self._connections.get(peer)
+        if connection is None or connection.broken:
+            state = "no connection to" if connection is None else "a broken connection to"
+            raise TransferError(f"{state} {peer}; connect with fresh metadata")
+        check_blocks(peer, remote_blocks, connection.num_blocks, local_blocks, self.region.num_blocks)
+        local, remote = (np.asarray(blocks, dtype=np.int32) for blocks in (local_blocks, remote_blocks))
+        with self._wrapped(f"cannot prepare a read of {len(local)} blocks from {peer}"):
+            request = self._agent.makeXferReq(
+                self._nixl.NIXL_READ, self._local, local, connection.descriptors, remote, b"", [self._backend]
+            )
+        read = _Read(connection, request)
+        connection.in_flight += 1
+        self._advance(read, lambda: self._agent.postXferReq(request, b""))
+        return read
+
+    def poll(self, handle: _Read) -> ReadState:
+        if not handle.done and not handle.error:
+            self._advance(handle, lambda: self._agent.getXferStatus(handle.request))
+        if handle.error and not handle.settled:
+            raise TransferError(handle.error)
+        if handle.error:
+            return ReadState.FAILED
+        return ReadState.DONE if handle.done else ReadState.PENDING
+
+    def release(self, handle: _Read) -> None:
+        with suppress(Exception):  # of a dead peer's read: there is nothing left to free then
+            self._agent.releaseXferReq(handle.request)
+        handle.connection.in_flight -= 1
+        self._close_if_unused(handle.connection)
+
+    def close(self) -> None:
+        for connection in self._open.values():
+            self._agent.releasedDlistH(connection.descriptors)
+            self._forget_agent(connection.agent)
+        self._connections.clear()
+        self._open.clear()
+        self._agent.releasedDlistH(self._local)
+        self._agent.deregisterMem(self._registration, [self._backend])
+        self._agent = None  # closes every endpoint
+
+    def _advance(self, read: _Read, step: Any) -> None:
+        """Runs a post or a status check and notes the outcome. The bindings raise, and may return an error as well."""
+        try:
+            status = step()
+        except Exception as error:
+            lands = isinstance(error, self._nixl.nixlBackendError | self._nixl.nixlUnknownError)
+            self._fail(read, str(error) or type(error).__name__, settled=not lands)
+            return
+        if status == self._nixl.NIXL_SUCCESS:
+            read.done = read.settled = True
+        elif status != self._nixl.NIXL_IN_PROG:
+            self._fail(read, str(status), settled=False)
+
+    def _fail(self, read: _Read, cause: str, settled: bool) -> None:
+        """A read of several blocks may fail on one while others are still under way, unless the endpoint is gone."""
+        logger.warning("NIXL read from agent %s failed: %s", read.connection.agent, cause)
+        read.connection.broken = True
+        read.error, read.settled = f"NIXL read failed: {cause}", settled
+
+    def _close_if_unused(self, connection: _Connection) -> None:
+        """Closing an endpoint does not stop its reads, and would hide whether they have landed: the last one closes."""
+        if connection.retired and not connection.in_flight and self._open.pop(connection.agent, None):
+            self._agent.releasedDlistH(connection.descriptors)
+            self._forget_agent(connection.agent)
+
+    def _forget_agent(self, agent: str) -> None:
+        with suppress(Exception):  # NIXL forgets a dead agent by itself
+            self._agent.invalidateRemoteMD(agent)
+
+    def _prepare(self, agent: str, region: PoolRegion) -> int:
+        """Descriptors of all blocks of a pool."""
+        rows = np.empty((region.num_blocks, 3), dtype=np.uint64)
+        rows[:, 0] = region.base_address + np.arange(region.num_blocks, dtype=np.uint64) * region.block_bytes
+        rows[:, 1] = region.block_bytes
+        rows[:, 2] = region.device_index
+        return self._agent.prepXferDlist(
+            agent, self._nixl.nixlXferDList(self._memory_kind(region), rows), [self._backend]
+        )
+
+    def _memory_kind(self, region: PoolRegion) -> Any:
+        kinds = {"cpu": self._nixl.DRAM_SEG, "cuda": self._nixl.VRAM_SEG}
+        if region.device not in kinds:
+            raise TransferError(f"NIXL reads cpu and cuda pools, not {region.device!r}")
+        return kinds[region.device]
+
+    @contextmanager
+    def _wrapped(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except TransferError:
+            raise
+        except Exception as error:
+            raise TransferError(f"{what}: {str(error) or type(error).__name__}") from error
+
+
+@contextmanager
+def _only_one_initialises() -> Iterator[None]:
+    """One agent at a time starts on this machine: two at the same moment may hang (nixl#1668).
+
+    A lock file in the temporary folder; containers with their own do not see each other. A holder that hangs is waited
+    for `_INIT_LOCK_SECONDS`, then left behind.
+    """
+    try:
+        lock = os.open(_INIT_LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+    except PermissionError:  # another user's file in a sticky folder may be opened, not "created"
+        lock = os.open(_INIT_LOCK, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _INIT_LOCK_SECONDS
+        while not _try_lock(lock):
+            if time.monotonic() > deadline:
+                logger.warning("%s was held for %.0f s; starting NIXL without it", _INIT_LOCK, _INIT_LOCK_SECONDS)
+                break
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

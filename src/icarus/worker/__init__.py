@@ -1,0 +1,1 @@
+"""One worker process: what prefill and decode share. `v1` holds its protocol."""

@@ -1,0 +1,47 @@
+"""Lends this worker's blocks to others."""
+
+import asyncio
+
+import grpc.aio
+
+from icarus.rpc.messages import grant_to_wire
+from icarus.types import BlockHash, LeaseId
+from icarus.worker.v1 import block_service_pb2 as pb
+from icarus.worker.v1 import block_service_pb2_grpc as pb_grpc
+from icarus.worker.worker import Worker
+
+
+class BlockServicer(pb_grpc.BlockServiceServicer):
+    def __init__(self, worker: Worker):
+        self._worker = worker
+
+    async def GetTransferMetadata(
+        self, request: pb.GetTransferMetadataRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetTransferMetadataResponse:
+        identity = self._worker.identity
+        return pb.GetTransferMetadataResponse(
+            instance_id=identity.instance_id,
+            cache_fingerprint=identity.fingerprint,
+            agent_metadata=self._worker.transfer.metadata,
+            num_blocks=identity.num_blocks,
+        )
+
+    async def AcquireLease(
+        self, request: pb.AcquireLeaseRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AcquireLeaseResponse:
+        hashes = [BlockHash(block_hash) for block_hash in request.block_hashes]
+        call = self._worker.engine.call(lambda engine: engine.acquire_lease(hashes, request.first_block))
+        return pb.AcquireLeaseResponse(grant=grant_to_wire(await asyncio.wrap_future(call)))
+
+    async def RenewLease(
+        self, request: pb.RenewLeaseRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RenewLeaseResponse:
+        call = self._worker.engine.post(lambda engine: engine.renew_lease(LeaseId(request.lease_id)))
+        return pb.RenewLeaseResponse(duration_seconds=await asyncio.wrap_future(call))
+
+    async def ReleaseLease(
+        self, request: pb.ReleaseLeaseRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReleaseLeaseResponse:
+        call = self._worker.engine.post(lambda engine: engine.release_lease(LeaseId(request.lease_id)))
+        await asyncio.wrap_future(call)
+        return pb.ReleaseLeaseResponse()

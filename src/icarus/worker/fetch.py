@@ -1,0 +1,168 @@
+"""Brings a request's missing blocks from other workers: lease, read, release, and only then believe.
+
+What was read counts only after the read is DONE and the owner's answer to the release says that the lease never
+lapsed. Everything else (a dead peer, a lapsed lease, a stale index) costs time, not correctness: the engine computes.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from icarus.engine.request import Landing
+from icarus.errors import IcarusError
+from icarus.rpc.messages import grant_from_wire
+from icarus.rpc.status import error_from_rpc
+from icarus.transfer.thread import PendingRead, ReadResult, TransferThread
+from icarus.types import BlockHash, BlockId, BlockSource, Grant
+from icarus.worker.peers import Peer, PeerTable
+from icarus.worker.v1 import block_service_pb2
+
+logger = logging.getLogger(__name__)
+
+
+class UnsettledReadError(IcarusError):
+    """A read failed or took too long, and its bytes may still land: its blocks must not be used."""
+
+
+@dataclass(frozen=True)
+class WantedBlocks:
+    """Blocks [first_block, first_block + n) of a prompt: their names and where they go in this worker's pool."""
+
+    first_block: int
+    block_hashes: Sequence[BlockHash]
+    block_ids: Sequence[BlockId]
+    block_size: int
+
+
+class BlockFetch:
+    """One turn's reads. After a timeout or a cancellation `unsettled_blocks` tells which may still be written to."""
+
+    def __init__(self, peers: PeerTable, transfer: TransferThread, tenant: str, turn_id: str):
+        self._peers = peers
+        self._transfer = transfer
+        self._tenant = tenant
+        self._turn_id = turn_id
+        self._target: Sequence[BlockId] = ()
+        self.pending: PendingRead | None = None
+        self.num_reads = 0
+        self.num_bytes = 0
+
+    @property
+    def unsettled_blocks(self) -> Sequence[BlockId]:
+        """Blocks of this worker's pool that a posted read may still write to."""
+        return self._target if self.pending is not None and not self.pending.settled.done() else ()
+
+    async def from_sources(self, wanted: WantedBlocks, sources: Sequence[BlockSource]) -> Landing:
+        """Reads from the first source that still has the first wanted block. Raises UnsettledReadError."""
+        for source in sources:
+            count = source.num_blocks - wanted.first_block
+            if count <= 0:
+                continue
+            peer = self._peers.get(source.address)
+            try:
+                grant = await self._acquire(peer, wanted, count)
+                if not grant.block_ids:
+                    continue
+                landing = await self._read(peer, wanted, grant)
+            except UnsettledReadError:
+                raise
+            except IcarusError as error:
+                logger.warning("turn %s: nothing read from %s: %s", self._turn_id, source.worker_id, error)
+                continue
+            return Landing(landing, len(landing) * wanted.block_size)
+        return Landing()
+
+    async def from_grant(self, wanted: WantedBlocks, address: str, grant: Grant, num_cached_tokens: int) -> Landing:
+        """Reads what a prefill worker leased to this turn; of it, tokens below num_cached_tokens were cached there,
+        the others computed for this turn. Raises UnsettledReadError."""
+        try:
+            writers = await self._read(self._peers.get(address), wanted, grant)
+        except UnsettledReadError:
+            raise
+        except IcarusError as error:
+            logger.warning("turn %s: nothing read from prefill worker %s: %s", self._turn_id, address, error)
+            return Landing()
+        num_landed = len(writers) * wanted.block_size
+        num_cached = num_cached_tokens - wanted.first_block * wanted.block_size
+        return Landing(writers, max(0, min(num_cached, num_landed)))
+
+    async def _acquire(self, peer: Peer, wanted: WantedBlocks, count: int) -> Grant:
+        request = block_service_pb2.AcquireLeaseRequest(
+            tenant=self._tenant,
+            turn_id=self._turn_id,
+            block_hashes=wanted.block_hashes[:count],
+            first_block=wanted.first_block,
+        )
+        try:
+            response = await peer.blocks.AcquireLease(request)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, peer.address) from None
+        return grant_from_wire(response.grant)
+
+    async def _read(self, peer: Peer, wanted: WantedBlocks, grant: Grant) -> tuple[str, ...]:
+        """Writers of the blocks that were read and are valid."""
+        if grant.first_block != wanted.first_block:
+            raise IcarusError(f"asked for blocks from {wanted.first_block} on, granted from {grant.first_block} on")
+        async with self._renewed(peer, grant):
+            await self._peers.connect(peer, grant.owner_instance_id)
+            count = min(len(grant.block_ids), len(wanted.block_ids))
+            self._target = wanted.block_ids[:count]
+            self.pending = self._transfer.read(peer.address, grant.block_ids[:count], self._target)
+            result = await self._result(peer, self.pending)
+        try:
+            await peer.blocks.ReleaseLease(block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id))
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, peer.address) from None
+        self.num_reads += 1
+        self.num_bytes += result.num_bytes
+        return grant.writers[:count]
+
+    async def _result(self, peer: Peer, pending: PendingRead) -> ReadResult:
+        try:
+            return await asyncio.shield(asyncio.wrap_future(pending.result))
+        except IcarusError as error:
+            self._peers.forget_connection(peer)
+            if self.unsettled_blocks:
+                raise UnsettledReadError(str(error)) from error
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _renewed(self, peer: Peer, grant: Grant) -> AsyncIterator[None]:
+        """Renews the lease while the body runs; gives it back if the body fails."""
+        renewal = asyncio.create_task(_renew_forever(peer, grant))
+        try:
+            yield
+        except BaseException:
+            request = block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id)
+            # After a read that hangs the lease is left to expire: the owner's blocks stay until nobody reads them.
+            if not self.unsettled_blocks:
+                _in_background(peer.blocks.ReleaseLease(request))
+            raise
+        finally:
+            renewal.cancel()
+
+
+async def _renew_forever(peer: Peer, grant: Grant) -> None:
+    request = block_service_pb2.RenewLeaseRequest(lease_id=grant.lease_id)
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        while True:
+            await asyncio.sleep(grant.duration_seconds / 3)
+            await peer.blocks.RenewLease(request)
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+def _in_background(call: object) -> None:
+    async def run() -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await call  # type: ignore[misc]
+
+    task = asyncio.create_task(run())
+    _background.add(task)
+    task.add_done_callback(_background.discard)

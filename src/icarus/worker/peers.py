@@ -1,0 +1,68 @@
+"""The other workers whose blocks this worker reads."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+
+from icarus.errors import FailedPreconditionError
+from icarus.rpc.channel import open_channel
+from icarus.rpc.status import error_from_rpc
+from icarus.transfer.thread import TransferThread
+from icarus.worker.v1 import block_service_pb2, block_service_pb2_grpc
+
+
+@dataclass
+class Peer:
+    """One worker, known by its address."""
+
+    address: str
+    channel: grpc.aio.Channel
+    blocks: block_service_pb2_grpc.BlockServiceStub
+    connected_instance: str = ""
+    """The start of the peer that the transport is connected to; empty before the first contact."""
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class PeerTable:
+    """Peers by address, connected on first use and again when they have restarted."""
+
+    def __init__(self, transfer: TransferThread, fingerprint: str):
+        self._transfer = transfer
+        self._fingerprint = fingerprint
+        self._peers: dict[str, Peer] = {}
+
+    def get(self, address: str) -> Peer:
+        peer = self._peers.get(address)
+        if peer is None:
+            channel = open_channel(address)
+            peer = self._peers[address] = Peer(address, channel, block_service_pb2_grpc.BlockServiceStub(channel))
+        return peer
+
+    async def connect(self, peer: Peer, instance_id: str) -> None:
+        """Makes the peer's pool readable, unless it is already. Raises FailedPreconditionError where its blocks are of
+        another kind, UnavailableError or TransferError where it cannot be reached."""
+        async with peer.connecting:
+            if peer.connected_instance == instance_id:
+                return
+            try:
+                metadata = await peer.blocks.GetTransferMetadata(block_service_pb2.GetTransferMetadataRequest())
+            except grpc.aio.AioRpcError as error:
+                raise error_from_rpc(error, peer.address) from None
+            if metadata.cache_fingerprint != self._fingerprint:
+                raise FailedPreconditionError(
+                    f"worker {peer.address} has cache fingerprint {metadata.cache_fingerprint}, this one "
+                    f"{self._fingerprint}: model, precision, block size and layout must agree to exchange blocks"
+                )
+            connecting = self._transfer.connect(peer.address, metadata.agent_metadata, metadata.num_blocks)
+            await asyncio.wrap_future(connecting)
+            peer.connected_instance = metadata.instance_id
+
+    def forget_connection(self, peer: Peer) -> None:
+        """After a failed read: the next one connects afresh."""
+        peer.connected_instance = ""
+
+    async def close(self) -> None:
+        for peer in self._peers.values():
+            await peer.channel.close(None)

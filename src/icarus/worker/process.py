@@ -1,0 +1,62 @@
+"""Runs one worker process from its settings to its last answer."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from icarus.config import Config
+from icarus.rpc.server import Server, Service, make_server, serve_until_signal
+from icarus.types import Role, WorkerId
+from icarus.worker.adapter_service import AdapterServicer
+from icarus.worker.block_service import BlockServicer
+from icarus.worker.change_feed import ChangeFeed
+from icarus.worker.debug_service import DebugServicer
+from icarus.worker.registration import GatewayLink
+from icarus.worker.v1 import (
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    block_service_pb2,
+    block_service_pb2_grpc,
+    debug_service_pb2,
+    debug_service_pb2_grpc,
+)
+from icarus.worker.worker import Worker, build_worker
+
+
+async def run_worker(config: Config, role: Role, own_service: Callable[[Worker], Service]) -> None:
+    """Loads, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
+    worker_id = WorkerId(config.worker.id or f"{role.value}-{config.worker.address}")
+    worker = await build_worker(config, role, worker_id, ChangeFeed())
+    server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)])
+    await worker.start()
+    links = _start_links(config, worker, server)
+    try:
+        await serve_until_signal(server)
+    finally:
+        for link in links:
+            link.cancel()
+        await worker.stop()
+
+
+def _start_links(config: Config, worker: Worker, server: Server) -> Sequence[asyncio.Task[None]]:
+    own_address = config.worker.advertise or server.address
+    return [asyncio.create_task(GatewayLink(gateway, worker, own_address).run()) for gateway in config.worker.gateways]
+
+
+def _shared_services(worker: Worker) -> list[Service]:
+    return [
+        Service(
+            block_service_pb2.DESCRIPTOR.services_by_name["BlockService"],
+            block_service_pb2_grpc.add_BlockServiceServicer_to_server,
+            BlockServicer(worker),
+        ),
+        Service(
+            adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"],
+            adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server,
+            AdapterServicer(worker),
+        ),
+        Service(
+            debug_service_pb2.DESCRIPTOR.services_by_name["DebugService"],
+            debug_service_pb2_grpc.add_DebugServiceServicer_to_server,
+            DebugServicer(worker),
+        ),
+    ]

@@ -1,0 +1,114 @@
+"""One turn's way through a worker: submit, land what others have, hear the engine; abort unless it ended."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+
+from icarus.engine.engine import Engine
+from icarus.engine.request import Admitted, EngineEvent, Failed, Finished, Landing, Prefilled, Request
+from icarus.engine.thread import EngineThread
+from icarus.errors import IcarusError
+from icarus.types import BlockId, BlockSource, Grant
+from icarus.worker.fetch import BlockFetch, UnsettledReadError, WantedBlocks
+
+
+class EventQueue:
+    """Carries an engine's events from its thread to the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+
+    def put(self, event: EngineEvent) -> None:
+        """Called on the engine thread."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def get(self) -> EngineEvent:
+        return await self._events.get()
+
+
+class WorkerTurn:
+    """An async context: on leaving it before the turn has ended, the engine forgets the turn and frees its blocks,
+    except those under a posted read, which stay quarantined until it settles."""
+
+    def __init__(self, engine: EngineThread, request: Request, events: EventQueue, fetch: BlockFetch):
+        self._engine = engine
+        self._request = request
+        self._events = events
+        self._ended = False
+        self.fetch = fetch
+
+    async def __aenter__(self) -> "WorkerTurn":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended:
+            blocks = tuple(self.fetch.unsettled_blocks)
+            request_id = self._request.request_id
+            self._engine.post(lambda engine: engine.abort(request_id, blocks))
+            self._settle_later(blocks)
+
+    async def submit(self) -> Admitted:
+        """Queues the request and waits for room. Raises OverloadedError, InvalidInputError."""
+        await asyncio.wrap_future(self._engine.call(lambda engine: engine.submit(self._request)))
+        event = await self._next()
+        assert isinstance(event, Admitted), event
+        return event
+
+    async def land_from_sources(self, admitted: Admitted, sources: Sequence[BlockSource]) -> None:
+        """Reads what other workers have cached, then lets the engine compute the rest."""
+        await self._land(lambda: self.fetch.from_sources(self._wanted(admitted), sources))
+
+    async def land_from_grant(self, admitted: Admitted, address: str, grant: Grant, num_cached_tokens: int) -> None:
+        """Reads what a prefill worker staged, then lets the engine compute the rest."""
+        await self._land(lambda: self.fetch.from_grant(self._wanted(admitted), address, grant, num_cached_tokens))
+
+    async def land_nothing(self) -> None:
+        """Lets the engine compute everything that is not local."""
+        await self._call(lambda engine: engine.land(self._request.request_id, Landing()))
+
+    async def finish(self) -> None:
+        """Ends the turn normally, now."""
+        await self._call(lambda engine: engine.finish(self._request.request_id))
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        """What the engine says, up to and including the turn's end. Raises what the turn failed with."""
+        while not self._ended:
+            yield await self._next()
+
+    async def _next(self) -> EngineEvent:
+        event = await self._events.get()
+        self._ended = isinstance(event, Finished | Prefilled | Failed)
+        if isinstance(event, Failed):
+            raise (
+                event.error if isinstance(event.error, IcarusError) else IcarusError("the step failed")
+            ) from event.error
+        return event
+
+    def _wanted(self, admitted: Admitted) -> WantedBlocks:
+        first, last = admitted.num_local_blocks, len(admitted.block_hashes)
+        return WantedBlocks(
+            first, admitted.block_hashes[first:], admitted.block_ids[first:last], self._request.block_size
+        )
+
+    async def _land(self, read: Callable[[], Awaitable[Landing]]) -> None:
+        try:
+            landing = await read()
+        except UnsettledReadError:
+            await self._abandon_read()
+            return
+        await self._call(lambda engine: engine.land(self._request.request_id, landing))
+
+    async def _abandon_read(self) -> None:
+        blocks = tuple(self.fetch.unsettled_blocks)
+        await self._call(lambda engine: engine.abandon_read(self._request.request_id, blocks))
+        self._settle_later(blocks)
+
+    def _settle_later(self, blocks: tuple[BlockId, ...]) -> None:
+        if blocks and self.fetch.pending is not None:
+            self.fetch.pending.settled.add_done_callback(lambda _: self._engine.post(lambda e: e.settle(blocks)))
+
+    async def _call(self, command: Callable[[Engine], None]) -> None:
+        await asyncio.wrap_future(self._engine.post(command))

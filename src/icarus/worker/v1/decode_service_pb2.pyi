@@ -1,0 +1,120 @@
+from icarus.worker.v1 import blocks_pb2 as _blocks_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DecodeRequest(_message.Message):
+    __slots__ = ("begin", "staged", "finish")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    begin: BeginTurn
+    staged: PrefillStaged
+    finish: FinishTurn
+    def __init__(self, begin: _Optional[_Union[BeginTurn, _Mapping]] = ..., staged: _Optional[_Union[PrefillStaged, _Mapping]] = ..., finish: _Optional[_Union[FinishTurn, _Mapping]] = ...) -> None: ...
+
+class BeginTurn(_message.Message):
+    __slots__ = ("tenant", "turn_id", "token_ids", "num_output_tokens", "adapter", "sampling", "sources", "await_prefill")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TURN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    AWAIT_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    turn_id: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_output_tokens: int
+    adapter: str
+    sampling: DecodeSampling
+    sources: _containers.RepeatedCompositeFieldContainer[_blocks_pb2.BlockSource]
+    await_prefill: bool
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_output_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sampling: _Optional[_Union[DecodeSampling, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., await_prefill: _Optional[bool] = ...) -> None: ...
+
+class DecodeSampling(_message.Message):
+    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_token_ids")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PrefillStaged(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: StagedBlocks
+    def __init__(self, blocks: _Optional[_Union[StagedBlocks, _Mapping]] = ...) -> None: ...
+
+class StagedBlocks(_message.Message):
+    __slots__ = ("worker_id", "address", "grant", "num_cached_tokens")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    address: str
+    grant: _blocks_pb2.Grant
+    num_cached_tokens: int
+    def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., grant: _Optional[_Union[_blocks_pb2.Grant, _Mapping]] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
+
+class FinishTurn(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DecodeResponse(_message.Message):
+    __slots__ = ("reserved", "tokens", "finished")
+    RESERVED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    reserved: TurnReserved
+    tokens: TokensGenerated
+    finished: DecodeFinished
+    def __init__(self, reserved: _Optional[_Union[TurnReserved, _Mapping]] = ..., tokens: _Optional[_Union[TokensGenerated, _Mapping]] = ..., finished: _Optional[_Union[DecodeFinished, _Mapping]] = ...) -> None: ...
+
+class TurnReserved(_message.Message):
+    __slots__ = ("num_local_blocks",)
+    NUM_LOCAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    num_local_blocks: int
+    def __init__(self, num_local_blocks: _Optional[int] = ...) -> None: ...
+
+class TokensGenerated(_message.Message):
+    __slots__ = ("token_ids",)
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DecodeFinished(_message.Message):
+    __slots__ = ("reason", "computed_tokens", "local_tokens", "remote_tokens", "cross_adapter_tokens", "kv_written_tokens", "transfer_reads", "transfer_bytes", "block_sequence")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CROSS_ADAPTER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_WRITTEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_READS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    computed_tokens: int
+    local_tokens: int
+    remote_tokens: int
+    cross_adapter_tokens: int
+    kv_written_tokens: int
+    transfer_reads: int
+    transfer_bytes: int
+    block_sequence: int
+    def __init__(self, reason: _Optional[str] = ..., computed_tokens: _Optional[int] = ..., local_tokens: _Optional[int] = ..., remote_tokens: _Optional[int] = ..., cross_adapter_tokens: _Optional[int] = ..., kv_written_tokens: _Optional[int] = ..., transfer_reads: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., block_sequence: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,240 @@
+"""One worker: an asyncio loop (gRPC), the engine thread and the transfer thread, and what is between them."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from icarus.adapters.lora import LoraWeights
+from icarus.adapters.peft_folder import load_peft_folder
+from icarus.adapters.registry import AdapterRegistry
+from icarus.cache.hashing import cache_fingerprint, root_hash
+from icarus.cache.kv import LAYOUT, KVPool
+from icarus.cache.leases import LeaseTable
+from icarus.cache.pool import BlockPool
+from icarus.config import Config
+from icarus.engine.engine import Engine
+from icarus.engine.request import Request
+from icarus.engine.runner import Runner
+from icarus.engine.scheduler import Scheduler
+from icarus.engine.thread import EngineThread
+from icarus.errors import ConfigError, InvalidInputError
+from icarus.model.config import ModelConfig
+from icarus.model.digest import base_digest
+from icarus.model.hub import resolve_model
+from icarus.model.llama import load_model
+from icarus.transfer.nixl import NixlTransport
+from icarus.transfer.thread import TransferThread
+from icarus.transfer.transport import PoolRegion
+from icarus.types import AdapterInfo, AdapterMode, BlockHash, BlockSource, RequestId, Role, SamplingParams, WorkerId
+from icarus.worker.change_feed import ChangeFeed
+from icarus.worker.fetch import BlockFetch
+from icarus.worker.peers import PeerTable
+from icarus.worker.turn import EventQueue, WorkerTurn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a worker is."""
+
+    worker_id: WorkerId
+    instance_id: str
+    """Drawn anew at each start."""
+    role: Role
+    base_model: str
+    base_digest: str
+    fingerprint: str
+    block_size: int
+    num_blocks: int
+    block_bytes: int
+    context_length: int
+
+
+@dataclass(frozen=True)
+class TurnSpec:
+    """A turn as a service asks for it."""
+
+    tenant: str
+    turn_id: str
+    token_ids: Sequence[int]
+    adapter: str
+    """The specialist; empty for the base."""
+    sampling: SamplingParams
+    sources: Sequence[BlockSource] = ()
+    num_earlier_output: int = 0
+    prefill_only: bool = False
+    base_writes_alone: bool = False
+    """A shared specialist's prefill: its name is noted, its weights are not needed."""
+    await_landing: bool = False
+    lease_from_block: int = 0
+
+
+class Worker:
+    """Everything that the services of a worker process share."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        model: ModelConfig,
+        adapters: AdapterRegistry,
+        engine: EngineThread,
+        transfer: TransferThread,
+        changes: ChangeFeed,
+        config: Config,
+    ):
+        self.identity = identity
+        self.adapters = adapters
+        self.engine = engine
+        self.transfer = transfer
+        self.changes = changes
+        self.stage_timeout_seconds = config.transfer.stage_timeout_seconds
+        self._model = model
+        self._config = config
+        self._peers = PeerTable(transfer, identity.fingerprint)
+
+    async def start(self) -> None:
+        """Raises TransferError if the transport does not come up."""
+        await asyncio.to_thread(self.transfer.start)
+        self.engine.start()
+
+    async def stop(self) -> None:
+        await self._peers.close()
+        await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self.transfer.stop)
+
+    def turn(self, spec: TurnSpec) -> WorkerTurn:
+        """Makes a turn, its adapter pinned: a later reload or removal does not touch it. Raises NotFoundError for an
+        adapter that is not here, InvalidInputError for bad tokens."""
+        self._check_tokens(spec.token_ids)
+        adapter = self.adapters.get(spec.adapter) if spec.adapter and not spec.base_writes_alone else None
+        events = EventQueue()
+        reuse = self._config.cache.prefix_reuse
+        request = Request(
+            request_id=RequestId(f"{spec.turn_id}/{secrets.token_hex(4)}"),
+            token_ids=list(spec.token_ids),
+            num_prompt=len(spec.token_ids),
+            adapter=adapter,
+            writer=spec.adapter,
+            sampling=spec.sampling,
+            root=self._root(spec.tenant, adapter),
+            block_size=self.identity.block_size,
+            sink=events.put,
+            prefill_only=spec.prefill_only,
+            await_landing=spec.await_landing,
+            num_source_blocks=max((s.num_blocks for s in spec.sources), default=0) if reuse else 0,
+            num_earlier_output=spec.num_earlier_output,
+            lease_from_block=spec.lease_from_block,
+        )
+        fetch = BlockFetch(self._peers, self.transfer, spec.tenant, spec.turn_id)
+        return WorkerTurn(self.engine, request, events, fetch)
+
+    async def load_adapter(self, name: str, path: str, mode: AdapterMode | None) -> AdapterInfo:
+        """Loads a PEFT folder off the event loop. Raises InvalidInputError, FailedPreconditionError,
+        AlreadyExistsError."""
+        weights = await asyncio.to_thread(
+            load_peft_folder,
+            Path(path),
+            name,
+            mode,
+            shapes=self._model.linear_shapes,
+            num_layers=self._model.num_layers,
+            base_digest=self.identity.base_digest,
+            dtype=getattr(torch, self._config.model.dtype),
+            device=self._config.model.device,
+        )
+        return self.adapters.add(weights).info
+
+    def _root(self, tenant: str, adapter: LoraWeights | None) -> BlockHash:
+        private = adapter is not None and adapter.mode == AdapterMode.PRIVATE
+        return root_hash(self.identity.fingerprint, tenant, adapter.digest if adapter and private else "")
+
+    def _check_tokens(self, token_ids: Sequence[int]) -> None:
+        if not token_ids:
+            raise InvalidInputError("the prompt is empty")
+        if max(token_ids) >= self._model.vocab_size:
+            raise InvalidInputError(
+                f"token id {max(token_ids)} is outside the vocabulary [0, {self._model.vocab_size})"
+            )
+
+
+async def build_worker(config: Config, role: Role, worker_id: WorkerId, changes: ChangeFeed) -> Worker:
+    """Loads the model and the adapters named in the settings; nothing runs yet. Raises ConfigError."""
+    if config.transfer.transport != "nixl":
+        raise ConfigError(
+            f"[transfer] transport = {config.transfer.transport!r} serves unit tests only: a service takes 'nixl'"
+        )
+    folder = await asyncio.to_thread(resolve_model, config.model.path, logger.info)
+    worker = await asyncio.to_thread(_build, config, role, worker_id, folder, changes)
+    for entry in config.worker.adapters:
+        name, path, mode = parse_adapter_entry(entry)
+        info = await worker.load_adapter(name, path, mode)
+        logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
+    return worker
+
+
+def parse_adapter_entry(entry: str) -> tuple[str, str, AdapterMode | None]:
+    """NAME=FOLDER or NAME=FOLDER:private (or :shared). Raises ConfigError."""
+    name, separator, path = entry.partition("=")
+    if not (separator and name and path):
+        raise ConfigError(f"[worker] adapters: {entry!r} is not NAME=FOLDER or NAME=FOLDER:private")
+    folder, colon, mode = path.rpartition(":")
+    if colon and mode in set(AdapterMode):
+        return name, folder, AdapterMode(mode)
+    return name, path, None
+
+
+def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, changes: ChangeFeed) -> Worker:
+    if config.engine.num_threads:
+        torch.set_num_threads(config.engine.num_threads)
+    model = load_model(folder, config.model.dtype, config.model.device, _log_progress)
+    shape = model.config
+    kv = KVPool(shape, config.cache.num_blocks, config.cache.block_size, config.model.dtype, config.model.device)
+    digest = base_digest(folder)
+    dtype, block_size = config.model.dtype, config.cache.block_size
+    fingerprint = cache_fingerprint(digest, dtype, shape.rope.canonical(), block_size, LAYOUT)
+    instance_id = secrets.token_hex(8)
+    identity = Identity(
+        worker_id=worker_id,
+        instance_id=instance_id,
+        role=role,
+        base_model=config.model.name or folder.name,
+        base_digest=digest,
+        fingerprint=fingerprint,
+        block_size=block_size,
+        num_blocks=config.cache.num_blocks,
+        block_bytes=kv.block_bytes,
+        context_length=shape.context_length,
+    )
+    engine = _build_engine(config, Runner(model, kv, config.model.device), instance_id)
+    transfer = TransferThread(
+        lambda: NixlTransport(_region(kv)), config.transfer.read_timeout_seconds, config.transfer.max_queued_reads
+    )
+    engine_thread = EngineThread(engine, changes.publish_threadsafe)
+    return Worker(identity, shape, AdapterRegistry(), engine_thread, transfer, changes, config)
+
+
+def _build_engine(config: Config, runner: Runner, instance_id: str) -> Engine:
+    pool = BlockPool(config.cache.num_blocks)
+    settings = config.engine
+    scheduler = Scheduler(
+        pool, settings.max_batch_tokens, settings.max_running, settings.max_waiting, config.cache.prefix_reuse
+    )
+    max_leased = int(config.transfer.max_leased_fraction * config.cache.num_blocks)
+    return Engine(runner, pool, scheduler, LeaseTable(config.transfer.lease_seconds), instance_id, max_leased)
+
+
+def _region(kv: KVPool) -> PoolRegion:
+    device = kv.tensor.device
+    return PoolRegion(kv.tensor.data_ptr(), kv.block_bytes, kv.num_blocks, device.type, device.index or 0)
+
+
+def _log_progress(done: int, total: int) -> None:
+    step = max(1, total // 10)
+    if done % step == 0 or done == total:
+        logger.info("loading weights", extra={"tensors": done, "of": total})

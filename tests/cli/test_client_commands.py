@@ -1,0 +1,76 @@
+"""`icarus generate` and `icarus models` against a scripted gateway."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from icarus.cli.main import main
+from icarus.v1 import generation_service_pb2 as generation_pb2
+from icarus.v1 import session_service_pb2 as session_pb2
+
+
+def test_generate_streams_text_and_sums_up(gateway, capsys):
+    argv = ["generate", "--gateway", gateway.address, "--model", "alpha", "--max-tokens", "3", "--seed", "5", "hi"]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out == "<1><2><3>\n"
+    assert "length: 3 prompt tokens (1 computed, 0 local, 2 remote)" in err and "by decode-0, seed 5" in err
+    request = gateway.last(generation_pb2.GenerateRequest)
+    assert (request.model, request.content.text, request.sampling.max_tokens) == ("alpha", "hi", 3)
+    assert not request.sampling.HasField("temperature") and not request.sampling.ignore_eos
+
+
+def test_generate_takes_the_base_model_and_standard_input(gateway, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
+    assert main(["generate", "--gateway", gateway.address, "--tenant", "acme", "--stop", "a", "--stop", "b"]) == 0
+    request = gateway.last(generation_pb2.GenerateRequest)
+    assert (request.model, request.content.text, request.tenant) == ("base", "from a pipe", "acme")
+    assert list(request.sampling.stop) == ["a", "b"]
+
+
+def test_generate_as_chat_in_a_session(gateway, capsys):
+    argv = ["generate", "--gateway", gateway.address, "--model", "alpha", "--chat", "hi", "--session"]
+    assert main([*argv, "new"]) == 0
+    session_id = capsys.readouterr().err.split("\n")[0].removeprefix("session ")
+    assert main([*argv, session_id]) == 0
+    request = gateway.last(session_pb2.GenerateTurnRequest)
+    assert (request.session_id, request.content.messages.messages[0].content) == (session_id, "hi")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "word"),
+    [
+        (["--model", "missing", "hi"], 2, "missing"),
+        (["--model", "alpha", "--session", "nope", "hi"], 2, "nope"),
+        (["--model", "alpha", "invalid"], 2, "max_tokens"),
+        (["--model", "alpha", "overloaded"], 1, "try again"),
+    ],
+)
+def test_what_the_gateway_refuses(gateway, capsys, argv, code, word):
+    assert main(["generate", "--gateway", gateway.address, *argv]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("icarus: error: ") and err.count("\n") == 1 and word in err
+
+
+def test_no_gateway_says_how_to_start_one(capsys):
+    assert main(["models", "--gateway", "127.0.0.1:1"]) == 1
+    err = capsys.readouterr().err
+    assert "127.0.0.1:1" in err and "icarus up" in err and err.count("\n") == 1
+
+
+def test_models_lists_them(gateway, capsys):
+    assert main(["models", "--gateway", gateway.address]) == 0
+    out = capsys.readouterr().out
+    assert "base" in out and "decode-0" in out and "2048" in out
+
+
+def test_a_reader_that_goes_away_is_no_traceback(gateway):
+    command = [sys.executable, "-m", "icarus.cli.main", "generate", "--gateway", gateway.address, "--model", "a", "hi"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait(30) == 1 and err == ""
+    process.stderr.close()

@@ -1,0 +1,138 @@
+"""A deployment of real processes on this machine: it starts, it says why it did not, and nothing of it stays."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from icarus.cli.local import LocalCluster
+from icarus.client import Client
+from icarus.config import Config, EngineSection, GatewaySection, ModelSection
+from icarus.errors import ConfigError, DeadlineError, UnavailableError
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    model = ModelSection(path=str(tiny.tiny_llama(tmp_path_factory.mktemp("model"))), name="tiny", dtype="float32")
+    return Config(model=model, engine=EngineSection(num_threads=1), gateway=GatewaySection(address="127.0.0.1:0"))
+
+
+def gateway_only(config, **options) -> LocalCluster:
+    return LocalCluster(config, decode_adapters=[], num_prefill=0, **options)
+
+
+def alive(pid: int) -> bool:
+    """Zombies count as dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def test_it_is_ready_when_entered_and_gone_when_left(config, tmp_path):
+    progress: list[str] = []
+    with gateway_only(config, log_dir=tmp_path, progress=progress.append) as cluster:
+        (child,) = cluster._children
+        with Client(cluster.address, timeout=10) as client:
+            assert client.cluster().workers == ()
+        cluster.check()
+    assert progress == ["starting gateway", "gateway is ready"]
+    assert not alive(child.process.pid) and child.process.returncode == 0
+    assert "msg=serving" in (tmp_path / "gateway.log").read_text()
+
+
+def test_a_folder_of_its_own_for_logs_is_removed(config):
+    with gateway_only(config) as cluster:
+        assert (cluster.log_dir / "gateway.log").exists()
+    assert not cluster.log_dir.exists()
+
+
+def test_a_taken_port_is_a_setting_to_change(config):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(ConfigError, match=f"gateway: cannot listen on {address}"),
+            gateway_only(replace(config, gateway=GatewaySection(address=address))),
+        ):
+            pass
+
+
+def test_a_worker_that_finds_its_settings_wrong_is_named(config):
+    cluster = LocalCluster(config, decode_adapters=[["planner=/nowhere/planner"]], num_prefill=0)
+    with pytest.raises(ConfigError, match=r"decode-0: .*/nowhere/planner"), cluster:
+        pass
+
+
+def test_a_child_that_dies_is_named_with_its_last_words(config):
+    with gateway_only(config) as cluster:
+        cluster._children[0].process.kill()
+        cluster._children[0].process.wait()
+        with pytest.raises(UnavailableError, match=r"gateway ended with exit code -9(.|\n)*serving"):
+            cluster.watch()
+
+
+def test_a_start_has_a_limit_and_leaves_nothing(config):
+    cluster = gateway_only(config, startup_seconds=0.0)
+    children = cluster._children
+    seen = []
+    cluster._progress = lambda line: seen.extend(child.process for child in children)
+    with pytest.raises(DeadlineError, match="gateway not ready after 0 s"), cluster:
+        pass
+    assert seen and all(process.returncode is not None for process in seen)
+
+
+PARENT = """
+import sys, time
+from dataclasses import replace
+from icarus.cli.local import LocalCluster
+from icarus.config import Config, GatewaySection, ModelSection
+config = Config(model=ModelSection(path=sys.argv[1], name="tiny"), gateway=GatewaySection(address="127.0.0.1:0"))
+with LocalCluster(config, decode_adapters=[], num_prefill=0, log_dir=sys.argv[2]) as cluster:
+    sys.stdout.write(f"{cluster._children[0].process.pid}\\n")
+    sys.stdout.flush()
+    time.sleep(60)
+"""
+
+
+def test_children_die_with_a_parent_that_is_killed(config, tmp_path):
+    command = [sys.executable, "-c", PARENT, config.model.path, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        os.kill(parent.pid, signal.SIGKILL)
+        wait_until(lambda: not alive(pid), 20)
+
+
+def test_up_serves_until_ctrl_c(config, tmp_path):
+    command = [sys.executable, "-m", "icarus.cli.main", "up", "--num-prefill=0", f"--model-path={config.model.path}"]
+    command += ["--model-name=tiny", "--gateway-address=127.0.0.1:0", "--engine-num-threads=1"]
+    command += ["--model-dtype=float32", f"--log-dir={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None and up.stderr is not None
+        line = next(line for line in up.stdout if line.startswith("the gateway answers at "))
+        address = line.split()[4].rstrip(";")
+        ask = [sys.executable, "-m", "icarus.cli.main", "generate", "--gateway", address, "--max-tokens=4"]
+        answer = subprocess.run(
+            [*ask, "--ignore-eos", "hello"], capture_output=True, text=True, timeout=60, check=False
+        )
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) == 130 and up.stderr.read() == ""
+    assert answer.returncode == 0 and "length: 5 prompt tokens" in answer.stderr and "by decode-0" in answer.stderr
+    assert "draining" in (tmp_path / "decode-0.log").read_text()

@@ -1,0 +1,103 @@
+"""The client for asyncio against a scripted gateway: what differs from the one for threads."""
+
+import asyncio
+import inspect
+
+import pytest
+
+from icarus.client import AsyncClient, AsyncSession, AsyncTurnStream, Client, Delta, Session, TurnStream
+from icarus.errors import NotFoundError, OverloadedError, UnavailableError
+from icarus.types import AdapterMode, FinishReason
+
+
+@pytest.fixture
+async def client(gateway):
+    async with AsyncClient(gateway.address, tenant="acme", timeout=10) as client:
+        yield client
+
+
+async def wait_until(condition, seconds=5.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("sync", "aio"), [(Client, AsyncClient), (Session, AsyncSession), (TurnStream, AsyncTurnStream)]
+)
+def test_both_clients_have_the_same_surface(sync, aio):
+    def surface(cls):
+        methods = inspect.getmembers(cls, inspect.isfunction)
+        return {name: list(inspect.signature(method).parameters) for name, method in methods if name[0] != "_"}
+
+    assert surface(sync) == surface(aio) and surface(sync)
+
+
+async def test_stream_gives_deltas_then_the_result(client):
+    stream = client.generate("alpha", token_ids=[5, 6], seed=3)
+    assert [delta async for delta in stream] == [Delta((5,), "<5>"), Delta((6,), "<6>")]
+    result = await stream.result()
+    assert (result.text, result.finish_reason, result.seed) == ("<5><6>", FinishReason.LENGTH, 3)
+
+
+async def test_trouble_after_tokens_keeps_them(client):
+    stream = client.generate("alpha", "late trouble")
+    with pytest.raises(OverloadedError):
+        await stream.result()
+    with pytest.raises(OverloadedError):
+        await stream.result()
+    assert stream.token_ids == (1, 2, 3)
+
+
+async def test_leaving_early_cancels_the_turn(client, gateway):
+    async with client.generate("alpha", "endless", turn_id="t7") as stream:
+        assert (await anext(stream)).token_ids == (1,)
+    await wait_until(lambda: gateway.cancelled == ["t7"])
+    assert (await stream.result()).finish_reason is FinishReason.CANCELLED
+
+
+async def test_cancel_from_another_task_ends_the_iteration(client, gateway):
+    stream = client.generate("alpha", "endless")
+    reader = asyncio.create_task(stream.result())
+    await wait_until(lambda: len(stream.token_ids) == 3)
+    stream.cancel()
+    assert (await reader).finish_reason is FinishReason.CANCELLED
+    await wait_until(lambda: gateway.cancelled == [stream.turn_id])
+
+
+async def test_cancelling_the_task_cancels_the_turn(client, gateway):
+    stream = client.generate("alpha", "endless")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(stream.result(), 0.3)
+    await wait_until(lambda: gateway.cancelled == [stream.turn_id])
+    assert stream.finish_reason is FinishReason.CANCELLED
+
+
+async def test_two_turns_at_once(client):
+    first, second = client.generate("alpha", token_ids=[1]), client.generate("alpha", token_ids=[2])
+    results = await asyncio.gather(second.result(), first.result())
+    assert [result.token_ids for result in results] == [(2,), (1,)]
+
+
+async def test_session_and_models(client):
+    session = await client.create_session(token_ids=[4])
+    assert (await session.append(token_ids=[5])).num_tokens == 2
+    assert (await session.generate("alpha").result()).token_ids == (4, 5)
+    assert await client.session(session.session_id).token_ids() == (4, 5)
+    assert (await session.get()).num_turns == 1
+    await session.delete()
+    with pytest.raises(NotFoundError):
+        await session.token_ids()
+    model = await client.load_adapter("alpha", "/a", mode=AdapterMode.SHARED)
+    assert model.mode is AdapterMode.SHARED
+    assert [model.name for model in await client.models()] == ["base", "alpha"]
+    await client.unload_adapter("alpha")
+    assert (await client.cluster()).block_size == 16
+
+
+async def test_no_gateway_is_unavailable():
+    async with AsyncClient("127.0.0.1:1", timeout=5) as nobody:
+        with pytest.raises(UnavailableError):
+            await nobody.cluster()
+        with pytest.raises(UnavailableError):
+            await nobody.generate("alpha", "hi").result()

@@ -1,0 +1,322 @@
+"""The engine against the oracle: batches, chunks, reuse, eviction, preemption, cancellation, transfer."""
+
+import pytest
+import torch
+
+from engine.harness import BLOCK_SIZE, Harness
+from icarus.engine.request import Failed, Finished, Landing, Phase, Prefilled
+from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError
+from icarus.types import FinishReason, SamplingParams
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.fixture
+def harness(base):
+    return Harness(base)
+
+
+@pytest.mark.parametrize("length", [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 31, 32, 33, 70])
+@pytest.mark.parametrize("name", ["", "s0", "private"])
+def test_greedy_equals_the_oracle_at_block_and_chunk_edges(harness, specialists, length, name):
+    turn = harness.generate(prompt(length), specialists[name] if name else None)
+    specialists.check_greedy(turn)
+    assert turn.ended.reason == FinishReason.LENGTH
+    assert turn.ended.account.kv_written_tokens == length + 7
+
+
+def test_a_batch_of_four_specialists_zero_base_and_private(harness, specialists):
+    names = ["s0", "s1", "s2", "s3", "zero", "", "private", "s0"]
+    turns = [
+        harness.submit(prompt(10 + 7 * i, seed=i), specialists[name] if name else None, max_tokens=12)
+        for i, name in enumerate(names)
+    ]
+    harness.run()
+    for turn in turns:
+        specialists.check_greedy(turn)
+    assert turns[4].request.token_ids == harness.generate(prompt(38, seed=4), max_tokens=12).request.token_ids
+
+
+def test_prefill_is_chunked_between_decode_steps(base, specialists):
+    harness = Harness(base, max_batch_tokens=16)
+    decoding = harness.submit(prompt(8), specialists["s0"], max_tokens=20)
+    harness.step()
+    assert len(decoding.output) == 1
+    prefilling = harness.submit(prompt(100, seed=1), specialists["s1"], max_tokens=4)
+    for expected in range(2, 8):
+        harness.step()
+        assert len(decoding.output) == expected
+        assert prefilling.output == []
+    harness.run()
+    specialists.check_greedy(decoding)
+    specialists.check_greedy(prefilling)
+
+
+def test_specialists_read_what_others_wrote(harness, specialists):
+    history = prompt(22)
+    written = 0
+    for name in ["s0", "s1", "s2", "s0"]:
+        turn = harness.generate(history, specialists[name], max_tokens=9)
+        specialists.check_greedy(turn)
+        history = [*turn.request.token_ids, *prompt(5, seed=len(history))]
+        written += turn.ended.account.kv_written_tokens
+    account = turn.ended.account
+    assert account.local_tokens == (turn.request.num_prompt - 6) // BLOCK_SIZE * BLOCK_SIZE
+    assert 0 < account.cross_adapter_tokens < account.local_tokens
+    assert account.computed_tokens + account.local_tokens == turn.request.num_prompt
+    unique = len(turn.request.token_ids) - 1
+    assert written == harness.model.kv_rows_written
+    assert written <= unique + 4 * BLOCK_SIZE
+
+
+def test_without_reuse_the_same_chain_computes_everything_again(base, specialists):
+    harness = Harness(base, prefix_reuse=False)
+    history = prompt(22)
+    for name in ["s0", "s1", "s2"]:
+        turn = harness.generate(history, specialists[name], max_tokens=9)
+        history = [*turn.request.token_ids, *prompt(5)]
+    unique = len(turn.request.token_ids) - 1
+    assert harness.model.kv_rows_written > unique + 3 * BLOCK_SIZE
+    assert turn.ended.account.local_tokens == 0
+
+
+@pytest.mark.parametrize("name", ["", "s0", "private"])
+def test_a_wholly_cached_prompt_takes_one_read_only_row(harness, specialists, name):
+    adapter = specialists[name] if name else None
+    first = harness.generate(prompt(8 * BLOCK_SIZE), adapter)
+    before = harness.model.kv_rows_written
+    again = harness.generate(prompt(8 * BLOCK_SIZE), adapter)
+    assert again.output == first.output
+    assert again.ended.account.computed_tokens == 0
+    assert harness.model.kv_rows_written - before == again.ended.account.kv_written_tokens <= 7
+    specialists.check_greedy(again)
+
+
+def test_private_kv_is_never_shared(harness, specialists):
+    harness.generate(prompt(40), specialists["private"])
+    assert harness.generate(prompt(40), specialists["s0"]).ended.account.local_tokens == 0
+    again = harness.generate(prompt(40), specialists["private"])
+    assert (again.ended.account.local_tokens, again.ended.account.cross_adapter_tokens) == (40, 0)
+    specialists.check_greedy(again)
+
+
+def test_kv_is_byte_equal_whoever_is_served(base, specialists):
+    pools = []
+    for name in ["s0", "s1", "zero"]:
+        harness = Harness(base)
+        turn = harness.submit(prompt(29), specialists[name], max_tokens=1)
+        blocks = list(turn.request.block_ids)
+        harness.run()
+        pools.append(harness.kv.tensor[blocks].clone())
+    assert pools[0].abs().sum() > 0
+    assert torch.equal(pools[0], pools[1])
+    assert torch.equal(pools[0], pools[2])
+
+
+def test_eviction_takes_unreferenced_blocks_only(base, specialists):
+    harness = Harness(base, num_blocks=12)
+    long = harness.submit(prompt(16), specialists["s0"], max_tokens=16)
+    for seed in range(1, 6):
+        harness.submit(prompt(12, seed), specialists["s1"], max_tokens=2)
+    harness.run()
+    assert harness.pool.evictions > 0
+    specialists.check_greedy(long)
+
+
+def test_a_preempted_request_finishes_correctly(base, specialists):
+    harness = Harness(base, num_blocks=16)
+    turns = [harness.submit(prompt(12, i), specialists[f"s{i}"], max_tokens=30) for i in range(4)]
+    harness.run()
+    assert harness.scheduler.preemptions > 0
+    for turn in turns:
+        assert len(turn.output) == 30
+        specialists.check_greedy(turn)
+    written = sum(turn.ended.account.kv_written_tokens for turn in turns)
+    assert written == harness.model.kv_rows_written
+    assert all(turn.ended.account.computed_tokens <= 12 for turn in turns)
+
+
+def test_sampling_survives_preemption_and_batching(base, specialists):
+    sampling = SamplingParams(max_tokens=30, temperature=1.2, top_p=0.9, top_k=40, seed=7)
+    alone = Harness(base).generate(prompt(12), specialists["s3"], sampling=sampling)
+    crowded = Harness(base, num_blocks=16)
+    others = [crowded.submit(prompt(12, i), specialists["s1"], max_tokens=30) for i in (1, 2)]
+    turn = crowded.submit(prompt(12), specialists["s3"], sampling=sampling)
+    crowded.run()
+    assert crowded.scheduler.preemptions > 0
+    assert turn.output == alone.output
+    assert all(isinstance(other.ended, Finished) for other in others)
+    reseeded = SamplingParams(max_tokens=30, temperature=1.2, seed=8)
+    assert Harness(base).generate(prompt(12), specialists["s3"], sampling=reseeded).output != alone.output
+
+
+def test_output_of_an_earlier_attempt_goes_on(base, specialists):
+    sampling = SamplingParams(max_tokens=10, temperature=0.8, seed=3)
+    whole = Harness(base).generate(prompt(12), specialists["s1"], sampling=sampling)
+    rest = Harness(base).generate(
+        [*prompt(12), *whole.output[:4]], specialists["s1"], sampling=sampling, num_earlier_output=4
+    )
+    assert rest.output == whole.output[4:]
+
+
+def test_stop_tokens_end_the_turn_and_belong_to_it(harness, specialists):
+    greedy = harness.generate(prompt(9), specialists["s0"]).output
+    stop = SamplingParams(max_tokens=8, stop_token_ids=frozenset({greedy[3]}))
+    turn = harness.generate(prompt(9), specialists["s0"], sampling=stop)
+    assert turn.output == greedy[: greedy.index(greedy[3]) + 1]
+    assert turn.ended.reason == FinishReason.STOP
+
+
+def test_abort_frees_everything_in_every_phase(base, specialists):
+    harness = Harness(base, num_blocks=16)
+    running = harness.submit(prompt(40), specialists["s0"])
+    landing = harness.submit(prompt(8, 1), specialists["s0"], await_landing=True)
+    waiting = harness.submit(prompt(40, 2), specialists["s0"])
+    harness.step()
+    phases = [turn.request.phase for turn in (running, landing, waiting)]
+    assert phases == [Phase.RUNNING, Phase.LANDING, Phase.WAITING]
+    for turn in (waiting, landing, running):
+        harness.engine.abort(turn.request.request_id)
+        harness.engine.check()
+    assert harness.engine.check().pool.used == 0
+    specialists.check_greedy(harness.generate(prompt(9), specialists["s1"]))
+
+
+def test_a_prefill_whose_caller_left_at_the_last_moment_keeps_no_lease(harness):
+    turn = harness.submit(prompt(20), prefill_only=True)
+    harness.run()
+    assert harness.engine.check().leased_blocks == 5
+    harness.engine.abort(turn.request.request_id)
+    assert harness.engine.check().pool.used == 0
+
+
+def test_a_turn_ended_early_is_whole(harness, specialists):
+    turn = harness.submit(prompt(9), specialists["s0"], max_tokens=50)
+    for _ in range(4):
+        harness.step()
+    harness.engine.finish(turn.request.request_id)
+    assert turn.ended.reason == FinishReason.STOP
+    assert harness.engine.check().pool.used == 0
+
+
+def test_blocks_land_from_another_engine(base, specialists):
+    owner, reader = Harness(base), Harness(base)
+    history = owner.generate(prompt(30), specialists["s0"], max_tokens=9).request.token_ids
+    tokens = [*history, *prompt(6, 1)]
+    turn = reader.submit(tokens, specialists["s1"], num_source_blocks=9)
+    assert turn.request.phase == Phase.LANDING
+    grant = owner.engine.acquire_lease(turn.admitted.block_hashes, 0)
+    assert len(grant.block_ids) == 9
+    reader.read_from(owner, grant.block_ids, turn.admitted.block_ids[:9])
+    owner.engine.release_lease(grant.lease_id)
+    reader.engine.land(turn.request.request_id, Landing(grant.writers, 9 * BLOCK_SIZE))
+    reader.run()
+    specialists.check_greedy(turn)
+    account = turn.ended.account
+    assert (account.local_tokens, account.remote_tokens) == (0, 36)
+    assert account.cross_adapter_tokens == 36
+    assert account.kv_written_tokens == len(tokens) - 36 + 7
+    assert owner.engine.check().pool.used == 0
+
+
+@pytest.mark.parametrize("name", ["", "s0", "private"])
+def test_a_prefilled_prompt_lands_and_its_last_row_is_read_only(base, specialists, name):
+    adapter = specialists[name] if name else None
+    prefiller, decoder = Harness(base), Harness(base)
+    tokens = prompt(8 * BLOCK_SIZE)
+    prefill = prefiller.submit(tokens, adapter, prefill_only=True)
+    prefiller.run()
+    assert isinstance(prefill.ended, Prefilled)
+    grant = prefill.ended.grant
+    turn = decoder.submit(tokens, adapter, await_landing=True)
+    decoder.read_from(prefiller, grant.block_ids, turn.admitted.block_ids)
+    decoder.engine.land(turn.request.request_id, Landing(grant.writers, 0))
+    decoder.run()
+    specialists.check_greedy(turn)
+    assert turn.ended.account.computed_tokens == len(tokens)
+    assert turn.ended.account.kv_written_tokens == 7
+    assert prefiller.engine.check().leased_blocks == 8
+    prefiller.engine.release_lease(grant.lease_id)
+    assert prefiller.engine.check().pool.used == 0
+
+
+def test_a_cached_prefill_is_granted_at_once_from_the_asked_block_on(harness):
+    harness.generate(prompt(20))
+    turn = harness.submit(prompt(20), prefill_only=True, lease_from_block=2)
+    assert turn.ended.grant.first_block == 2
+    assert len(turn.ended.grant.block_ids) == 3
+    assert turn.ended.account.local_tokens == 20
+
+
+def test_a_lapsed_lease_frees_blocks_and_tells_its_reader(harness):
+    harness.generate(prompt(20))
+    turn = harness.submit(prompt(20), prefill_only=True)
+    assert harness.engine.check().leased_blocks == 5
+    harness.clock.now = 10.5
+    harness.engine.expire_leases()
+    assert harness.engine.check().pool.used == 0
+    with pytest.raises(FailedPreconditionError, match="lapsed"):
+        harness.engine.release_lease(turn.ended.grant.lease_id)
+    assert harness.engine.state().leases_expired == 1
+
+
+def test_an_abandoned_read_quarantines_its_blocks_and_the_turn_is_computed(base, specialists):
+    harness = Harness(base, num_blocks=24)
+    turn = harness.submit(prompt(30), specialists["s0"], num_source_blocks=7)
+    target = turn.admitted.block_ids[:7]
+    harness.engine.abandon_read(turn.request.request_id, target)
+    assert harness.engine.check().pool.quarantined == 7
+    assert not set(target) & set(turn.request.block_ids)
+    harness.run()
+    specialists.check_greedy(turn)
+    harness.engine.settle(target)
+    assert harness.engine.check().pool.quarantined == 0
+
+
+def test_a_cancelled_read_keeps_its_blocks_until_it_settles(harness):
+    turn = harness.submit(prompt(30), num_source_blocks=5)
+    target = turn.admitted.block_ids[:5]
+    harness.engine.abort(turn.request.request_id, target)
+    counts = harness.engine.check().pool
+    assert (counts.quarantined, counts.used) == (5, 0)
+    harness.engine.settle(target)
+    assert harness.engine.check().pool.free == counts.total
+
+
+def test_what_cannot_fit_is_refused_with_both_numbers(base):
+    harness = Harness(base, num_blocks=8)
+    with pytest.raises(InvalidInputError, match=r"38 tokens .* 10 blocks of 4; the pool of this worker has 8"):
+        harness.submit(prompt(30), max_tokens=8)
+    harness.generate(prompt(9))
+
+
+def test_a_full_queue_and_a_full_lease_cap_push_back(base):
+    harness = Harness(base, num_blocks=16)
+    harness.engine._max_leased_blocks = 6
+    harness.submit(prompt(20), prefill_only=True)
+    with pytest.raises(OverloadedError, match=r"0 blocks are leased and 5 promised of at most 6"):
+        harness.submit(prompt(20, 1), prefill_only=True)
+    harness.run()
+    with pytest.raises(OverloadedError, match="5 blocks are leased"):
+        harness.submit(prompt(20, 1), prefill_only=True)
+    for seed in range(40):
+        try:
+            harness.submit(prompt(40, seed), max_tokens=20)
+        except OverloadedError as error:
+            assert "32 requests wait" in str(error)
+            break
+    else:
+        pytest.fail("the queue took everything")
+    harness.engine.check()
+
+
+def test_a_failing_step_fails_its_requests_and_nothing_else(harness, specialists, monkeypatch):
+    turn = harness.submit(prompt(9), specialists["s0"])
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.model, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        harness.step()
+    assert isinstance(turn.ended, Failed)
+    assert harness.engine.check().pool.used == 0
+    specialists.check_greedy(harness.generate(prompt(9), specialists["s0"]))

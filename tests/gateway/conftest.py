@@ -1,0 +1,339 @@
+"""Tokenizers, templates and scripted workers. The gateway under test is the real one, over real gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import grpc.aio
+import pytest
+import tokenizers
+from icarus_gateway.chat_template import ChatTemplate
+from icarus_gateway.main import build_server
+from icarus_gateway.served_model import ServedModel
+from icarus_gateway.tokenizer import Tokenizer
+from icarus_gateway.workers import WorkerTable
+from tokenizers import decoders, models, pre_tokenizers
+
+from icarus.config import Config, GatewaySection
+from icarus.errors import UnavailableError
+from icarus.rpc.channel import open_channel
+from icarus.rpc.messages import PROTOCOL_VERSION
+from icarus.rpc.server import Server, Service, make_server
+from icarus.v1 import (
+    cluster_service_pb2_grpc,
+    generation_service_pb2_grpc,
+    model_service_pb2_grpc,
+    session_service_pb2_grpc,
+)
+from icarus.worker.v1 import (
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    debug_service_pb2,
+    debug_service_pb2_grpc,
+    decode_service_pb2,
+    decode_service_pb2_grpc,
+    prefill_service_pb2,
+    prefill_service_pb2_grpc,
+    registry_service_pb2,
+    registry_service_pb2_grpc,
+)
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}<|head|>{{ message['role'] }}<|tail|>\n\n"
+    "{{ message['content'] | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|tail|>\n\n{% endif %}"
+)
+SPECIAL = ("<|bos|>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|tail|>", "<|eot|>")
+
+
+def make_tokenizer() -> Tokenizer:
+    """A token a byte, and the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
+    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    raw.add_special_tokens(list(SPECIAL))
+    return Tokenizer(raw)
+
+
+def make_model(template: str | None = CHATML, context_length: int = 4096) -> ServedModel:
+    tokenizer = make_tokenizer()
+    im_end, eot = tokenizer.id_of("<|im_end|>"), tokenizer.id_of("<|eot|>")
+    assert im_end is not None and eot is not None
+    return ServedModel(
+        name="base",
+        vocab_size=256 + len(SPECIAL),
+        context_length=context_length,
+        eos_token_ids=frozenset({im_end, eot}),
+        tokenizer=tokenizer,
+        template=ChatTemplate(template, {"bos_token": "<|bos|>"}) if template else None,
+    )
+
+
+@pytest.fixture
+def model() -> ServedModel:
+    return make_model()
+
+
+@pytest.fixture
+def new_model() -> Callable[..., ServedModel]:
+    return make_model
+
+
+@dataclass
+class WorkerScript:
+    """What a scripted worker does; tests set the fields."""
+
+    answer: list[int] = field(default_factory=list)
+    """The output of every turn, from its first token; a resumed turn goes on inside it."""
+    die_after: int | None = None
+    """UNAVAILABLE once this many tokens of an attempt were sent."""
+    die_reserved: bool = False
+    stall_after: int | None = None
+    finish_lost: bool = False
+    """UNAVAILABLE in place of DecodeFinished."""
+    num_local_blocks: int = 0
+    prefill_error: Exception | None = None
+    prefill_stalls: bool = False
+    load_error: Exception | None = None
+    digest: str = "digest"
+    block_sequence: int = 0
+    begun: list[decode_service_pb2.BeginTurn] = field(default_factory=list)
+    staged: list[decode_service_pb2.PrefillStaged] = field(default_factory=list)
+    prefilled: list[prefill_service_pb2.PrefillRequest] = field(default_factory=list)
+    loaded: dict[str, str] = field(default_factory=dict)
+    finishes: int = 0
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    prefill_cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
+    def __init__(self, script: WorkerScript):
+        self.script = script
+
+    async def Decode(self, request_iterator, context):
+        script, finish = self.script, asyncio.Event()
+        begin = (await anext(request_iterator)).begin
+        script.begun.append(begin)
+        try:
+            if begin.await_prefill:
+                yield decode_service_pb2.DecodeResponse(
+                    reserved=decode_service_pb2.TurnReserved(num_local_blocks=script.num_local_blocks)
+                )
+                if script.die_reserved:
+                    raise UnavailableError("gone")
+                script.staged.append((await anext(request_iterator)).staged)
+            watching = asyncio.ensure_future(self.watch(request_iterator, finish))
+            first = sent = begin.num_output_tokens
+            for token in script.answer[first : begin.sampling.max_tokens]:
+                if sent - first == script.die_after:
+                    raise UnavailableError("gone")
+                if sent - first == script.stall_after:
+                    await asyncio.sleep(60)
+                sent += 1
+                yield decode_service_pb2.DecodeResponse(tokens=decode_service_pb2.TokensGenerated(token_ids=[token]))
+                await asyncio.sleep(0)
+                if finish.is_set() or token in begin.sampling.stop_token_ids:
+                    break
+            if script.finish_lost:
+                raise UnavailableError("gone")
+            yield decode_service_pb2.DecodeResponse(finished=self.finished(begin, sent))
+            watching.cancel()
+        except asyncio.CancelledError:
+            script.cancelled.set()
+            raise
+
+    async def watch(self, requests, finish):
+        async for request in requests:
+            assert request.HasField("finish")
+            self.script.finishes += 1
+            finish.set()
+
+    def finished(self, begin, sent):
+        stopped = sent < begin.sampling.max_tokens
+        return decode_service_pb2.DecodeFinished(
+            reason="stop" if stopped else "length",
+            computed_tokens=len(begin.token_ids) - 2,
+            local_tokens=2,
+            cross_adapter_tokens=1,
+            kv_written_tokens=len(begin.token_ids) - 2 + sent,
+            transfer_reads=1,
+            transfer_bytes=100,
+            block_sequence=self.script.block_sequence,
+        )
+
+
+class Prefill(prefill_service_pb2_grpc.PrefillServiceServicer):
+    def __init__(self, script: WorkerScript):
+        self.script = script
+
+    async def Prefill(self, request, context):
+        self.script.prefilled.append(request)
+        if self.script.prefill_stalls:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                self.script.prefill_cancelled.set()
+        if self.script.prefill_error:
+            raise self.script.prefill_error
+        return prefill_service_pb2.PrefillResponse(
+            grant={"lease_id": "lease", "duration_seconds": 5, "first_block": request.first_block},
+            num_cached_tokens=0,
+            kv_written_tokens=1000,
+            transfer_reads=2,
+            transfer_bytes=20,
+        )
+
+
+class AdapterHost(adapter_service_pb2_grpc.AdapterServiceServicer):
+    def __init__(self, script: WorkerScript):
+        self.script = script
+
+    async def LoadAdapter(self, request, context):
+        if self.script.load_error:
+            raise self.script.load_error
+        self.script.loaded[request.name] = request.mode or "shared"
+        mode = self.script.loaded[request.name]
+        return adapter_service_pb2.LoadAdapterResponse(digest=self.script.digest, mode=mode, rank=4)
+
+    async def UnloadAdapter(self, request, context):
+        del self.script.loaded[request.name]
+        return adapter_service_pb2.UnloadAdapterResponse()
+
+
+class Debug(debug_service_pb2_grpc.DebugServiceServicer):
+    async def CheckIntegrity(self, request, context):
+        return debug_service_pb2.CheckIntegrityResponse(total_blocks=10, free_blocks=7, used_blocks=3)
+
+
+@dataclass
+class FakeWorker:
+    """A scripted peer that is registered with the gateway."""
+
+    worker_id: str
+    role: str
+    script: WorkerScript
+    server: Server
+    registry: registry_service_pb2_grpc.RegistryServiceStub
+    adapters: list[registry_service_pb2.Adapter]
+    instance_id: str
+
+    async def register(self, **changes):
+        request = registry_service_pb2.RegisterRequest(
+            worker_id=self.worker_id,
+            instance_id=self.instance_id,
+            role=self.role,
+            address=self.server.address,
+            protocol_version=PROTOCOL_VERSION,
+            base_model="base",
+            base_digest="b",
+            cache_fingerprint="f",
+            block_size=4,
+            num_blocks=100,
+            context_length=4096,
+            adapters=self.adapters,
+        )
+        for name, value in changes.items():
+            setattr(request, name, value)
+        return await self.registry.Register(request)
+
+    async def beat(self, **fields):
+        fields = {"instance_id": self.instance_id, **fields}
+        await self.registry.Heartbeat(
+            registry_service_pb2.HeartbeatRequest(worker_id=self.worker_id, adapters=self.adapters, **fields)
+        )
+
+    async def report(self, first_sequence, hashes):
+        return await self.registry.ReportBlocks(
+            registry_service_pb2.ReportBlocksRequest(
+                worker_id=self.worker_id,
+                instance_id=self.instance_id,
+                first_sequence=first_sequence,
+                changes=[registry_service_pb2.BlockChange(block_hash=block_hash) for block_hash in hashes],
+            )
+        )
+
+
+@dataclass
+class Cluster:
+    """A running gateway and its scripted workers."""
+
+    server: Server
+    channel: grpc.aio.Channel
+    table: WorkerTable
+    model: ServedModel
+    fakes: dict[str, FakeWorker] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.sessions = session_service_pb2_grpc.SessionServiceStub(self.channel)
+        self.generation = generation_service_pb2_grpc.GenerationServiceStub(self.channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        self.cluster = cluster_service_pb2_grpc.ClusterServiceStub(self.channel)
+        self.registry = registry_service_pb2_grpc.RegistryServiceStub(self.channel)
+
+    async def add(self, worker_id: str, role: str = "decode", adapters: dict[str, str] | None = None, **script):
+        """Starts a scripted worker and registers it. `adapters`: name -> mode."""
+        fake_script = WorkerScript(**script)
+        descriptors = [
+            (decode_service_pb2, "Decode", decode_service_pb2_grpc, Decode(fake_script)),
+            (prefill_service_pb2, "Prefill", prefill_service_pb2_grpc, Prefill(fake_script)),
+            (adapter_service_pb2, "Adapter", adapter_service_pb2_grpc, AdapterHost(fake_script)),
+            (debug_service_pb2, "Debug", debug_service_pb2_grpc, Debug()),
+        ]
+        services = [
+            Service(
+                module.DESCRIPTOR.services_by_name[f"{name}Service"],
+                getattr(stubs, f"add_{name}ServiceServicer_to_server"),
+                servicer,
+            )
+            for module, name, stubs, servicer in descriptors
+        ]
+        server = make_server("127.0.0.1:0", services)
+        await server.start()
+        loaded = [
+            registry_service_pb2.Adapter(name=name, digest=name * 2, mode=mode, rank=4)
+            for name, mode in (adapters or {}).items()
+        ]
+        fake = FakeWorker(worker_id, role, fake_script, server, self.registry, loaded, f"{worker_id}-1")
+        await fake.register()
+        self.fakes[worker_id] = fake
+        return fake
+
+
+@asynccontextmanager
+async def start_cluster(model: ServedModel, **settings) -> AsyncIterator[Cluster]:
+    settings = {"heartbeat_seconds": 5.0, "prefill_threshold_tokens": 1000, **settings}
+    config = replace(Config(), gateway=GatewaySection(address="127.0.0.1:0", **settings))
+    table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
+    server = build_server(config, model, table)
+    await server.start()
+    async with open_channel(server.address) as channel:
+        cluster = Cluster(server, channel, table, model)
+        yield cluster
+    await server.drain(0)
+    await table.close()
+    for fake in cluster.fakes.values():
+        await fake.server.drain(0)
+
+
+@pytest.fixture
+async def cluster(model: ServedModel) -> AsyncIterator[Cluster]:
+    async with start_cluster(model) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def new_cluster() -> Callable[..., object]:
+    return start_cluster
+
+
+@pytest.fixture
+def templates() -> dict[str, str]:
+    return {"chatml": CHATML, "llama3": LLAMA3}

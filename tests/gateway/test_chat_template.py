@@ -1,0 +1,90 @@
+import pytest
+from icarus_gateway.chat_template import ChatMessage, ChatTemplate, load_chat_template
+
+from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
+
+TOKENS = {"bos_token": "<|bos|>"}
+SYSTEM = ChatMessage("system", "Be kind.")
+ASK, ANSWER, MORE = ChatMessage("user", "Hi?"), ChatMessage("assistant", "Yes."), ChatMessage("user", "Why?")
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3"])
+@pytest.mark.parametrize("start", [[ASK], [SYSTEM, ASK]])
+def test_pieces_make_the_whole(templates, name, start):
+    template = ChatTemplate(templates[name], TOKENS)
+    assert template.delta_problem is None
+    pieces = template.full(start) + template.generation_prompt + ANSWER.content + template.closing
+    assert pieces == template.full([*start, ANSWER])
+    pieces += template.delta([MORE]) + template.generation_prompt
+    assert pieces == template.full([*start, ANSWER, MORE], generation_prompt=True)
+
+
+def test_a_delta_has_no_beginning(templates):
+    chatml, llama3 = ChatTemplate(templates["chatml"]), ChatTemplate(templates["llama3"], TOKENS)
+    assert chatml.delta([MORE]) == "<|im_start|>user\nWhy?<|im_end|>\n"
+    assert chatml.delta([SYSTEM]) == "<|im_start|>system\nBe kind.<|im_end|>\n"
+    assert chatml.delta([ANSWER, MORE]) == chatml.delta([ANSWER]) + chatml.delta([MORE])
+    assert chatml.closing == "<|im_end|>\n"
+    assert "Be brief." in chatml.full([ASK]) and "Be brief." not in chatml.full([SYSTEM, ASK])
+    assert llama3.delta([MORE]) == "<|head|>user<|tail|>\n\nWhy?<|eot|>"
+    assert llama3.full([ASK]).startswith("<|bos|>") and llama3.closing == "<|eot|>"
+
+
+REFUSED = {
+    "numbers turns from the end": "{% for m in messages %}[{{ loop.revindex }}] {{ m.content }}\n{% endfor %}",
+    "drops answers": "{% for m in messages if m.role != 'assistant' %}{{ m.content }}\n{% endfor %}",
+    "shortens old answers": "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}{% else %}"
+    "(thought) {{ m.content }}{% endif %}|{% endfor %}",
+    "marks answers that it did not prompt": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    "one question only": "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", REFUSED.values(), ids=REFUSED)
+def test_a_template_without_deltas_is_refused_for_sessions(source):
+    template = ChatTemplate(source)
+    assert template.delta_problem
+    for use in (lambda: template.delta([ASK]), lambda: template.closing, lambda: template.generation_prompt):
+        with pytest.raises(FailedPreconditionError) as caught:
+            use()
+        assert template.delta_problem in str(caught.value)
+    assert "Hi?" in template.full([ASK])
+
+
+def test_a_template_that_insists_on_alternation_works():
+    source = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    template = ChatTemplate(source)
+    assert template.delta_problem is None
+    assert template.delta([MORE]) == "<user>Why?</>"
+    assert template.delta([ANSWER, MORE]) == "<assistant>Yes.</><user>Why?</>"
+    with pytest.raises(InvalidInputError, match="roles must alternate"):
+        template.delta([ASK, MORE])
+
+
+def test_bad_templates():
+    with pytest.raises(ConfigError, match="not valid"):
+        ChatTemplate("{% for %}")
+    with pytest.raises(InvalidInputError, match="unsafe"):
+        ChatTemplate("{{ messages.__class__.__mro__ }}").full([ASK])
+
+
+def test_where_templates_are(tmp_path, templates):
+    assert load_chat_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"chat_template": "{{ bos_token }}A", "bos_token": {"content": "<s>"}}')
+    template = load_chat_template(tmp_path)
+    assert template is not None and template.full([ASK]) == "<s>A"
+    config.write_text('{"chat_template": [{"name": "default", "template": "B"}, {"name": "x", "template": "C"}]}')
+    template = load_chat_template(tmp_path)
+    assert template is not None and template.full([ASK]) == "B"
+    (tmp_path / "chat_template.jinja").write_text(templates["chatml"])
+    template = load_chat_template(tmp_path)
+    assert template is not None and template.delta_problem is None
+    config.write_text("{")
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json"):
+        load_chat_template(tmp_path)

@@ -1,0 +1,115 @@
+import random
+
+import pytest
+import tokenizers
+from icarus_gateway.stop_strings import OutputText, StopStrings
+from icarus_gateway.tokenizer import Detokenizer, Tokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from icarus.errors import ConfigError
+
+
+def stream(tokenizer, ids, before=()):
+    detokenizer = Detokenizer(tokenizer, before)
+    pieces = [detokenizer.push(token_id) for token_id in ids]
+    return pieces, detokenizer.flush()
+
+
+@pytest.mark.parametrize("text", ["plain", "héllo wörld", "日本語 テスト", "👩‍👩‍👧 family 🎉", "a\n\n  b\t"])
+def test_multi_byte_text_comes_whole(model, text):
+    ids = model.tokenizer.encode(text)
+    assert len(ids) == len(text.encode())  # a token a byte: every character but ASCII is split
+    pieces, rest = stream(model.tokenizer, ids)
+    assert "".join(pieces) == text and rest == ""
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert [len(piece) for piece in pieces].count(1) == len(text)
+
+
+def test_bytes_that_are_not_utf8(model):
+    ids = model.tokenizer.encode("é")
+    pieces, rest = stream(model.tokenizer, [*model.tokenizer.encode("ab"), ids[0]])
+    assert pieces == ["a", "b", ""] and rest == "\ufffd"
+    pieces, rest = stream(model.tokenizer, [ids[0]] * 50)
+    assert len("".join(pieces) + rest) == 50
+    assert max(map(len, pieces)) <= 8
+
+
+def test_special_and_unknown_tokens_are_silent(model):
+    im_end = model.tokenizer.id_of("<|im_end|>")
+    pieces, rest = stream(model.tokenizer, [im_end, *model.tokenizer.encode("ok"), 100_000, im_end])
+    assert "".join(pieces) + rest == "ok"
+
+
+def test_leading_spaces_depend_on_what_comes_before():
+    words = ["▁the", "▁cat", "s", "▁sat"]
+    raw = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="s"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()  # type: ignore[assignment]
+    raw.decoder = decoders.Metaspace()  # type: ignore[assignment]
+    tokenizer = Tokenizer(raw)
+    assert stream(tokenizer, [0, 1, 2, 3])[0] == ["the", " cat", "s", " sat"]
+    assert stream(tokenizer, [1, 2, 3], before=[0])[0] == [" cat", "s", " sat"]
+    assert stream(tokenizer, [1] * 20, before=[0] * 20)[0] == [" cat"] * 20
+
+
+def test_encode_parses_special_tokens_and_adds_none(model):
+    ids = model.tokenizer.encode("<|im_start|>x")
+    assert ids[0] == model.tokenizer.id_of("<|im_start|>") and len(ids) == 2
+
+
+def test_from_folder(tmp_path, model):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def push_all(stops, pieces):
+    matcher = StopStrings(stops)
+    return [matcher.push(piece) for piece in pieces], matcher
+
+
+def test_stop_string_over_pieces():
+    out, matcher = push_all(["STOP"], ["go S", "T", "O", "P and", " more"])
+    assert out == ["go ", "", "", "", ""] and matcher.matched and matcher.flush() == ""
+    out, matcher = push_all(["STOP"], ["go ST", "ART"])
+    assert out == ["go ", "START"] and not matcher.matched
+    out, matcher = push_all(["STOP"], ["go ST"])
+    assert out == ["go "] and matcher.flush() == "ST"
+
+
+def test_the_earliest_of_several_stop_strings_counts():
+    out, matcher = push_all(["b", "ab"], ["xxab"])
+    assert out == ["xx"] and matcher.matched
+    out, matcher = push_all(["aab"], ["aaa", "b"])
+    assert "".join(out) == "a" and matcher.matched
+
+
+def test_stop_strings_against_plain_search():
+    rng = random.Random(1)
+    for _ in range(500):
+        text = "".join(rng.choice("ab") for _ in range(12))
+        stops = ["".join(rng.choice("ab") for _ in range(rng.randint(2, 5))) for _ in range(rng.randint(0, 2))]
+        pieces, start = [], 0
+        while start < len(text):
+            size = rng.randint(1, 4)
+            pieces.append(text[start : start + size])
+            start += size
+        out, matcher = push_all(stops, pieces)
+        ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+        assert matcher.matched == bool(ends)
+        shown = "".join(out) + matcher.flush()
+        assert not any(stop in shown for stop in stops)
+        assert text.startswith(shown)
+        if not ends:
+            assert shown == text
+
+
+def test_output_keeps_ids_through_the_match(model):
+    ids = model.tokenizer.encode("héy END tail")
+    output = OutputText(Detokenizer(model.tokenizer), ["END"])
+    first, text = output.push(ids[:7])
+    rest, more = output.push(ids[7:])
+    assert first + rest == model.tokenizer.encode("héy END")
+    assert text + more + output.flush() == "héy " and output.stopped
+    assert output.push(ids) == ([], "")

@@ -1,0 +1,78 @@
+import pytest
+from icarus_gateway.content import Messages, Text, Tokens
+from icarus_gateway.validation import check_length, parse_content, parse_sampling, parse_tenant, parse_turn_id
+
+from icarus.errors import InvalidInputError
+from icarus.types import SamplingParams
+from icarus.v1.generation_pb2 import Content
+from icarus.v1.generation_pb2 import SamplingParams as Wire
+
+EOS = frozenset({7})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_tokens": -3}, "max_tokens is -3"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": float("nan")}, "top_p is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"stop": ["x", ""]}, "stop is"),
+        ({"stop": ["x"] * 17}, "stop strings is 17"),
+    ],
+)
+def test_bad_sampling(fields, told):
+    with pytest.raises(InvalidInputError, match=told):
+        parse_sampling(Wire(**fields), EOS)
+
+
+def test_good_sampling():
+    default = parse_sampling(Wire(), EOS)
+    seeds = {parse_sampling(Wire(), EOS).params.seed for _ in range(20)}
+    assert default.params == SamplingParams(seed=default.params.seed, stop_token_ids=EOS) and len(seeds) == 20
+    given = Wire(max_tokens=3, temperature=0.5, top_p=0.25, top_k=4, seed=0, stop=["x"], ignore_eos=True)
+    sampling = parse_sampling(given, EOS)
+    assert sampling.params == SamplingParams(3, 0.5, 0.25, 4, 0, frozenset()) and sampling.stop == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "content is empty"),
+        ({"text": ""}, "text is empty"),
+        ({"messages": {}}, "messages is empty"),
+        ({"token_ids": {}}, "token_ids is empty"),
+        ({"token_ids": {"ids": [0, 100]}}, r"token_ids\[1\] is 100; the model's vocabulary is \[0, 100\)"),
+        ({"messages": {"messages": [{"role": "robot"}]}}, r"messages\[0\].role is 'robot'"),
+    ],
+)
+def test_bad_content(fields, told):
+    with pytest.raises(InvalidInputError, match=told):
+        parse_content(Content(**fields), vocab_size=100)
+
+
+def test_good_content():
+    assert parse_content(Content(text="a"), 100) == Text("a")
+    assert parse_content(Content(token_ids={"ids": [0, 99]}), 100) == Tokens((0, 99))
+    messages = parse_content(Content(messages={"messages": [{"role": "user", "content": "a"}]}), 100)
+    assert isinstance(messages, Messages) and messages.messages[0].content == "a"
+
+
+def test_lengths():
+    check_length(90, 10, 100)
+    with pytest.raises(InvalidInputError, match=r"prompt of 90 tokens \+ max_tokens 11 = 101.*context of 100"):
+        check_length(90, 11, 100)
+    with pytest.raises(InvalidInputError, match="prompt is empty"):
+        check_length(0, 1, 100)
+
+
+def test_names():
+    assert parse_tenant("") == "default" and parse_tenant("a") == "a"
+    assert parse_turn_id("t") == "t" and parse_turn_id("") != parse_turn_id("")
+    with pytest.raises(InvalidInputError, match="length of tenant is 257"):
+        parse_tenant("x" * 257)

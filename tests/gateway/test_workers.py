@@ -1,0 +1,140 @@
+"""The table by itself, on a clock of the test's."""
+
+import asyncio
+
+import pytest
+from icarus_gateway.block_reports import BlockReports
+from icarus_gateway.workers import Heartbeat, WorkerInfo, WorkerTable
+
+from icarus.cache.changes import BlockChange
+from icarus.cache.index import PrefixIndex
+from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from icarus.types import AdapterInfo, AdapterMode, BlockHash, Role, WorkerId
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def info(name: str, instance: str = "1", **changes) -> WorkerInfo:
+    values = {
+        "role": Role.DECODE,
+        "address": "127.0.0.1:1",
+        "base_model": "base",
+        "base_digest": "b",
+        "cache_fingerprint": "f",
+        "block_size": 16,
+        "num_blocks": 8,
+        "context_length": 64,
+    } | changes
+    return WorkerInfo(WorkerId(name), f"{name}-{instance}", **values)
+
+
+@pytest.fixture
+async def table():
+    table = WorkerTable(heartbeat_seconds=1.0, max_engine_age_seconds=60.0, clock=Clock())
+    yield table
+    await table.close()
+
+
+def names(table: WorkerTable) -> list[str]:
+    return [worker.worker_id for worker in table.live()]
+
+
+async def test_three_missed_heartbeats_and_it_is_left_out(table):
+    table.register(info("d1"), 1, [])
+    worker = table.register(info("d2"), 1, [])
+    table._clock.now += 3
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
+    assert names(table) == ["d1", "d2"]
+    table._clock.now += 0.1
+    assert names(table) == ["d1"] and not table.is_lost(worker)
+    table._clock.now += 7
+    assert table.is_lost(worker)
+    table.beat(WorkerId("d2"), "d2-1", Heartbeat(), [])
+    assert names(table) == ["d2"]
+    table._clock.now += 61
+    assert table.forget_silent() == ["d1", "d2"]
+    with pytest.raises(NotFoundError, match="register first"):
+        table.beat(WorkerId("d2"), "d2-1", Heartbeat(), [])
+    with pytest.raises(UnavailableError, match="icarus serve decode"):
+        table.require_live(Role.DECODE)
+
+
+async def test_a_hung_engine_is_left_out_and_lost(table):
+    worker = table.register(info("d1"), 1, [])
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(engine_age_seconds=61), [])
+    assert names(table) == [] and table.is_lost(worker)
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(engine_age_seconds=0.1), [])
+    assert names(table) == ["d1"]
+
+
+async def test_a_failed_call_leaves_it_out_until_the_next_heartbeat(table):
+    table.register(info("d1"), 1, []).failed = True
+    assert names(table) == []
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
+    assert names(table) == ["d1"]
+
+
+async def test_a_restart_replaces_and_a_repeated_register_does_not(table):
+    first = table.register(info("d1"), 1, [])
+    assert table.register(info("d1"), 1, []) is first
+    second = table.register(info("d1", "2"), 1, [])
+    assert table.is_lost(first) and not table.is_lost(second)
+    with pytest.raises(NotFoundError):
+        table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
+
+
+@pytest.mark.parametrize("field", ["base_digest", "cache_fingerprint", "block_size"])
+async def test_a_worker_of_another_model_is_refused(table, field):
+    table.register(info("d1"), 1, [])
+    other = {"base_digest": "B", "cache_fingerprint": "F", "block_size": 32}[field]
+    with pytest.raises(
+        FailedPreconditionError, match=rf"worker d2 .*{field} {other}.*worker d1 .*{info('d1').base_model}"
+    ):
+        table.register(info("d2", **{field: other}), 1, [])
+    table.register(info("d1", "2", **{field: other}), 1, [])  # alone, it may come back with another model
+    table._clock.now += 4
+    table.register(info("d2"), 1, [])  # the dead have no say
+
+
+async def test_another_protocol_version_is_refused(table):
+    with pytest.raises(FailedPreconditionError, match="protocol version 2"):
+        table.register(info("d1"), 2, [])
+
+
+async def test_load_counts_our_turns_at_once_and_those_of_others_by_heartbeat(table):
+    worker = table.register(info("d1"), 1, [])
+    with table.assigned(worker), table.assigned(worker):
+        assert worker.load == 2
+        table.beat(WorkerId("d1"), "d1-1", Heartbeat(num_requests=3), [])
+        assert worker.load == 3
+    assert worker.load == 1
+
+
+async def test_adapters_are_those_of_the_live(table):
+    adapter = AdapterInfo("math", "m", AdapterMode.SHARED, 4)
+    table.register(info("d1"), 1, [adapter])
+    assert table.adapters() == {"math": adapter}
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
+    assert table.adapters() == {}
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [adapter])
+    table._clock.now += 4
+    assert table.adapters() == {}
+
+
+async def test_waiting_for_reports():
+    reports = BlockReports(PrefixIndex())
+    change = [BlockChange(BlockHash(b"h" * 32), removed=False)]
+    d1 = WorkerId("d1")
+    assert await reports.wait_for(d1, 0, 0)
+    assert not await reports.wait_for(d1, 1, 0.01)
+    waiting = [asyncio.create_task(reports.wait_for(d1, n, 5)) for n in (1, 2)]
+    await asyncio.sleep(0)
+    assert reports.changes(d1, "a", 0, change) == 1
+    assert await waiting[0] and not waiting[1].done()
+    assert reports.snapshot(d1, "a", 2, []) == 2
+    assert await waiting[1]

@@ -1,0 +1,121 @@
+"""Files on disk: shards, digests, what is missing."""
+
+import os
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from icarus.cache.kv import KVPool
+from icarus.errors import ConfigError
+from icarus.model.batch import RowPlan, StepBatch
+from icarus.model.digest import base_digest
+from icarus.model.llama import load_model
+from icarus.model.weights import load_tensors, weight_files
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny.tiny_llama(tmp_path_factory.mktemp("whole"), tie=False, seed=3)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    return tiny.tiny_llama(tmp_path_factory.mktemp("sharded"), tie=False, seed=3, max_shard_size="100KB")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "icarus"
+
+
+def logits(folder, dtype="float32"):
+    model = load_model(folder, dtype)
+    pool = KVPool(model.config, 4, 4, dtype, "cpu")
+    return model.forward(StepBatch.build([RowPlan([5, 6, 7], 0, 3, False, True, [2])], 4, "cpu"), pool)
+
+
+def test_sharded_is_the_same_model(whole, sharded):
+    assert len(weight_files(whole)) == 1 and len(weight_files(sharded)) > 2
+    assert base_digest(whole) == base_digest(sharded)
+    assert torch.equal(logits(whole), logits(sharded))
+
+
+def test_half_precisions_are_near(whole):
+    expected = logits(whole)
+    for dtype, tolerance in (("bfloat16", 0.05), ("float16", 0.005)):
+        got = logits(whole, dtype)
+        assert got.dtype == torch.float32
+        assert (got - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_progress_counts_every_tensor(sharded):
+    seen = []
+    tensors = load_tensors(sharded, torch.float32, "cpu", lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, len(tensors)) for i in range(len(tensors))]
+
+
+def test_weights_of_the_serving_dtype_are_mapped(whole):
+    tensors = load_tensors(whole, torch.float32, "cpu")
+    maps = [line.split() for line in open("/proc/self/maps") if line.rstrip().endswith("model.safetensors")]
+    ranges = [tuple(int(end, 16) for end in fields[0].split("-")) for fields in maps]
+    for tensor in tensors.values():
+        assert any(low <= tensor.data_ptr() < high for low, high in ranges)
+
+
+def test_digest_is_of_the_content(whole, tmp_path, cache):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    first = base_digest(folder)
+    assert first == base_digest(whole)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].clone()
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, file)
+    os.utime(file, ns=(1, 1))
+    assert base_digest(folder) != first
+
+
+def test_digest_is_remembered(whole, cache):
+    digest = base_digest(whole)
+    (entry,) = (cache / "digests").iterdir()
+    assert entry.read_text() == digest
+    entry.write_text("remembered")
+    assert base_digest(whole) == "remembered"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", lambda f: f.unlink(), "lacks model.safetensors"),
+        ("model.safetensors", lambda f: f.write_bytes(f.read_bytes()[:-100]), "model.safetensors cannot be read"),
+        ("model.safetensors", lambda f: f.write_bytes(b"version https://git-lfs"), "model.safetensors cannot be read"),
+        ("model.safetensors.index.json", lambda f: f.write_text("[]"), "is not a safetensors index"),
+    ],
+)
+def test_damaged_files(whole, tmp_path, name, damage, message):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    damage(folder / name)
+    with pytest.raises(ConfigError, match=message):
+        load_model(folder, "float32")
+    with pytest.raises(ConfigError):
+        base_digest(folder)
+
+
+def test_missing_and_misshapen_tensors(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    tensors = load_file(whole / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if n != "lm_head.weight"}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"lacks tensor lm_head\.weight"):
+        load_model(folder, "float32")
+    save_file(tensors | {"model.norm.weight": torch.ones(5)}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight is \[5\], config\.json makes it \[64\]"):
+        load_model(folder, "float32")
+
+
+def test_unknown_dtype(whole):
+    with pytest.raises(ConfigError, match="int8"):
+        load_model(whole, "int8")

@@ -1,0 +1,38 @@
+import pytest
+
+from icarus.rpc import messages
+from icarus.types import (
+    AdapterInfo,
+    AdapterMode,
+    BlockId,
+    BlockSource,
+    FinishReason,
+    Grant,
+    LeaseId,
+    SamplingParams,
+    Usage,
+    WorkerId,
+)
+
+
+def test_round_trips():
+    sampling = SamplingParams(7, 0.5, 0.25, 3, 2**64 - 1, frozenset({9, 2}))
+    assert messages.sampling_from_wire(messages.sampling_to_wire(sampling)) == sampling
+    usage = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert messages.usage_to_wire(usage).cached_tokens == 9
+    assert messages.usage_from_wire(messages.usage_to_wire(usage)) == usage
+    source = BlockSource(WorkerId("d1"), "127.0.0.1:1", 4)
+    assert messages.source_from_wire(messages.source_to_wire(source)) == source
+    grant = Grant(LeaseId("l"), "i", 2.5, 3, (BlockId(5), BlockId(1)), ("", "math"))
+    assert messages.grant_from_wire(messages.grant_to_wire(grant)) == grant
+    adapter = AdapterInfo("math", "abc", AdapterMode.PRIVATE, 8)
+    assert messages.adapter_from_wire(messages.adapter_to_wire(adapter)) == adapter
+
+
+def test_enums():
+    for reason in (FinishReason.STOP, FinishReason.LENGTH):
+        assert messages.finish_reason_from_wire(messages.finish_reason_to_wire(reason)) is reason
+    for mode in (*AdapterMode, None):
+        assert messages.mode_from_wire(messages.mode_to_wire(mode)) is mode
+    with pytest.raises(KeyError):
+        messages.finish_reason_to_wire(FinishReason.CANCELLED)

@@ -1,0 +1,216 @@
+"""A real server and a real channel; the servicer raises what the test says."""
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from icarus import errors
+from icarus.rpc.channel import open_channel
+from icarus.rpc.logs import KeyValueFormatter
+from icarus.rpc.server import Service, make_server, serve_until_signal
+from icarus.rpc.status import code_of, error_from_rpc
+from icarus.v1 import generation_service_pb2, generation_service_pb2_grpc
+from icarus.worker.v1 import (
+    decode_service_pb2,
+    decode_service_pb2_grpc,
+    registry_service_pb2,
+    registry_service_pb2_grpc,
+)
+
+NAMES = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type)}
+
+
+def raise_named(name: str) -> None:
+    if name == "bug":
+        raise ZeroDivisionError("secret")
+    if name in NAMES:
+        raise NAMES[name](f"{name}: try again", *((2.5,) if name == "OverloadedError" else ()))
+
+
+class Registry(registry_service_pb2_grpc.RegistryServiceServicer):
+    async def Heartbeat(self, request, context):
+        raise_named(request.worker_id)
+        return registry_service_pb2.HeartbeatResponse()
+
+
+class Generation(generation_service_pb2_grpc.GenerationServiceServicer):
+    def __init__(self):
+        self.closed = asyncio.Event()
+
+    async def Generate(self, request, context):
+        try:
+            yield generation_service_pb2.GenerateResponse()
+            raise_named(request.model)
+            if request.model == "wait":
+                await asyncio.sleep(60)
+        finally:
+            self.closed.set()
+
+
+class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
+    async def Decode(self, request_iterator, context):
+        async for request in request_iterator:
+            raise_named(request.begin.adapter)
+            yield decode_service_pb2.DecodeResponse()
+
+
+@asynccontextmanager
+async def running():
+    generation = Generation()
+    server = make_server(
+        "127.0.0.1:0",
+        [
+            Service(
+                registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+                registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
+                Registry(),
+            ),
+            Service(
+                generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+                generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
+                generation,
+            ),
+            Service(
+                decode_service_pb2.DESCRIPTOR.services_by_name["DecodeService"],
+                decode_service_pb2_grpc.add_DecodeServiceServicer_to_server,
+                Decode(),
+            ),
+        ],
+    )
+    await server.start()
+    async with open_channel(server.address) as channel:
+        yield server, channel, generation
+    await server.drain(0)
+
+
+async def call_unary_unary(channel, name):
+    await registry_service_pb2_grpc.RegistryServiceStub(channel).Heartbeat(
+        registry_service_pb2.HeartbeatRequest(worker_id=name)
+    )
+
+
+async def call_unary_stream(channel, name):
+    stub = generation_service_pb2_grpc.GenerationServiceStub(channel)
+    async for _ in stub.Generate(generation_service_pb2.GenerateRequest(model=name)):
+        pass
+
+
+async def call_stream_stream(channel, name):
+    async def requests():
+        yield decode_service_pb2.DecodeRequest(begin=decode_service_pb2.BeginTurn(adapter=name))
+
+    async for _ in decode_service_pb2_grpc.DecodeServiceStub(channel).Decode(requests()):
+        pass
+
+
+CALLS = pytest.mark.parametrize("call", [call_unary_unary, call_unary_stream, call_stream_stream])
+
+
+@CALLS
+async def test_errors_cross_the_wire(call):
+    async with running() as (_, channel, _):
+        await call(channel, "fine")
+        for name, cls in NAMES.items():
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(channel, name)
+            assert caught.value.code() is code_of(cls("x"))
+            error = error_from_rpc(caught.value, "worker d1")
+            assert str(error) == f"worker d1: {name}: try again"
+            if caught.value.code() is not grpc.StatusCode.INTERNAL:
+                assert type(error) is cls
+            if isinstance(error, errors.OverloadedError):
+                assert error.retry_delay_seconds == 2.5
+
+
+@CALLS
+async def test_bugs_are_logged_and_not_told(call, caplog):
+    async with running() as (_, channel, _):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, "bug")
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(caught.value.details())
+    assert "ZeroDivisionError: secret" in caplog.text
+
+
+async def test_cancellation_reaches_the_handler():
+    async with running() as (_, channel, generation):
+        stub = generation_service_pb2_grpc.GenerationServiceStub(channel)
+        stream = stub.Generate(generation_service_pb2.GenerateRequest(model="wait"))
+        await stream.read()
+        stream.cancel()
+        await asyncio.wait_for(generation.closed.wait(), 5)
+
+
+async def test_a_dead_peer_is_unavailable():
+    async with open_channel("127.0.0.1:1") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call_unary_unary(channel, "fine")
+    assert isinstance(error_from_rpc(caught.value), errors.UnavailableError)
+
+
+async def test_a_message_beyond_the_limit_is_bad_input():
+    async with running() as (_, channel, _):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call_unary_unary(channel, "x" * (33 * 2**20))
+    assert isinstance(error_from_rpc(caught.value), errors.InvalidInputError)
+
+
+async def test_taken_port():
+    async with running() as (server, _, _):
+        with pytest.raises(errors.ConfigError, match=server.address):
+            make_server(server.address, [])
+
+
+async def test_health_and_reflection():
+    async with running() as (server, channel, _):
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="icarus.v1.GenerationService"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+
+        async def requests():
+            yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+        replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests())
+        listed = {service.name for service in (await replies.read()).list_services_response.service}
+        assert {"icarus.v1.GenerationService", "grpc.health.v1.Health"} <= listed
+        drain = asyncio.create_task(server.drain(5))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        await drain
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+async def test_signals_drain(which):
+    generation = Generation()
+    server = make_server(
+        "127.0.0.1:0",
+        [
+            Service(
+                generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+                generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
+                generation,
+            )
+        ],
+    )
+    serving = asyncio.create_task(serve_until_signal(server))
+    async with open_channel(server.address) as channel:
+        await call_unary_stream(channel, "fine")
+    os.kill(os.getpid(), which)
+    await asyncio.wait_for(serving, 5)
+
+
+def test_log_lines():
+    record = logging.makeLogRecord(
+        {"name": "a.b", "levelname": "INFO", "msg": "turn done", "tokens": 3, "path": 'a "b"'}
+    )
+    line = KeyValueFormatter().format(record)
+    assert line.endswith(r'level=info logger=a.b msg="turn done" tokens=3 path="a \"b\""')
+    assert "\n" not in KeyValueFormatter().format(logging.makeLogRecord({"msg": "two\nlines"}))

@@ -1,0 +1,67 @@
+"""A running cluster as the tests see it."""
+
+import os
+import signal
+import time
+from typing import Self
+
+import grpc
+
+from engine.harness import Specialists
+from icarus.cli.local import LocalCluster
+from icarus.client import Client
+from icarus.client.results import TurnResult, Worker
+from icarus.worker.v1 import debug_service_pb2, debug_service_pb2_grpc
+
+BLOCK_SIZE = 8
+
+
+class System:
+    """A cluster with what a test may want to do to it."""
+
+    def __init__(self, cluster: LocalCluster, specialists: Specialists):
+        self._cluster = cluster
+        self.specialists = specialists
+
+    def __enter__(self) -> Self:
+        self._cluster.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._cluster.__exit__(*exc_info)
+
+    @property
+    def address(self) -> str:
+        return self._cluster.address
+
+    def workers(self) -> dict[str, Worker]:
+        with Client(self.address) as client:
+            return {worker.worker_id: worker for worker in client.cluster(timeout=20).workers}
+
+    def kv_written(self) -> int:
+        """KV positions written by all workers, counted at the forward call."""
+        return sum(worker.kv_written_tokens for worker in self.workers().values())
+
+    def integrity(self, worker_id: str) -> debug_service_pb2.CheckIntegrityResponse:
+        """Raises if the worker's books do not balance."""
+        with grpc.insecure_channel(self.workers()[worker_id].address) as channel:
+            debug = debug_service_pb2_grpc.DebugServiceStub(channel)
+            return debug.CheckIntegrity(debug_service_pb2.CheckIntegrityRequest())
+
+    def wait_until_idle(self, seconds: float = 15.0) -> None:
+        """Every worker's books balance all the while, and in the end no block is in use."""
+        deadline = time.monotonic() + seconds
+        while True:
+            states = {worker_id: self.integrity(worker_id) for worker_id in self.workers()}
+            if not any(state.used_blocks or state.running_requests or state.waiting_requests for state in states.values()):
+                return
+            assert time.monotonic() < deadline, f"blocks still in use: {states}"
+            time.sleep(0.05)
+
+    def signal(self, name: str, which: signal.Signals) -> None:
+        os.kill(self._cluster.pids()[name], which)
+
+    def check_greedy(self, model: str, prompt: list[int], result: TurnResult) -> None:
+        """Every token is the oracle's choice for this model."""
+        name = "" if model == "tiny" else model
+        self.specialists.check_tokens(name, [*prompt, *result.token_ids], len(prompt))

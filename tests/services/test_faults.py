@@ -1,0 +1,97 @@
+"""What goes wrong in a cluster costs time, not answers."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from services.test_chain import ids
+
+from icarus.client import Client
+from icarus.errors import IcarusError
+
+
+def test_a_decode_worker_that_dies_mid_stream_is_survived(make_system):
+    with make_system() as system, Client(system.address) as client:
+        prompt = ids(30, 1)
+        stream = client.generate("both", token_ids=prompt, max_tokens=400, ignore_eos=True)
+        first = next(stream)
+        busy = next(worker.worker_id for worker in system.workers().values() if worker.running_requests)
+        system.signal(busy, signal.SIGKILL)
+        result = stream.result()
+        assert len(result.token_ids) == 400
+        assert result.token_ids[: len(first.token_ids)] == first.token_ids
+        assert result.route.decode_worker != busy
+        system.check_greedy("both", prompt, result)
+
+
+def test_a_dead_prefill_worker_costs_only_time(make_system):
+    with make_system() as system, Client(system.address) as client:
+        first = client.generate("both", token_ids=ids(120, 1), max_tokens=3).result()
+        assert first.route.prefill_worker == "prefill-0"
+        system.signal("prefill-0", signal.SIGKILL)
+        prompt = ids(120, 2)
+        second = client.generate("both", token_ids=prompt, max_tokens=3).result()
+        assert second.route.prefill_worker is None
+        system.check_greedy("both", prompt, second)
+
+
+def test_decode_alone_serves(make_system):
+    with make_system(num_prefill=0) as system, Client(system.address) as client:
+        prompt = ids(150, 3)
+        result = client.generate("s1", token_ids=prompt, max_tokens=4).result()
+        assert result.usage.computed_tokens == 150
+        system.check_greedy("s1", prompt, result)
+        system.wait_until_idle()
+
+
+def test_a_stopped_source_is_given_up_and_its_blocks_are_quarantined(make_system):
+    from icarus.config import TransferSection
+
+    with make_system(transfer=TransferSection(read_timeout_seconds=1.0)) as system, Client(system.address) as client:
+        prompt = ids(60, 4)
+        client.generate("s0", token_ids=prompt, max_tokens=2).result()
+        client.generate("s1", token_ids=ids(60, 5), max_tokens=2).result()
+        system.signal("decode-0", signal.SIGSTOP)
+        started = time.monotonic()
+        try:
+            result = client.generate("s1", token_ids=prompt, max_tokens=2, timeout=60).result()
+            assert time.monotonic() - started < 30
+            system.check_greedy("s1", prompt, result)
+        finally:
+            system.signal("decode-0", signal.SIGCONT)
+        system.wait_until_idle(30)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_services_refuse_the_in_process_transport(base, role):
+    command = [sys.executable, "-m", "icarus.cli.main", "serve", role, "--transfer-transport", "inprocess"]
+    done = subprocess.run([*command, "--model-path", str(base)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "transport = 'inprocess' serves unit tests only" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cancelling_a_stream_frees_its_blocks(system, client):
+    stream = client.generate("s0", token_ids=ids(40, 6), max_tokens=900, ignore_eos=True)
+    next(stream)
+    assert system.integrity("decode-0").used_blocks > 0
+    stream.cancel()
+    system.wait_until_idle(5)
+    assert system.integrity("decode-0").kv_written_tokens < 900
+
+
+def test_cancelling_before_the_first_token_frees_everything(system, client):
+    for seed in range(4):
+        stream = client.generate("both", token_ids=ids(500, 10 + seed), max_tokens=100, ignore_eos=True)
+        time.sleep(0.02 * seed)
+        stream.cancel()
+    system.wait_until_idle(5)
+    client.generate("both", token_ids=ids(20, 20), max_tokens=2).result()
+
+
+def test_a_deadline_frees_everything(system, client):
+    with pytest.raises(IcarusError):
+        client.generate("s1", token_ids=ids(40, 30), max_tokens=900, ignore_eos=True, timeout=0.3).result()
+    system.wait_until_idle(5)

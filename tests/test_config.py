@@ -1,0 +1,44 @@
+"""Settings: one file, the same names as flags, and errors that name the key and the value."""
+
+import pytest
+
+from icarus.config import Config, load_config
+from icarus.errors import ConfigError
+
+
+def test_defaults_then_file_then_overrides(tmp_path):
+    file = tmp_path / "icarus.toml"
+    file.write_text('[cache]\nnum_blocks = 7\nblock_size = 32\n[worker]\ngateways = ["a:1", "b:2"]\n')
+    config = load_config(file, {"cache": {"num_blocks": 9}})
+    assert (config.cache.num_blocks, config.cache.block_size) == (9, 32)
+    assert config.worker.gateways == ("a:1", "b:2")
+    assert config.engine == Config().engine
+
+
+def test_a_whole_number_passes_for_a_float(tmp_path):
+    file = tmp_path / "icarus.toml"
+    file.write_text("[transfer]\nlease_seconds = 3\n")
+    assert load_config(file).transfer.lease_seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[cach]\n", r"unknown section \[cach\]"),
+        ("[cache]\nblocks = 3\n", r"\[cache\] has no setting 'blocks'; it has num_blocks"),
+        ('[cache]\nnum_blocks = "3"\n', r"\[cache\] num_blocks takes int, not '3'"),
+        ("[cache]\nnum_blocks = true\n", r"num_blocks takes int, not True"),
+        ('[worker]\ngateways = "a:1"\n', r"\[worker\] gateways takes a list of strings, not 'a:1'"),
+        ("[cache\n", "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path, text, message):
+    file = tmp_path / "icarus.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_a_missing_file_is_refused():
+    with pytest.raises(ConfigError, match=r"nowhere\.toml does not exist"):
+        load_config("nowhere.toml")

@@ -1,0 +1,227 @@
+"""The transfer thread's promises, on the in-process transport and on faults injected into it."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from icarus.errors import ConfigError, DeadlineError, OverloadedError
+from icarus.transfer.inprocess import InProcessTransport
+from icarus.transfer.thread import TransferThread
+from icarus.transfer.transport import PoolRegion, ReadState, TransferError, Transport, decode_metadata
+
+BLOCKS, BLOCK_BYTES = 8, 96
+
+
+def region_of(pool: np.ndarray) -> PoolRegion:
+    return PoolRegion(pool.ctypes.data, pool.shape[1], pool.shape[0], "cpu")
+
+
+@pytest.fixture
+def source() -> Iterator[tuple[np.ndarray, bytes]]:
+    """A pool of random bytes and its metadata."""
+    pool = np.random.default_rng(0).integers(0, 256, (BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+    transport = InProcessTransport(region_of(pool))
+    yield pool, transport.metadata()
+    transport.close()
+
+
+@pytest.fixture
+def run_thread() -> Iterator[Callable[..., TransferThread]]:
+    threads: list[TransferThread] = []
+
+    def run(make: Callable[[], Transport], timeout: float = 5, max_queued: int = 16) -> TransferThread:
+        threads.append(TransferThread(make, timeout, max_queued))
+        threads[-1].start()
+        return threads[-1]
+
+    yield run
+    for thread in threads:
+        thread.stop()
+
+
+class HeldTransport(InProcessTransport):
+    """Copies when asked to, and polls as the test says: a state, or an exception to raise."""
+
+    def __init__(self, region: PoolRegion):
+        super().__init__(region)
+        self.outcome: ReadState | Exception = ReadState.PENDING
+        self.gate = threading.Event()
+        self.gate.set()
+        self.released = 0
+
+    def post_read(self, peer: str, remote_blocks: Sequence[int], local_blocks: Sequence[int]) -> ReadState:
+        self.gate.wait()
+        return super().post_read(peer, remote_blocks, local_blocks)
+
+    def poll(self, handle: ReadState) -> ReadState:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def release(self, handle: ReadState) -> None:
+        assert self.outcome in (ReadState.DONE, ReadState.FAILED), "released before it settled"
+        self.released += 1
+
+
+@pytest.fixture
+def held(source: tuple[np.ndarray, bytes], run_thread: Callable[..., TransferThread]):
+    """A started thread over a HeldTransport that is connected to `source`."""
+    pool = np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+    transport = HeldTransport(region_of(pool))
+    thread = run_thread(lambda: transport, timeout=0.2, max_queued=2)
+    thread.connect("peer", source[1], BLOCKS).result(5)
+    yield thread, transport
+    transport.gate.set()
+    assert pool.any() or not thread.reads
+
+
+def test_reads_bytes_and_counts_them(source: tuple[np.ndarray, bytes], run_thread: Callable[..., TransferThread]):
+    pool = np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+    thread = run_thread(lambda: InProcessTransport(region_of(pool)))
+    thread.connect("peer", source[1], BLOCKS).result(5)
+    read = thread.read("peer", [7, 0, 3], [1, 2, 5])
+    assert read.result.result(5).num_bytes == 3 * BLOCK_BYTES
+    read.settled.result(5)
+    assert np.array_equal(pool[[1, 2, 5]], source[0][[7, 0, 3]])
+    assert not pool[[0, 3, 4, 6, 7]].any()
+    assert (thread.reads, thread.bytes_read) == (1, 3 * BLOCK_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("peer", "remote", "local"),
+    [
+        ("nobody", [0], [0]),
+        ("peer", [], []),
+        ("peer", [0, 1], [0]),
+        ("peer", [BLOCKS], [0]),
+        ("peer", [0], [-1]),
+    ],
+)
+def test_a_read_that_cannot_be_posted_answers_both_futures(
+    source: tuple[np.ndarray, bytes],
+    run_thread: Callable[..., TransferThread],
+    peer: str,
+    remote: list[int],
+    local: list[int],
+):
+    pool = np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+    thread = run_thread(lambda: InProcessTransport(region_of(pool)))
+    thread.connect("peer", source[1], BLOCKS).result(5)
+    read = thread.read(peer, remote, local)
+    with pytest.raises(TransferError, match=peer):
+        read.result.result(5)
+    read.settled.result(5)
+    thread.read("peer", [0], [0]).result.result(5)
+
+
+def test_start_raises_what_making_the_transport_raised():
+    def make() -> Transport:
+        raise ConfigError("no such device")
+
+    thread = TransferThread(make, 1, 1)
+    with pytest.raises(ConfigError, match="no such device"):
+        thread.start()
+    with pytest.raises(TransferError, match="stopped"):
+        thread.read("peer", [0], [0])
+    thread.stop()
+
+
+def test_a_read_past_its_timeout_is_polled_until_it_settles(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    read = thread.read("peer", [0], [0])
+    with pytest.raises(DeadlineError, match=r"peer took longer than 0\.2 s"):
+        read.result.result(5)
+    assert not read.settled.done()
+    assert transport.released == 0
+    transport.outcome = ReadState.DONE
+    read.settled.result(5)
+    assert transport.released == 1
+
+
+def test_a_failed_read_that_may_still_write_is_not_settled(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    transport.outcome = TransferError("one of its blocks failed")
+    read = thread.read("peer", [0], [0])
+    with pytest.raises(TransferError, match="one of its blocks"):
+        read.result.result(5)
+    assert not read.settled.done()
+    transport.outcome = ReadState.FAILED
+    read.settled.result(5)
+    assert thread.reads == 0
+
+
+def test_a_fault_of_the_transport_does_not_end_the_thread(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    transport.outcome = RuntimeError("out of luck")
+    read = thread.read("peer", [0], [0])
+    with pytest.raises(TransferError, match="out of luck"):
+        read.result.result(5)
+    transport.outcome = ReadState.DONE
+    read.settled.result(5)
+    thread.read("peer", [0], [0]).result.result(5)
+
+
+def test_a_full_queue_refuses(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    transport.outcome = ReadState.DONE
+    transport.gate.clear()
+    accepted = []
+    with pytest.raises(OverloadedError, match="2 transfer commands"):
+        for _ in range(4):  # one blocks the thread, two wait
+            accepted.append(thread.read("peer", [0], [0]))  # noqa: PERF401
+    transport.gate.set()
+    for read in accepted:
+        read.result.result(5)
+
+
+def test_a_read_that_waited_past_its_timeout_is_never_posted(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    transport.outcome = ReadState.DONE
+    transport.gate.clear()
+    first, second = thread.read("peer", [0], [0]), thread.read("peer", [1], [1])
+    threading.Timer(0.3, transport.gate.set).start()
+    first.settled.result(5)
+    with pytest.raises(DeadlineError):
+        second.result.result(5)
+    second.settled.result(5)
+    assert thread.reads == 1
+
+
+def test_stop_answers_everything(held: tuple[TransferThread, HeldTransport]):
+    thread, _ = held
+    read = thread.read("peer", [0], [0])
+    thread.stop()
+    assert isinstance(read.result.exception(0), TransferError | DeadlineError)
+    assert read.settled.done()
+    with pytest.raises(TransferError, match="stopped"):
+        thread.connect("peer", b"", BLOCKS)
+
+
+async def test_cancelling_a_waiter_cancels_no_read(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    read = thread.read("peer", [0], [0])
+    waiter = asyncio.ensure_future(asyncio.wrap_future(read.result))
+    await asyncio.sleep(0.01)
+    waiter.cancel()
+    transport.outcome = ReadState.DONE
+    await asyncio.wait_for(asyncio.wrap_future(read.settled), 5)
+    assert read.result.result(0).num_bytes == BLOCK_BYTES
+
+
+def test_metadata_of_another_layout_is_refused(source: tuple[np.ndarray, bytes]):
+    own = PoolRegion(0, BLOCK_BYTES, 4, "cpu")
+    decoded, _ = decode_metadata("inproc", own, source[1], BLOCKS)
+    assert decoded == region_of(source[0])
+    for kind, block_bytes, blocks in (
+        ("nixl", BLOCK_BYTES, BLOCKS),
+        ("inproc", 32, BLOCKS),
+        ("inproc", BLOCK_BYTES, 9),
+    ):
+        with pytest.raises(TransferError, match="block bytes"):
+            decode_metadata(kind, PoolRegion(0, block_bytes, 4, "cpu"), source[1], blocks)
+    for garbage in (b"", source[1][:20], b"X" * 80):
+        with pytest.raises(TransferError, match="not Icarus"):
+            decode_metadata("inproc", own, garbage, BLOCKS)
