@@ -2,7 +2,7 @@
 
 import pytest
 
-from icarus.config import Config, load_config
+from icarus.config import Config, ModelSection, load_config
 from icarus.errors import ConfigError
 
 
@@ -42,3 +42,17 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, text, message):
 def test_a_missing_file_is_refused():
     with pytest.raises(ConfigError, match=r"nowhere\.toml does not exist"):
         load_config("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "expected"),
+    [
+        ("", "smollm2", "smollm2"),
+        ("", "org/Some-Model", "Some-Model"),
+        ("", "folder/model/", "model"),
+        ("", "x/model.Q4_1.gguf", "model.Q4_1"),
+        ("mine", "org/Some-Model", "mine"),
+    ],
+)
+def test_the_served_name_is_given_or_the_paths_last_part(name, path, expected):
+    assert ModelSection(name=name, path=path).served_name == expected

@@ -24,7 +24,8 @@ class SequenceRows:
     num_keys: int
     """The largest position plus one."""
     mask: Tensor | None
-    """[rows, num_keys] bool, true where a row sees a key; None where every row sees them all (decode)."""
+    """[rows, num_keys] float32, added to the scores: 0 where a row sees a key, else -inf. None where every row sees
+    them all (decode)."""
 
     @classmethod
     def build(
@@ -45,10 +46,13 @@ class SequenceRows:
             positions=on_device,
             block_ids=torch.tensor(block_ids[: -(-num_keys // block_size)], device=device),
             num_keys=num_keys,
-            mask=None
-            if min(positions) == num_keys - 1
-            else torch.arange(num_keys, device=device) <= on_device.unsqueeze(1),
+            mask=None if min(positions) == num_keys - 1 else _causal_mask(on_device, num_keys),
         )
+
+
+def _causal_mask(positions: Tensor, num_keys: int) -> Tensor:
+    hidden = torch.arange(num_keys, device=positions.device) > positions.unsqueeze(1)
+    return torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, -torch.inf)
 
 
 def paged_attention(query: Tensor, pages: Tensor, sequences: Sequence[SequenceRows]) -> Tensor:
@@ -65,7 +69,7 @@ def paged_attention(query: Tensor, pages: Tensor, sequences: Sequence[SequenceRo
             query[sequence.rows],
             keys.index_select(0, sequence.block_ids).flatten(0, 1)[: sequence.num_keys],
             values.index_select(0, sequence.block_ids).flatten(0, 1)[: sequence.num_keys],
-            sequence.mask,
+            None if sequence.mask is None else sequence.mask.to(query.dtype),
         )
     return output
 

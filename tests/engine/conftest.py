@@ -1,8 +1,8 @@
 import pytest
 import torch
+from engine.harness import Specialists
 from tiny import PRIVATE_TARGETS, tiny_adapter, tiny_llama
 
-from engine.harness import Specialists
 from icarus.types import AdapterMode
 
 SHARED, PRIVATE = AdapterMode.SHARED, AdapterMode.PRIVATE

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from engine.harness import BLOCK_SIZE, Harness
+
 from icarus.engine.request import Failed, Finished, Landing, Phase, Prefilled
 from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError
 from icarus.types import FinishReason, SamplingParams

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from engine.harness import Harness, Specialists
 from tokenizers import Tokenizer
 
-from engine.harness import Harness, Specialists
 from icarus.adapters.generate import write_random_adapter
 from icarus.model.config import ModelConfig
 from icarus.model.hub import resolve_model

@@ -95,7 +95,9 @@ class WorkerScript:
     """The output of every turn, from its first token; a resumed turn goes on inside it."""
     die_after: int | None = None
     """UNAVAILABLE once this many tokens of an attempt were sent."""
-    die_reserved: bool = False
+    die_reserved: asyncio.Event | None = None
+    """UNAVAILABLE while it waits for `staged`, once the event is set."""
+    refusal: Exception | None = None
     stall_after: int | None = None
     finish_lost: bool = False
     """UNAVAILABLE in place of DecodeFinished."""
@@ -119,17 +121,24 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
         self.script = script
 
     async def Decode(self, request_iterator, context):
-        script, finish = self.script, asyncio.Event()
+        script, finish, watching = self.script, asyncio.Event(), None
         begin = (await anext(request_iterator)).begin
         script.begun.append(begin)
+        if script.refusal:
+            raise script.refusal
         try:
             if begin.await_prefill:
                 yield decode_service_pb2.DecodeResponse(
                     reserved=decode_service_pb2.TurnReserved(num_local_blocks=script.num_local_blocks)
                 )
                 if script.die_reserved:
+                    await script.die_reserved.wait()
                     raise UnavailableError("gone")
-                script.staged.append((await anext(request_iterator)).staged)
+                request = await anext(request_iterator, None)
+                if request is None:  # how a cancelled call may look to who is reading
+                    script.cancelled.set()
+                    return
+                script.staged.append(request.staged)
             watching = asyncio.ensure_future(self.watch(request_iterator, finish))
             first = sent = begin.num_output_tokens
             for token in script.answer[first : begin.sampling.max_tokens]:
@@ -145,10 +154,12 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             if script.finish_lost:
                 raise UnavailableError("gone")
             yield decode_service_pb2.DecodeResponse(finished=self.finished(begin, sent))
-            watching.cancel()
         except asyncio.CancelledError:
             script.cancelled.set()
             raise
+        finally:
+            if watching:
+                watching.cancel()
 
     async def watch(self, requests, finish):
         async for request in requests:

@@ -54,4 +54,4 @@ def test_no_rows():
 def test_decode_needs_no_mask_and_prefill_does():
     assert SequenceRows.build([0, 5], [7, 7], [0, 1], 4, "cpu").mask is None
     mask = SequenceRows.build([0, 1], [6, 7], [0, 1], 4, "cpu").mask
-    assert mask is not None and mask.sum(1).tolist() == [7, 8]
+    assert mask is not None and (mask == 0).sum(1).tolist() == [7, 8]

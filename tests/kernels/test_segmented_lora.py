@@ -26,3 +26,15 @@ def test_matches_the_reference(sizes):
     add_segmented_lora_reference(expected, x, segments)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(got[~inside], before[~inside])
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 70])
+@pytest.mark.parametrize("adapter_dtype", [torch.bfloat16, torch.float32])
+def test_half_precision(rows, adapter_dtype):
+    torch.manual_seed(rows)
+    segment = LoraSegment(1, rows + 1, torch.randn(4, 64).to(adapter_dtype) / 8, torch.randn(48, 4).to(adapter_dtype))
+    x, got = torch.randn(rows + 2, 64).bfloat16(), torch.zeros(rows + 2, 48).bfloat16()
+    expected = got.clone()
+    add_segmented_lora(got, x, [segment])
+    add_segmented_lora_reference(expected, x, [segment])
+    torch.testing.assert_close(got, expected, atol=5e-2, rtol=2e-2)

@@ -1,6 +1,7 @@
 """How plans become rows."""
 
 import pytest
+
 from icarus.adapters.lora import LoraWeights
 from icarus.model.batch import RowPlan, StepBatch
 from icarus.types import AdapterMode

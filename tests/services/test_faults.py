@@ -67,7 +67,9 @@ def test_a_stopped_source_is_given_up_and_its_blocks_are_quarantined(make_system
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_services_refuse_the_in_process_transport(base, role):
     command = [sys.executable, "-m", "icarus.cli.main", "serve", role, "--transfer-transport", "inprocess"]
-    done = subprocess.run([*command, "--model-path", str(base)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*command, "--model-path", str(base)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 2
     assert "transport = 'inprocess' serves unit tests only" in done.stderr
     assert "Traceback" not in done.stderr

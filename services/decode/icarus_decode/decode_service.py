@@ -1,6 +1,7 @@
 """Runs turns: reserve, land the cached or prefilled blocks, generate."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -44,13 +45,13 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
     async def _staged(self, requests: AsyncIterator[pb.DecodeRequest], turn_id: str) -> pb.PrefillStaged:
         limit = self._worker.stage_timeout_seconds
         try:
-            request = await asyncio.wait_for(anext(requests), limit)
+            request = await asyncio.wait_for(anext(requests, None), limit)
         except TimeoutError:
             raise DeadlineError(
                 f"turn {turn_id}: no word of its prefill for {limit} s ([transfer] stage_timeout_seconds)"
             ) from None
-        if request.WhichOneof("event") != "staged":
-            raise InvalidInputError(f"turn {turn_id} awaits its prefill: send 'staged', not another event")
+        if request is None or request.WhichOneof("event") != "staged":
+            raise InvalidInputError(f"turn {turn_id} awaits its prefill: 'staged' must come next on its stream")
         return request.staged
 
 
@@ -84,9 +85,10 @@ async def _land_staged(turn: WorkerTurn, admitted: Admitted, staged: pb.PrefillS
 
 
 async def _finish_on_request(turn: WorkerTurn, requests: AsyncIterator[pb.DecodeRequest]) -> None:
-    async for request in requests:
-        if request.WhichOneof("event") == "finish":
-            await turn.finish()
+    with contextlib.suppress(grpc.aio.AbortError):  # the turn failed, and its stream with it
+        async for request in requests:
+            if request.WhichOneof("event") == "finish":
+                await turn.finish()
 
 
 def _finished(event: Finished, turn: WorkerTurn) -> pb.DecodeFinished:

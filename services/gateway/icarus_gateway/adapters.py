@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import grpc.aio
 
@@ -65,6 +64,8 @@ class Adapters:
         for worker in loaded:
             try:
                 await _unload_from(worker, name)
+            except NotFoundError:
+                continue
             except IcarusError as error:
                 log.error("roll-back failed", extra={"worker": worker.worker_id, "adapter": name, "reason": str(error)})
 
@@ -97,15 +98,17 @@ async def _load_on(
             answer = await pb_grpc.AdapterServiceStub(worker.channel).LoadAdapter(request)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, f"worker {worker.worker_id}") from None
-        if not had:
-            loaded.append(worker)
+        except asyncio.CancelledError:  # it may have loaded it all the same
+            loaded.extend([] if had else [worker])
+            raise
+        loaded.extend([] if had else [worker])
         info = AdapterInfo(name, answer.digest, AdapterMode(answer.mode), answer.rank)
         if known is not None and (known.digest, known.mode) != (info.digest, info.mode):
             raise _mismatch(worker, known, info)
         known = info
         worker.adapters = {**worker.adapters, name: info}
     assert known is not None
-    return replace(known)
+    return known
 
 
 def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusError:

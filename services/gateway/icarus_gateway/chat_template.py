@@ -11,6 +11,7 @@ import jinja2
 import jinja2.sandbox
 
 from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
+from icarus_gateway.model_files import read_json, special_tokens
 
 
 @dataclass(frozen=True)
@@ -154,25 +155,10 @@ def _environment() -> jinja2.Environment:
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
     """The template of a model's folder: chat_template.jinja, else tokenizer_config.json. None where there is none."""
-    config = _tokenizer_config(folder)
+    config = read_json(folder / "tokenizer_config.json")
     jinja_file = folder / "chat_template.jinja"
     source = jinja_file.read_text(encoding="utf-8") if jinja_file.is_file() else _pick(config.get("chat_template"))
     return None if source is None else ChatTemplate(source, special_tokens(folder))
-
-
-def special_tokens(folder: Path) -> dict[str, str]:
-    """`bos_token`, `eos_token` and so on, by name."""
-    tokens = {key: value for key, value in _tokenizer_config(folder).items() if key.endswith("_token")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
-    return {key: text for key, text in texts.items() if isinstance(text, str)}
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from None
 
 
 def _pick(entry: Any) -> str | None:

@@ -63,8 +63,8 @@ class DecodeCall:
         """After the turn's end: lets the worker's side return by itself."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._call.done_writing()
-        self._next = asyncio.ensure_future(self._call.read())
-        await asyncio.wait((self._next,), timeout=_LINGER_SECONDS)
+        ending = self._next = asyncio.ensure_future(self._call.read())
+        await asyncio.wait((ending,), timeout=_LINGER_SECONDS)
 
     def _message(self, reading: "asyncio.Future[Any]") -> pb.DecodeResponse:
         if reading.cancelled():  # the channel was closed: the worker is gone or was replaced

@@ -26,7 +26,7 @@ from icarus_gateway.generation_service import GenerationServicer
 from icarus_gateway.model_service import ModelServicer
 from icarus_gateway.registry_service import RegistryServicer
 from icarus_gateway.routing import Router
-from icarus_gateway.served_model import ServedModel, base_name, load_served_model
+from icarus_gateway.served_model import ServedModel, load_served_model
 from icarus_gateway.session_service import SessionServicer
 from icarus_gateway.sessions import MemorySessionStore
 from icarus_gateway.turn import TurnDriver
@@ -49,7 +49,7 @@ async def serve(config: Config) -> None:
 
 def _load_model(config: Config) -> ServedModel:
     folder = resolve_model(config.model.path, log.info)
-    model = load_served_model(folder, base_name(config.model.name, config.model.path))
+    model = load_served_model(folder, config.model.served_name)
     if model.template is not None and model.template.delta_problem:
         log.warning("no messages in sessions", extra={"model": model.name, "reason": model.template.delta_problem})
     return model

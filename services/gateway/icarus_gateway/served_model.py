@@ -1,11 +1,11 @@
 """The base model as the gateway sees it: names and numbers, tokenizer, template. No weights."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from icarus.model.config import ModelConfig
-from icarus_gateway.chat_template import ChatTemplate, load_chat_template, special_tokens
+from icarus_gateway.chat_template import ChatTemplate, load_chat_template
+from icarus_gateway.model_files import read_json, special_tokens
 from icarus_gateway.tokenizer import Tokenizer
 
 
@@ -37,14 +37,8 @@ def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """Of generation_config.json, config.json and the tokenizer's own `eos_token` together."""
     found: set[int] = set()
     for file in ("generation_config.json", "config.json"):
-        path = folder / file
-        entry = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        entry = read_json(folder / file).get("eos_token_id")
         found.update([entry] if isinstance(entry, int) else entry or ())
     eos = special_tokens(folder).get("eos_token")
-    found.update(id for id in [tokenizer.id_of(eos) if eos else None] if id is not None)
-    return frozenset(found)
-
-
-def base_name(name: str, path: str) -> str:
-    """The name that turns ask for: the configured one, or the last part of the folder, file or hub id."""
-    return name or Path(path).name.removesuffix(".gguf")
+    eos_id = tokenizer.id_of(eos) if eos else None
+    return frozenset(found if eos_id is None else found | {eos_id})

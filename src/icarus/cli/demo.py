@@ -25,7 +25,6 @@ from icarus.types import AdapterMode
 SPECIALISTS = ("triage", "diagnose", "plan", "tools", "check", "write", "translate", "summarise")
 _NUM_DECODE = 2
 _RANK = 16
-_MIN_WIDTH = 118
 _TITLES = {
     AdapterMode.SHARED: "shared: every specialist reads the base model's KV",
     AdapterMode.PRIVATE: "private: every specialist writes its own KV, the conventional way",
@@ -35,7 +34,7 @@ _TITLES = {
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     json_path = _writable(args.json) if args.json else None
-    console = _console()
+    console = Console(highlight=False, markup=False)
     with tempfile.TemporaryDirectory(prefix="icarus-demo-") as folder:
         config = _prepare(config, console)
         adapters = _make_specialists(Path(config.model.path), Path(folder))
@@ -57,14 +56,6 @@ def run(args: argparse.Namespace) -> int:
         write_json(json_path, shared, private, settings)
         console.print(f"every figure is in {json_path}")
     return 0
-
-
-def _console() -> Console:
-    """A terminal has the width it has; a file or a pipe gets whole lines."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _MIN_WIDTH)
-    return console
 
 
 def play_both(

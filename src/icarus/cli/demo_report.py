@@ -11,6 +11,7 @@ from rich.table import Table
 from icarus.cli.demo_chain import Chain, TurnFigures
 
 _MIB = 2**20
+_LEGEND = "p0: prefill-0, d1: decode-1; cross: reused tokens that others wrote"
 _TTFT = "median_ttft_seconds_later_turns"
 _WHAT = {
     "computed_tokens": "encoder tokens computed",
@@ -23,19 +24,20 @@ _WHAT = {
 
 
 def turns_table(title: str, turns: Sequence[TurnFigures]) -> Table:
-    """A line a turn."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1), expand=False)
-    for name in ("", "specialist", "workers"):
+    """A line a turn, in 80 columns."""
+    table = Table(title=title, caption=_LEGEND, title_justify="left", caption_justify="left", title_style="bold")
+    table.box, table.padding, table.pad_edge = None, (0, 1, 0, 0), False
+    for name in ("", "specialist", "path"):
         table.add_column(name, no_wrap=True)
-    for name in ("prompt", "computed", "local", "remote", "of it cross", "reads", "MiB", "TTFT s", "tok/s"):
-        table.add_column(name, justify="right")
+    for name in ("prompt", "computed", "local", "remote", "cross", "reads", "MiB", "TTFT s", "tok/s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for turn in turns:
         table.add_row(*_turn_row(turn))
     return table
 
 
 def _turn_row(turn: TurnFigures) -> list[str]:
-    workers = [worker for worker in (turn.prefill_worker, turn.decode_worker) if worker is not None]
+    path = ">".join(_short(worker) for worker in (turn.prefill_worker, turn.decode_worker) if worker is not None)
     counts = (
         turn.prompt_tokens,
         turn.computed_tokens,
@@ -45,7 +47,12 @@ def _turn_row(turn: TurnFigures) -> list[str]:
         turn.nixl_reads,
     )
     figures = (f"{turn.nixl_bytes / _MIB:.1f}", f"{turn.ttft_seconds:.2f}", f"{turn.tokens_per_second:.1f}")
-    return [str(turn.turn), turn.specialist, " > ".join(workers), *map(str, counts), *figures]
+    return [str(turn.turn), turn.specialist.removesuffix("-private"), path, *map(str, counts), *figures]
+
+
+def _short(worker: str) -> str:
+    role, _, number = worker.partition("-")
+    return role[:1] + number
 
 
 def comparison_table(shared: Chain, private: Chain) -> Table:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -40,8 +40,7 @@ def resolve_section(model: ModelSection, progress: Callable[[str], None]) -> Mod
     from icarus.model.hub import resolve_model
 
     folder = resolve_model(model.path, progress)
-    name = model.name or Path(model.path).name.removesuffix(".gguf") or folder.resolve().name
-    return dataclasses.replace(model, path=str(folder), name=name)
+    return dataclasses.replace(model, path=str(folder), name=model.served_name)
 
 
 class LocalCluster:
@@ -117,7 +116,10 @@ class LocalCluster:
 
     def _start(self) -> None:
         config = dataclasses.replace(self.config, model=resolve_section(self.config.model, self._progress))
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"log folder {self.log_dir} cannot be made: {error.strerror}") from None
         gateway = dataclasses.replace(config, gateway=dataclasses.replace(config.gateway, address=self.address))
         self._spawn("gateway", "gateway", to_flags(gateway, [*GATEWAY_SECTIONS]))
         for role, adapters_of_workers in (
@@ -182,8 +184,9 @@ def _serving(client: Client) -> set[str]:
 
 def _is_serving(address: str) -> bool:
     with grpc.insecure_channel(address, options=channel_options(address)) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are made at run time
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
         except grpc.RpcError:
             return False
     return answer.status == health_pb2.HealthCheckResponse.SERVING

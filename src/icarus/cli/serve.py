@@ -17,6 +17,8 @@ _STOP_SECONDS = 20.0
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     configure_logging(args.log_level)
+    # Before torch is loaded: idle compute threads that spin would take the cores of the worker beside this one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if args.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, name="stdin-watch", daemon=True).start()
     service = importlib.import_module(f"icarus_{args.role}.main")

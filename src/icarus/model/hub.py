@@ -86,14 +86,15 @@ def _convert_once(file: Path, report: Report) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    try:
-        from icarus.model.gguf import convert_gguf
-    except ImportError as error:
-        raise ConfigError(f"reading {file.name} needs {error.name}: pip install 'icarus-serve[demo]'") from None
     with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
         whole = Path(partial) / folder.name
         whole.mkdir()
-        convert_gguf(file, whole)
+        try:
+            from icarus.model.gguf import convert_gguf
+
+            convert_gguf(file, whole)
+        except ImportError as error:
+            raise ConfigError(f"reading {file.name} needs more packages: pip install 'icarus-serve[demo]'") from error
         whole.rename(folder)
 
 

@@ -108,11 +108,14 @@ async def stop_signal() -> str:
             loop.remove_signal_handler(which)
 
 
-async def serve_until_signal(server: Server, grace_seconds: float = 10.0) -> None:
-    """Starts the server, waits for SIGTERM or SIGINT, then drains it."""
+async def serve_until_signal(
+    server: Server, grace_seconds: float = 10.0, before_drain: Callable[[], None] = lambda: None
+) -> None:
+    """Starts the server, waits for SIGTERM or SIGINT, calls `before_drain`, then drains the server."""
     await server.start()
     log.info("serving", extra={"address": server.address})
     try:
         log.info("draining", extra={"signal": await stop_signal()})
     finally:
+        before_drain()
         await server.drain(grace_seconds)

@@ -1,11 +1,12 @@
 """Lends this worker's blocks to others."""
 
 import asyncio
+from concurrent.futures import Future
 
 import grpc.aio
 
 from icarus.rpc.messages import grant_to_wire
-from icarus.types import BlockHash, LeaseId
+from icarus.types import BlockHash, Grant, LeaseId
 from icarus.worker.v1 import block_service_pb2 as pb
 from icarus.worker.v1 import block_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import Worker
@@ -30,8 +31,18 @@ class BlockServicer(pb_grpc.BlockServiceServicer):
         self, request: pb.AcquireLeaseRequest, context: grpc.aio.ServicerContext
     ) -> pb.AcquireLeaseResponse:
         hashes = [BlockHash(block_hash) for block_hash in request.block_hashes]
-        call = self._worker.engine.call(lambda engine: engine.acquire_lease(hashes, request.first_block))
-        return pb.AcquireLeaseResponse(grant=grant_to_wire(await asyncio.wrap_future(call)))
+        granting = self._worker.engine.call(lambda engine: engine.acquire_lease(hashes, request.first_block))
+        try:
+            grant = await asyncio.shield(asyncio.wrap_future(granting))
+        except asyncio.CancelledError:
+            granting.add_done_callback(self._give_up)
+            raise
+        return pb.AcquireLeaseResponse(grant=grant_to_wire(grant))
+
+    def _give_up(self, granting: Future[Grant]) -> None:
+        """Ends a lease whose reader left before it was granted."""
+        if granting.exception() is None and (lease_id := granting.result().lease_id):
+            self._worker.engine.post(lambda engine: engine.release_lease(lease_id))
 
     async def RenewLease(
         self, request: pb.RenewLeaseRequest, context: grpc.aio.ServicerContext

@@ -7,7 +7,7 @@ lapsed. Everything else (a dead peer, a lapsed lease, a stale index) costs time,
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -108,16 +108,13 @@ class BlockFetch:
         """Writers of the blocks that were read and are valid."""
         if grant.first_block != wanted.first_block:
             raise IcarusError(f"asked for blocks from {wanted.first_block} on, granted from {grant.first_block} on")
-        async with self._renewed(peer, grant):
+        async with self._held(peer, grant):
             await self._peers.connect(peer, grant.owner_instance_id)
             count = min(len(grant.block_ids), len(wanted.block_ids))
             self._target = wanted.block_ids[:count]
             self.pending = self._transfer.read(peer.address, grant.block_ids[:count], self._target)
             result = await self._result(peer, self.pending)
-        try:
-            await peer.blocks.ReleaseLease(block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id))
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, peer.address) from None
+            await _release(peer, grant)
         self.num_reads += 1
         self.num_bytes += result.num_bytes
         return grant.writers[:count]
@@ -132,19 +129,24 @@ class BlockFetch:
             raise
 
     @contextlib.asynccontextmanager
-    async def _renewed(self, peer: Peer, grant: Grant) -> AsyncIterator[None]:
-        """Renews the lease while the body runs; gives it back if the body fails."""
+    async def _held(self, peer: Peer, grant: Grant) -> AsyncIterator[None]:
+        """Renews the lease while the body runs; gives it back if the body fails or is cancelled."""
         renewal = asyncio.create_task(_renew_forever(peer, grant))
         try:
             yield
         except BaseException:
-            request = block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id)
-            # After a read that hangs the lease is left to expire: the owner's blocks stay until nobody reads them.
-            if not self.unsettled_blocks:
-                _in_background(peer.blocks.ReleaseLease(request))
+            _in_background(_release(peer, grant))
             raise
         finally:
             renewal.cancel()
+
+
+async def _release(peer: Peer, grant: Grant) -> None:
+    """Raises FailedPreconditionError if the lease lapsed before: what was read under it may be wrong."""
+    try:
+        await peer.blocks.ReleaseLease(block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id))
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error, peer.address) from None
 
 
 async def _renew_forever(peer: Peer, grant: Grant) -> None:
@@ -158,10 +160,12 @@ async def _renew_forever(peer: Peer, grant: Grant) -> None:
 _background: set[asyncio.Task[None]] = set()
 
 
-def _in_background(call: object) -> None:
+def _in_background(release: Coroutine[None, None, None]) -> None:
+    """A lease that cannot be given back expires."""
+
     async def run() -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await call  # type: ignore[misc]
+        with contextlib.suppress(IcarusError):
+            await release
 
     task = asyncio.create_task(run())
     _background.add(task)

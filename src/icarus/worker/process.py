@@ -1,6 +1,7 @@
 """Runs one worker process from its settings to its last answer."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
 
 from icarus.config import Config
@@ -24,17 +25,25 @@ from icarus.worker.worker import Worker, build_worker
 
 async def run_worker(config: Config, role: Role, own_service: Callable[[Worker], Service]) -> None:
     """Loads, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
-    worker_id = WorkerId(config.worker.id or f"{role.value}-{config.worker.address}")
-    worker = await build_worker(config, role, worker_id, ChangeFeed())
+    worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed())
     server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)])
     await worker.start()
     links = _start_links(config, worker, server)
-    try:
-        await serve_until_signal(server)
-    finally:
+
+    def leave_gateways() -> None:
         for link in links:
             link.cancel()
+
+    try:
+        await serve_until_signal(server, before_drain=leave_gateways)
+    finally:
         await worker.stop()
+
+
+def _worker_id(config: Config, role: Role) -> WorkerId:
+    """Two workers on port 0 must not share a name, even if theirs then changes with every start."""
+    address = config.worker.address
+    return WorkerId(config.worker.id or f"{role}-{secrets.token_hex(4) if address.endswith(':0') else address}")
 
 
 def _start_links(config: Config, worker: Worker, server: Server) -> Sequence[asyncio.Task[None]]:

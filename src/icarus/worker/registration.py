@@ -14,7 +14,7 @@ import grpc.aio
 from icarus.cache.changes import BlockChange
 from icarus.engine.engine import Engine, EngineState
 from icarus.rpc.channel import open_channel
-from icarus.rpc.messages import adapter_to_wire
+from icarus.rpc.messages import PROTOCOL_VERSION, adapter_to_wire
 from icarus.types import BlockHash
 from icarus.worker.v1 import registry_service_pb2 as pb
 from icarus.worker.v1 import registry_service_pb2_grpc as pb_grpc
@@ -22,7 +22,6 @@ from icarus.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL_VERSION = 1
 _RETRY_SECONDS = 0.5
 _MAX_PENDING = 100_000
 """Changes kept for a gateway that does not answer; past that it gets a snapshot."""

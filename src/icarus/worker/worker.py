@@ -32,6 +32,7 @@ from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion
 from icarus.types import AdapterInfo, AdapterMode, BlockHash, BlockSource, RequestId, Role, SamplingParams, WorkerId
 from icarus.worker.change_feed import ChangeFeed
+from icarus.worker.compute import prepare_compute
 from icarus.worker.fetch import BlockFetch
 from icarus.worker.peers import PeerTable
 from icarus.worker.turn import EventQueue, WorkerTurn
@@ -190,8 +191,7 @@ def parse_adapter_entry(entry: str) -> tuple[str, str, AdapterMode | None]:
 
 
 def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, changes: ChangeFeed) -> Worker:
-    if config.engine.num_threads:
-        torch.set_num_threads(config.engine.num_threads)
+    prepare_compute(config.engine.num_threads)
     model = load_model(folder, config.model.dtype, config.model.device, _log_progress)
     shape = model.config
     kv = KVPool(shape, config.cache.num_blocks, config.cache.block_size, config.model.dtype, config.model.device)
@@ -203,7 +203,7 @@ def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, change
         worker_id=worker_id,
         instance_id=instance_id,
         role=role,
-        base_model=config.model.name or folder.name,
+        base_model=config.model.served_name,
         base_digest=digest,
         fingerprint=fingerprint,
         block_size=block_size,

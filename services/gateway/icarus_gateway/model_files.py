@@ -1,0 +1,25 @@
+"""The small JSON files beside a model's weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from icarus.errors import ConfigError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty where the file is absent. Raises ConfigError where it is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; it must be a JSON object")
+    return content
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """`bos_token`, `eos_token` and so on of tokenizer_config.json, by name."""
+    entries = read_json(folder / "tokenizer_config.json").items()
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in entries}
+    return {key: text for key, text in texts.items() if key.endswith("_token") and isinstance(text, str)}
