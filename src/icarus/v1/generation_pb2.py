@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aicarus/v1/generation.proto\x12\ticarus.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x0c\x43hatMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.icarus.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"x\n\x07\x43ontent\x12+\n\x08messages\x18\x01 \x01(\x0b\x32\x17.icarus.v1.ChatMessagesH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.icarus.v1.TokenIdsH\x00\x42\x06\n\x04\x66orm\"\xdc\x01\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xff\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\x03\x12\x14\n\x0clocal_tokens\x18\x04 \x01(\x03\x12\x15\n\rremote_tokens\x18\x05 \x01(\x03\x12\x15\n\rcached_tokens\x18\x06 \x01(\x03\x12\x1c\n\x14\x63ross_adapter_tokens\x18\x07 \x01(\x03\x12\x19\n\x11kv_written_tokens\x18\x08 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\t \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\n \x01(\x03\"N\n\x05Route\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x1b\n\x0eprefill_worker\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x11\n\x0f_prefill_worker\",\n\tTurnDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x8e\x01\n\x0cTurnFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.icarus.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.icarus.v1.Usage\x12\x1f\n\x05route\x18\x03 \x01(\x0b\x32\x10.icarus.v1.Route\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"h\n\tTurnEvent\x12%\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.icarus.v1.TurnDeltaH\x00\x12+\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x17.icarus.v1.TurnFinishedH\x00\x42\x07\n\x05\x65vent*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aicarus/v1/generation.proto\x12\ticarus.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x0c\x43hatMessages\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.icarus.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"x\n\x07\x43ontent\x12+\n\x08messages\x18\x01 \x01(\x0b\x32\x17.icarus.v1.ChatMessagesH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.icarus.v1.TokenIdsH\x00\x42\x06\n\x04\x66orm\"\x80\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x17\n\nmin_tokens\x18\x08 \x01(\x05H\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0b \x01(\x02H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0c \x01(\x02H\t\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\n\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_min_tokensB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobs\"\xff\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\x03\x12\x14\n\x0clocal_tokens\x18\x04 \x01(\x03\x12\x15\n\rremote_tokens\x18\x05 \x01(\x03\x12\x15\n\rcached_tokens\x18\x06 \x01(\x03\x12\x1c\n\x14\x63ross_adapter_tokens\x18\x07 \x01(\x03\x12\x19\n\x11kv_written_tokens\x18\x08 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\t \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\n \x01(\x03\"N\n\x05Route\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x1b\n\x0eprefill_worker\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x11\n\x0f_prefill_worker\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"^\n\rTokenLogprobs\x12\'\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x17.icarus.v1.TokenLogprob\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.icarus.v1.TokenLogprob\"X\n\tTurnDelta\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.icarus.v1.TokenLogprobs\"\x8e\x01\n\x0cTurnFinished\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.icarus.v1.FinishReason\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.icarus.v1.Usage\x12\x1f\n\x05route\x18\x03 \x01(\x0b\x32\x10.icarus.v1.Route\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"h\n\tTurnEvent\x12%\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x14.icarus.v1.TurnDeltaH\x00\x12+\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x17.icarus.v1.TurnFinishedH\x00\x42\x07\n\x05\x65vent*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'icarus.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1150
-  _globals['_FINISHREASON']._serialized_end=1245
+  _globals['_FINISHREASON']._serialized_start=1633
+  _globals['_FINISHREASON']._serialized_end=1728
   _globals['_CHATMESSAGE']._serialized_start=41
   _globals['_CHATMESSAGE']._serialized_end=85
   _globals['_CHATMESSAGES']._serialized_start=87
@@ -42,15 +42,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTENT']._serialized_start=170
   _globals['_CONTENT']._serialized_end=290
   _globals['_SAMPLINGPARAMS']._serialized_start=293
-  _globals['_SAMPLINGPARAMS']._serialized_end=513
-  _globals['_USAGE']._serialized_start=516
-  _globals['_USAGE']._serialized_end=771
-  _globals['_ROUTE']._serialized_start=773
-  _globals['_ROUTE']._serialized_end=851
-  _globals['_TURNDELTA']._serialized_start=853
-  _globals['_TURNDELTA']._serialized_end=897
-  _globals['_TURNFINISHED']._serialized_start=900
-  _globals['_TURNFINISHED']._serialized_end=1042
-  _globals['_TURNEVENT']._serialized_start=1044
-  _globals['_TURNEVENT']._serialized_end=1148
+  _globals['_SAMPLINGPARAMS']._serialized_end=805
+  _globals['_USAGE']._serialized_start=808
+  _globals['_USAGE']._serialized_end=1063
+  _globals['_ROUTE']._serialized_start=1065
+  _globals['_ROUTE']._serialized_end=1143
+  _globals['_TOKENLOGPROB']._serialized_start=1145
+  _globals['_TOKENLOGPROB']._serialized_end=1194
+  _globals['_TOKENLOGPROBS']._serialized_start=1196
+  _globals['_TOKENLOGPROBS']._serialized_end=1290
+  _globals['_TURNDELTA']._serialized_start=1292
+  _globals['_TURNDELTA']._serialized_end=1380
+  _globals['_TURNFINISHED']._serialized_start=1383
+  _globals['_TURNFINISHED']._serialized_end=1525
+  _globals['_TURNEVENT']._serialized_start=1527
+  _globals['_TURNEVENT']._serialized_end=1631
 # @@protoc_insertion_point(module_scope)

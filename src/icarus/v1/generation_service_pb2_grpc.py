@@ -47,7 +47,8 @@ class GenerationServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generates from one prompt.
+        """Generates from one prompt. The same turn_id again, while the gateway remembers it, gives the same stream and starts
+        no second turn: ALREADY_EXISTS if the request differs otherwise.
         INVALID_ARGUMENT: bad input. NOT_FOUND: unknown model. RESOURCE_EXHAUSTED: no room now, with a retry delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -24,29 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dicarus/v1/model_service.proto\x12\ticarus.v1\"p\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07is_base\x18\x02 \x01(\x08\x12$\n\x04mode\x18\x03 \x01(\x0e\x32\x16.icarus.v1.AdapterMode\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\nworker_ids\x18\x05 \x03(\t\"\x13\n\x11ListModelsRequest\"N\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.icarus.v1.Model\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x05\"j\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12$\n\x04mode\x18\x03 \x01(\x0e\x32\x16.icarus.v1.AdapterMode\x12\x12\n\nworker_ids\x18\x04 \x03(\t\"6\n\x13LoadAdapterResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.icarus.v1.Model\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse*^\n\x0b\x41\x64\x61pterMode\x12\x1c\n\x18\x41\x44\x41PTER_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41\x44\x41PTER_MODE_SHARED\x10\x01\x12\x18\n\x14\x41\x44\x41PTER_MODE_PRIVATE\x10\x02\x32\xfb\x01\n\x0cModelService\x12I\n\nListModels\x12\x1c.icarus.v1.ListModelsRequest\x1a\x1d.icarus.v1.ListModelsResponse\x12L\n\x0bLoadAdapter\x12\x1d.icarus.v1.LoadAdapterRequest\x1a\x1e.icarus.v1.LoadAdapterResponse\x12R\n\rUnloadAdapter\x12\x1f.icarus.v1.UnloadAdapterRequest\x1a .icarus.v1.UnloadAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dicarus/v1/model_service.proto\x12\ticarus.v1\"\x9d\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07is_base\x18\x02 \x01(\x08\x12$\n\x04mode\x18\x03 \x01(\x0e\x32\x16.icarus.v1.AdapterMode\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\nworker_ids\x18\x05 \x03(\t\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12\x1b\n\x13resident_worker_ids\x18\x07 \x03(\t\"\x13\n\x11ListModelsRequest\"N\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.icarus.v1.Model\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\x05\"\x88\x01\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12$\n\x04mode\x18\x03 \x01(\x0e\x32\x16.icarus.v1.AdapterMode\x12\x12\n\nworker_ids\x18\x04 \x03(\t\x12\x0f\n\x07replace\x18\x05 \x01(\x08\x12\x0b\n\x03pin\x18\x06 \x01(\x08\"6\n\x13LoadAdapterResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.icarus.v1.Model\"1\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x14\n\x12PinAdapterResponse\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse*^\n\x0b\x41\x64\x61pterMode\x12\x1c\n\x18\x41\x44\x41PTER_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41\x44\x41PTER_MODE_SHARED\x10\x01\x12\x18\n\x14\x41\x44\x41PTER_MODE_PRIVATE\x10\x02\x32\xc6\x02\n\x0cModelService\x12I\n\nListModels\x12\x1c.icarus.v1.ListModelsRequest\x1a\x1d.icarus.v1.ListModelsResponse\x12L\n\x0bLoadAdapter\x12\x1d.icarus.v1.LoadAdapterRequest\x1a\x1e.icarus.v1.LoadAdapterResponse\x12I\n\nPinAdapter\x12\x1c.icarus.v1.PinAdapterRequest\x1a\x1d.icarus.v1.PinAdapterResponse\x12R\n\rUnloadAdapter\x12\x1f.icarus.v1.UnloadAdapterRequest\x1a .icarus.v1.UnloadAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'icarus.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERMODE']._serialized_start=486
-  _globals['_ADAPTERMODE']._serialized_end=580
-  _globals['_MODEL']._serialized_start=44
-  _globals['_MODEL']._serialized_end=156
-  _globals['_LISTMODELSREQUEST']._serialized_start=158
-  _globals['_LISTMODELSREQUEST']._serialized_end=177
-  _globals['_LISTMODELSRESPONSE']._serialized_start=179
-  _globals['_LISTMODELSRESPONSE']._serialized_end=257
-  _globals['_LOADADAPTERREQUEST']._serialized_start=259
-  _globals['_LOADADAPTERREQUEST']._serialized_end=365
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=367
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=421
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=423
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=459
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=461
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=484
-  _globals['_MODELSERVICE']._serialized_start=583
-  _globals['_MODELSERVICE']._serialized_end=834
+  _globals['_ADAPTERMODE']._serialized_start=636
+  _globals['_ADAPTERMODE']._serialized_end=730
+  _globals['_MODEL']._serialized_start=45
+  _globals['_MODEL']._serialized_end=202
+  _globals['_LISTMODELSREQUEST']._serialized_start=204
+  _globals['_LISTMODELSREQUEST']._serialized_end=223
+  _globals['_LISTMODELSRESPONSE']._serialized_start=225
+  _globals['_LISTMODELSRESPONSE']._serialized_end=303
+  _globals['_LOADADAPTERREQUEST']._serialized_start=306
+  _globals['_LOADADAPTERREQUEST']._serialized_end=442
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=444
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=498
+  _globals['_PINADAPTERREQUEST']._serialized_start=500
+  _globals['_PINADAPTERREQUEST']._serialized_end=549
+  _globals['_PINADAPTERRESPONSE']._serialized_start=551
+  _globals['_PINADAPTERRESPONSE']._serialized_end=571
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=573
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=609
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=611
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=634
+  _globals['_MODELSERVICE']._serialized_start=733
+  _globals['_MODELSERVICE']._serialized_end=1059
 # @@protoc_insertion_point(module_scope)

@@ -17,18 +17,22 @@ ADAPTER_MODE_SHARED: AdapterMode
 ADAPTER_MODE_PRIVATE: AdapterMode
 
 class Model(_message.Message):
-    __slots__ = ("name", "is_base", "mode", "digest", "worker_ids")
+    __slots__ = ("name", "is_base", "mode", "digest", "worker_ids", "pinned", "resident_worker_ids")
     NAME_FIELD_NUMBER: _ClassVar[int]
     IS_BASE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     is_base: bool
     mode: AdapterMode
     digest: str
     worker_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., is_base: _Optional[bool] = ..., mode: _Optional[_Union[AdapterMode, str]] = ..., digest: _Optional[str] = ..., worker_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    pinned: bool
+    resident_worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., is_base: _Optional[bool] = ..., mode: _Optional[_Union[AdapterMode, str]] = ..., digest: _Optional[str] = ..., worker_ids: _Optional[_Iterable[str]] = ..., pinned: _Optional[bool] = ..., resident_worker_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -43,22 +47,38 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., context_length: _Optional[int] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("name", "path", "mode", "worker_ids")
+    __slots__ = ("name", "path", "mode", "worker_ids", "replace", "pin")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     mode: AdapterMode
     worker_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., mode: _Optional[_Union[AdapterMode, str]] = ..., worker_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    replace: bool
+    pin: bool
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., mode: _Optional[_Union[AdapterMode, str]] = ..., worker_ids: _Optional[_Iterable[str]] = ..., replace: _Optional[bool] = ..., pin: _Optional[bool] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
     __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: Model
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class PinAdapterRequest(_message.Message):
+    __slots__ = ("name", "pinned")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    pinned: bool
+    def __init__(self, name: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class PinAdapterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
     __slots__ = ("name",)

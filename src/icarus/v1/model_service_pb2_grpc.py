@@ -45,6 +45,11 @@ class ModelServiceStub:
                 request_serializer=icarus_dot_v1_dot_model__service__pb2.LoadAdapterRequest.SerializeToString,
                 response_deserializer=icarus_dot_v1_dot_model__service__pb2.LoadAdapterResponse.FromString,
                 _registered_method=True)
+        self.PinAdapter = channel.unary_unary(
+                '/icarus.v1.ModelService/PinAdapter',
+                request_serializer=icarus_dot_v1_dot_model__service__pb2.PinAdapterRequest.SerializeToString,
+                response_deserializer=icarus_dot_v1_dot_model__service__pb2.PinAdapterResponse.FromString,
+                _registered_method=True)
         self.UnloadAdapter = channel.unary_unary(
                 '/icarus.v1.ModelService/UnloadAdapter',
                 request_serializer=icarus_dot_v1_dot_model__service__pb2.UnloadAdapterRequest.SerializeToString,
@@ -71,6 +76,13 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinAdapter(self, request, context):
+        """Keeps an adapter's weights resident, or lets them be evicted again when slots run out. NOT_FOUND: unknown adapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UnloadAdapter(self, request, context):
         """Unloads an adapter from every worker. Running turns finish on the weights they began with.
         """
@@ -90,6 +102,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.LoadAdapter,
                     request_deserializer=icarus_dot_v1_dot_model__service__pb2.LoadAdapterRequest.FromString,
                     response_serializer=icarus_dot_v1_dot_model__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'PinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAdapter,
+                    request_deserializer=icarus_dot_v1_dot_model__service__pb2.PinAdapterRequest.FromString,
+                    response_serializer=icarus_dot_v1_dot_model__service__pb2.PinAdapterResponse.SerializeToString,
             ),
             'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.UnloadAdapter,
@@ -152,6 +169,33 @@ class ModelService:
             '/icarus.v1.ModelService/LoadAdapter',
             icarus_dot_v1_dot_model__service__pb2.LoadAdapterRequest.SerializeToString,
             icarus_dot_v1_dot_model__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.v1.ModelService/PinAdapter',
+            icarus_dot_v1_dot_model__service__pb2.PinAdapterRequest.SerializeToString,
+            icarus_dot_v1_dot_model__service__pb2.PinAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

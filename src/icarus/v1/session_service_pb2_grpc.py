@@ -50,6 +50,16 @@ class SessionServiceStub:
                 request_serializer=icarus_dot_v1_dot_session__service__pb2.GenerateTurnRequest.SerializeToString,
                 response_deserializer=icarus_dot_v1_dot_session__service__pb2.GenerateTurnResponse.FromString,
                 _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/icarus.v1.SessionService/ForkSession',
+                request_serializer=icarus_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=icarus_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/icarus.v1.SessionService/ListSessions',
+                request_serializer=icarus_dot_v1_dot_session__service__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=icarus_dot_v1_dot_session__service__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/icarus.v1.SessionService/GetSession',
                 request_serializer=icarus_dot_v1_dot_session__service__pb2.GetSessionRequest.SerializeToString,
@@ -83,9 +93,25 @@ class SessionServiceServicer:
 
     def GenerateTurn(self, request, context):
         """Lets one specialist answer the history so far. What it generates joins the history once the turn has finished;
-        a failed or cancelled turn leaves the history as it was before the call.
+        a failed or cancelled turn leaves the history as it was before the call. The same turn_id again gives the same
+        stream and starts no second turn: ALREADY_EXISTS if the request differs otherwise.
         NOT_FOUND: unknown session or model. INVALID_ARGUMENT: bad input. ABORTED: another turn of the session is under
         way. RESOURCE_EXHAUSTED: no room now, with a retry delay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """Opens a second session with the same history, or with its first tokens. Both then go their own ways over the same
+        cached blocks. NOT_FOUND: unknown session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """Lists a tenant's sessions, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +148,16 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.GenerateTurn,
                     request_deserializer=icarus_dot_v1_dot_session__service__pb2.GenerateTurnRequest.FromString,
                     response_serializer=icarus_dot_v1_dot_session__service__pb2.GenerateTurnResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=icarus_dot_v1_dot_session__service__pb2.ForkSessionRequest.FromString,
+                    response_serializer=icarus_dot_v1_dot_session__service__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=icarus_dot_v1_dot_session__service__pb2.ListSessionsRequest.FromString,
+                    response_serializer=icarus_dot_v1_dot_session__service__pb2.ListSessionsResponse.SerializeToString,
             ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
@@ -216,6 +252,60 @@ class SessionService:
             '/icarus.v1.SessionService/GenerateTurn',
             icarus_dot_v1_dot_session__service__pb2.GenerateTurnRequest.SerializeToString,
             icarus_dot_v1_dot_session__service__pb2.GenerateTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.v1.SessionService/ForkSession',
+            icarus_dot_v1_dot_session__service__pb2.ForkSessionRequest.SerializeToString,
+            icarus_dot_v1_dot_session__service__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.v1.SessionService/ListSessions',
+            icarus_dot_v1_dot_session__service__pb2.ListSessionsRequest.SerializeToString,
+            icarus_dot_v1_dot_session__service__pb2.ListSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,11 @@ class AdapterServiceStub:
                 request_serializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.LoadAdapterRequest.SerializeToString,
                 response_deserializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.LoadAdapterResponse.FromString,
                 _registered_method=True)
+        self.PinAdapter = channel.unary_unary(
+                '/icarus.worker.v1.AdapterService/PinAdapter',
+                request_serializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.SerializeToString,
+                response_deserializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.PinAdapterResponse.FromString,
+                _registered_method=True)
         self.UnloadAdapter = channel.unary_unary(
                 '/icarus.worker.v1.AdapterService/UnloadAdapter',
                 request_serializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.UnloadAdapterRequest.SerializeToString,
@@ -60,6 +65,13 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinAdapter(self, request, context):
+        """Keeps an adapter's weights resident, or lets them be evicted again. NOT_FOUND: it is not here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UnloadAdapter(self, request, context):
         """Unloads an adapter. NOT_FOUND: it is not here.
         """
@@ -74,6 +86,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.LoadAdapter,
                     request_deserializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.LoadAdapterRequest.FromString,
                     response_serializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'PinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAdapter,
+                    request_deserializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.FromString,
+                    response_serializer=icarus_dot_worker_dot_v1_dot_adapter__service__pb2.PinAdapterResponse.SerializeToString,
             ),
             'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.UnloadAdapter,
@@ -109,6 +126,33 @@ class AdapterService:
             '/icarus.worker.v1.AdapterService/LoadAdapter',
             icarus_dot_worker_dot_v1_dot_adapter__service__pb2.LoadAdapterRequest.SerializeToString,
             icarus_dot_worker_dot_v1_dot_adapter__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.worker.v1.AdapterService/PinAdapter',
+            icarus_dot_worker_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.SerializeToString,
+            icarus_dot_worker_dot_v1_dot_adapter__service__pb2.PinAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,16 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "mode", "rank")
+    __slots__ = ("name", "digest", "mode", "rank", "resident", "pinned")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     mode: str
     rank: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., mode: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
+    resident: bool
+    pinned: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., mode: _Optional[str] = ..., rank: _Optional[int] = ..., resident: _Optional[bool] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("worker_id", "instance_id", "role", "address", "protocol_version", "base_model", "base_digest", "cache_fingerprint", "block_size", "num_blocks", "context_length", "adapters")
