@@ -74,6 +74,8 @@ class WorkerSection:
     advertise: str = _setting("", "where others reach it, if that differs from the address")
     gateways: tuple[str, ...] = _setting(("127.0.0.1:7080",), "gateways to register with")
     adapters: tuple[str, ...] = _setting((), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private")
+    adapter_root: str = _setting("", "the folder that adapters must be in; anywhere when empty")
+    max_resident_adapters: int = _setting(0, "adapters whose weights are kept in memory; 0 keeps all")
 
 
 @dataclass(frozen=True)

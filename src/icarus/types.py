@@ -65,7 +65,36 @@ class SamplingParams:
     """0 keeps every token."""
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
-    """The token that ends the turn is part of the output. Empty with `ignore_eos`."""
+    """The token that ends the turn is part of the output. With `ignore_eos` the end-of-sequence ids are not in it."""
+    min_tokens: int = 0
+    """None of `stop_token_ids` is chosen, and no stop string matched, until there are as many tokens of output."""
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None
+    """Alternatives to report with each token's log-probability; None reports nothing."""
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.frequency_penalty, self.presence_penalty, self.repetition_penalty) != (0, 0, 1)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability in the model's own distribution."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a generated token and its alternatives were."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+    """The likeliest tokens, best first; the chosen one is among them if it was that likely."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,10 @@ class AdapterInfo:
     digest: str
     mode: AdapterMode
     rank: int
+    resident: bool = True
+    """Whether its weights are in memory; if not, they are read again when a turn asks."""
+    pinned: bool = False
+    """Whether they may not be evicted."""
 
 
 @dataclass(frozen=True)

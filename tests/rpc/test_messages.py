@@ -25,7 +25,7 @@ def test_round_trips():
     assert messages.source_from_wire(messages.source_to_wire(source)) == source
     grant = Grant(LeaseId("l"), "i", 2.5, 3, (BlockId(5), BlockId(1)), ("", "math"))
     assert messages.grant_from_wire(messages.grant_to_wire(grant)) == grant
-    adapter = AdapterInfo("math", "abc", AdapterMode.PRIVATE, 8)
+    adapter = AdapterInfo("math", "abc", AdapterMode.PRIVATE, 8, resident=False, pinned=True)
     assert messages.adapter_from_wire(messages.adapter_to_wire(adapter)) == adapter
 
 

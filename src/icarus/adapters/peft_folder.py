@@ -111,11 +111,16 @@ def _read_tensors(
                 _check_stored(name, file.get_slice(_key(layer, module, half)), _key(layer, module, half), expected)
             _check_complete(name, keys, config.targets, num_layers)
             modules = sorted({(layer, module) for layer, module, _ in keys})
-            return {at: (file.get_tensor(_key(*at, "A")), file.get_tensor(_key(*at, "B"))) for at in modules}
+            return {at: (_copy(file, _key(*at, "A")), _copy(file, _key(*at, "B"))) for at in modules}
     except (SafetensorError, OSError) as error:
         raise InvalidInputError(
             f"adapter {name!r}: {path} is truncated or damaged ({error}); copy or save it again"
         ) from None
+
+
+def _copy(file: Any, key: str) -> Tensor:
+    """A tensor of its own: safetensors maps the file, and whoever writes over it would change the weights in use."""
+    return file.get_tensor(key).clone()
 
 
 def _check_stored(name: str, stored: Any, key: str, expected: list[int]) -> None:

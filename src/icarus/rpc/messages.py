@@ -9,6 +9,8 @@ from icarus.types import (
     Grant,
     LeaseId,
     SamplingParams,
+    TokenLogprob,
+    TokenLogprobs,
     Usage,
     WorkerId,
 )
@@ -49,6 +51,12 @@ def sampling_to_wire(params: SamplingParams) -> decode_service_pb2.DecodeSamplin
         top_k=params.top_k,
         seed=params.seed,
         stop_token_ids=sorted(params.stop_token_ids),
+        min_tokens=params.min_tokens,
+        min_p=params.min_p,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logprobs=params.logprobs,
     )
 
 
@@ -60,7 +68,35 @@ def sampling_from_wire(message: decode_service_pb2.DecodeSampling) -> SamplingPa
         top_k=message.top_k,
         seed=message.seed,
         stop_token_ids=frozenset(message.stop_token_ids),
+        min_tokens=message.min_tokens,
+        min_p=message.min_p,
+        frequency_penalty=message.frequency_penalty,
+        presence_penalty=message.presence_penalty,
+        repetition_penalty=message.repetition_penalty,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
     )
+
+
+def generated_logprobs_to_wire(entry: TokenLogprobs) -> decode_service_pb2.GeneratedLogprobs:
+    """The worker's form: the chosen token's id is beside it in TokensGenerated."""
+    return decode_service_pb2.GeneratedLogprobs(
+        logprob=entry.chosen.logprob,
+        top_ids=[top.token_id for top in entry.top],
+        top_logprobs=[top.logprob for top in entry.top],
+    )
+
+
+def generated_logprobs_from_wire(token_id: int, message: decode_service_pb2.GeneratedLogprobs) -> TokenLogprobs:
+    top = map(TokenLogprob, message.top_ids, message.top_logprobs)
+    return TokenLogprobs(TokenLogprob(token_id, message.logprob), tuple(top))
+
+
+def logprobs_to_wire(entry: TokenLogprobs) -> generation_pb2.TokenLogprobs:
+    """The public form."""
+    chosen, *top = (
+        generation_pb2.TokenLogprob(token_id=item.token_id, logprob=item.logprob) for item in (entry.chosen, *entry.top)
+    )
+    return generation_pb2.TokenLogprobs(chosen=chosen, top=top)
 
 
 def usage_to_wire(usage: Usage) -> generation_pb2.Usage:
@@ -104,13 +140,20 @@ def grant_from_wire(message: blocks_pb2.Grant) -> Grant:
 
 def adapter_to_wire(adapter: AdapterInfo) -> registry_service_pb2.Adapter:
     return registry_service_pb2.Adapter(
-        name=adapter.name, digest=adapter.digest, mode=adapter.mode.value, rank=adapter.rank
+        name=adapter.name,
+        digest=adapter.digest,
+        mode=adapter.mode.value,
+        rank=adapter.rank,
+        resident=adapter.resident,
+        pinned=adapter.pinned,
     )
 
 
 def adapter_from_wire(message: registry_service_pb2.Adapter) -> AdapterInfo:
     """Raises ValueError for a mode that is neither "shared" nor "private"."""
-    return AdapterInfo(message.name, message.digest, AdapterMode(message.mode), message.rank)
+    return AdapterInfo(
+        message.name, message.digest, AdapterMode(message.mode), message.rank, message.resident, message.pinned
+    )
 
 
 def finish_reason_to_wire(reason: FinishReason) -> generation_pb2.FinishReason:
