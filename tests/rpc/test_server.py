@@ -62,6 +62,18 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             yield decode_service_pb2.DecodeResponse()
 
 
+class Echo:
+    """None of our services has a method that takes a stream and answers once."""
+
+    async def join(self, request_iterator, context):
+        return health_pb2.HealthCheckRequest(service="".join([request.service async for request in request_iterator]))
+
+    def add_to(self, server):
+        message = health_pb2.HealthCheckRequest
+        join = grpc.stream_unary_rpc_method_handler(self.join, message.FromString, message.SerializeToString)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("icarus.test.Echo", {"Join": join})])
+
+
 @asynccontextmanager
 async def running():
     generation = Generation()
@@ -83,6 +95,7 @@ async def running():
                 decode_service_pb2_grpc.add_DecodeServiceServicer_to_server,
                 Decode(),
             ),
+            Service(health_pb2.DESCRIPTOR.services_by_name["Health"], Echo.add_to, Echo()),
         ],
     )
     await server.start()
@@ -161,6 +174,51 @@ async def test_a_message_beyond_the_limit_is_bad_input():
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call_unary_unary(channel, "x" * (33 * 2**20))
     assert isinstance(error_from_rpc(caught.value), errors.InvalidInputError)
+
+
+BAD_TEXT = b"\xff\xfe"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "data", "said"),
+    [
+        (
+            "unary_unary",
+            "/icarus.worker.v1.RegistryService/Heartbeat",
+            b"\x0a\x02" + BAD_TEXT,
+            "worker_id is not valid",
+        ),
+        ("unary_stream", "/icarus.v1.GenerationService/Generate", b"\x1a\x02" + BAD_TEXT, "model is not valid UTF-8"),
+        (
+            "unary_stream",
+            "/icarus.v1.GenerationService/Generate",
+            b"\x22\x04\x12\x02" + BAD_TEXT,
+            "content.text is not",
+        ),
+        (
+            "stream_stream",
+            "/icarus.worker.v1.DecodeService/Decode",
+            b"\x0a\x04\x2a\x02" + BAD_TEXT,
+            "begin.adapter is not",
+        ),
+        ("stream_unary", "/icarus.test.Echo/Join", b"\x0a\x02" + BAD_TEXT, "HealthCheckRequest: service is not valid"),
+        (
+            "unary_unary",
+            "/icarus.worker.v1.RegistryService/Heartbeat",
+            b"\x0a\x99",
+            "not a readable icarus.worker.v1.Heart",
+        ),
+        ("unary_unary", "/grpc.health.v1.Health/Check", b"\x0a\x02" + BAD_TEXT, "service is not valid UTF-8"),
+    ],
+)
+async def test_what_does_not_parse_is_bad_input(kind, method, data, said):
+    async with running() as (_, channel, _):
+        call = getattr(channel, kind)(method)
+        call = call(iter([data]) if kind.startswith("stream") else data)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await (call if kind.endswith("unary") else call.read())
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert said in str(caught.value.details())
 
 
 async def test_taken_port():

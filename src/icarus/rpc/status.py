@@ -1,5 +1,6 @@
 """Errors as gRPC statuses and back. The only place that knows which is which."""
 
+import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from icarus import errors
+from icarus.rpc.parsing import RequestParser
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,10 @@ def _retry_delay(error: grpc.aio.AioRpcError, default_seconds: float = 1.0) -> f
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Ends a call whose handler raised an IcarusError with its status, and any other with a bare INTERNAL."""
+    """Ends a call whose handler raised an IcarusError with its status, and any other with a bare INTERNAL.
+
+    Requests are parsed in here too, so that bytes that do not parse are INVALID_ARGUMENT.
+    """
 
     async def intercept_service(
         self,
@@ -84,34 +89,36 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         kind = ("stream" if handler.request_streaming else "unary") + "_"
         kind += "stream" if handler.response_streaming else "unary"
-        wrapped = _wrap(getattr(handler, kind), str(handler_call_details.method))
-        return getattr(grpc, f"{kind}_rpc_method_handler")(
-            wrapped, handler.request_deserializer, handler.response_serializer
-        )
+        behavior = getattr(handler, kind)
+        if not (inspect.isasyncgenfunction(behavior) or inspect.iscoroutinefunction(behavior)):
+            return handler  # a generated method that nobody implemented
+        parser = RequestParser(handler.request_deserializer)
+        parse = parser.parse_each if handler.request_streaming else parser.parse
+        wrapped = _wrap(behavior, parse, str(handler_call_details.method))
+        return getattr(grpc, f"{kind}_rpc_method_handler")(wrapped, None, handler.response_serializer)
 
 
-def _wrap(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _wrap(behavior: Callable[..., Any], parse: Callable[[Any], Any], method: str) -> Callable[..., Any]:
+    """`behavior` as gRPC calls it, with bytes (or an iterator of them) for a request."""
     if inspect.isasyncgenfunction(behavior):
 
         async def generate(request: Any, context: Any) -> Any:
-            responses = behavior(request, context)
             try:
-                async for response in responses:
-                    yield response
+                async with contextlib.aclosing(behavior(parse(request), context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await _abort(error, method, context)
-            finally:
-                await responses.aclose()
 
         return generate
 
     async def call(request: Any, context: Any) -> Any:
         try:
-            return await behavior(request, context)
+            return await behavior(parse(request), context)
         except Exception as error:
             await _abort(error, method, context)
 
-    return call if inspect.iscoroutinefunction(behavior) else behavior
+    return call
 
 
 async def _abort(error: Exception, method: str, context: Any) -> None:
