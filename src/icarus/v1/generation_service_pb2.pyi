@@ -7,20 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("tenant", "turn_id", "model", "content", "sampling", "resume_from")
+    __slots__ = ("tenant", "turn_id", "model", "content", "sampling", "resume_from", "resumable")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
+    RESUMABLE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     turn_id: str
     model: str
     content: _generation_pb2.Content
     sampling: _generation_pb2.SamplingParams
     resume_from: int
-    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., model: _Optional[str] = ..., content: _Optional[_Union[_generation_pb2.Content, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., resume_from: _Optional[int] = ...) -> None: ...
+    resumable: bool
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., model: _Optional[str] = ..., content: _Optional[_Union[_generation_pb2.Content, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., resume_from: _Optional[int] = ..., resumable: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("event",)

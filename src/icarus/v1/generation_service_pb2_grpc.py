@@ -49,7 +49,8 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Generates from one prompt. The same turn_id again, while the gateway remembers it, gives the same stream and starts
         no second turn: ALREADY_EXISTS if the request differs otherwise.
-        INVALID_ARGUMENT: bad input. NOT_FOUND: unknown model. RESOURCE_EXHAUSTED: no room now, with a retry delay.
+        INVALID_ARGUMENT: bad input. NOT_FOUND: unknown model, or resume_from for a turn that is not remembered.
+        RESOURCE_EXHAUSTED: no room now, with a retry delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

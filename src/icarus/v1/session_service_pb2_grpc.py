@@ -95,8 +95,8 @@ class SessionServiceServicer:
         """Lets one specialist answer the history so far. What it generates joins the history once the turn has finished;
         a failed or cancelled turn leaves the history as it was before the call. The same turn_id again gives the same
         stream and starts no second turn: ALREADY_EXISTS if the request differs otherwise.
-        NOT_FOUND: unknown session or model. INVALID_ARGUMENT: bad input. ABORTED: another turn of the session is under
-        way. RESOURCE_EXHAUSTED: no room now, with a retry delay.
+        NOT_FOUND: unknown session or model, or resume_from for a turn that is not remembered. INVALID_ARGUMENT: bad input.
+        ABORTED: another turn of the session is under way. RESOURCE_EXHAUSTED: no room now, with a retry delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
