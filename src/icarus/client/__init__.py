@@ -2,6 +2,7 @@
 
 from icarus.client.aio import AsyncClient, AsyncSession, AsyncTurnStream
 from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, Route, SessionState, TurnResult, Worker
+from icarus.client.retry import RetryPolicy
 from icarus.client.sync import Client, Session, TurnStream
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Delta",
     "Model",
     "ModelList",
+    "RetryPolicy",
     "Route",
     "Session",
     "SessionState",

@@ -8,13 +8,14 @@ import grpc.aio
 from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # its stubs lack it
 
 from icarus.client import messages as m
-from icarus.client.connection import DEFAULT_ADDRESS, Stubs, channel_options
+from icarus.client.connection import DEFAULT_ADDRESS, DEFAULT_KEEPALIVE_SECONDS, Stubs, channel_options
 from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, TurnResult
+from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
 from icarus.client.turn import TurnRecord
+from icarus.errors import IcarusError
 from icarus.rpc.status import error_from_rpc
 from icarus.types import DEFAULT_TENANT, AdapterMode
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
-from icarus.v1 import generation_service_pb2 as generation_pb2
 from icarus.v1 import model_service_pb2 as model_pb2
 from icarus.v1 import session_service_pb2 as session_pb2
 
@@ -22,28 +23,37 @@ from icarus.v1 import session_service_pb2 as session_pb2
 class AsyncTurnStream(TurnRecord):
     """Iterates the deltas of a turn. Leave it early through `async with` or `cancel()`, which end the turn.
 
-    Iterating and `result()` raise an `icarus.errors` class when the turn fails. Cancelling the task that waits here
-    cancels the turn.
+    A stream that breaks is resumed where it broke, as the client's `retry` says. Iterating and `result()` raise an
+    `icarus.errors` class when the turn fails. Cancelling the task that waits here cancels the turn.
     """
+
+    def __init__(self, open_call: Callable[[int, float | None], Any], turn_id: str, attempts: Attempts):
+        super().__init__(open_call, turn_id, attempts, asyncio.Event())
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Delta:
         while self._error is None and not self._cancelled:
-            response = await self._read()
+            try:
+                response = await self._read()
+            except IcarusError as error:
+                await self._recover(error)
+                continue
             if response is None:
                 break
             if (delta := self._take(response.event)) is not None:
                 return delta
         raise StopAsyncIteration
 
-    async def _read(self) -> generation_pb2.GenerateResponse | session_pb2.GenerateTurnResponse | None:
+    async def _read(self) -> Any:
         """The next message; None at the end."""
         try:
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise self._failed(error) from None
+            if self.finish_reason is None:
+                raise error_from_rpc(error) from None
+            response = EOF
         except asyncio.CancelledError:  # grpc raises it for its own cancelled calls too
             if self._task_is_cancelled():
                 self.cancel()
@@ -51,8 +61,20 @@ class AsyncTurnStream(TurnRecord):
             response = EOF
         if response is not EOF:
             return response
-        self._check_finished()
+        if self.finish_reason is None:
+            raise self._dropped()
         return None
+
+    async def _recover(self, error: IcarusError) -> None:
+        """Waits, then asks for the rest of the stream. Raises the error where that would not help."""
+        try:
+            async with asyncio.timeout(self._delay_after(error)):
+                await self._stop.wait()
+        except TimeoutError:
+            self._resume()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     @staticmethod
     def _task_is_cancelled() -> bool:
@@ -73,13 +95,26 @@ class AsyncTurnStream(TurnRecord):
 
 
 class AsyncClient:
-    """One gateway, one tenant; made and used within one event loop. `timeout` (seconds) applies to each call."""
+    """One gateway, one tenant; made and used within one event loop.
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, tenant: str = DEFAULT_TENANT, timeout: float | None = None):
+    `timeout` (seconds) bounds each call with all its attempts; `retry` says when a call is made again.
+    `keepalive_seconds` is shorter than what any proxy on the way takes for idleness; a gateway takes no less than 5.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        timeout: float | None = None,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
+    ):
         self.address = address
         self.tenant = tenant
         self.timeout = timeout
-        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address))
+        self.retry = retry
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address, keepalive_seconds))
         self._stubs = Stubs(self._channel)
 
     def generate(
@@ -96,8 +131,11 @@ class AsyncClient:
         """Answers one prompt, given in one of three forms. The caller keeps the history."""
         content = m.build_content(prompt, messages, token_ids)
         turn = m.build_turn(self.tenant, model, content, turn_id, sampling)
-        call = self._stubs.generation.Generate(turn.without_session(), timeout=timeout or self.timeout)
-        return AsyncTurnStream(call, turn.turn_id)
+
+        def open_call(resume_from: int, seconds_left: float | None) -> Any:
+            return self._stubs.generation.Generate(turn.without_session(resume_from), timeout=seconds_left)
+
+        return AsyncTurnStream(open_call, turn.turn_id, self._attempts(timeout))
 
     async def create_session(
         self,
@@ -120,7 +158,9 @@ class AsyncClient:
 
     async def models(self, *, timeout: float | None = None) -> ModelList:
         """What can be asked for."""
-        return m.parse_models(await self._call(self._stubs.models.ListModels, model_pb2.ListModelsRequest(), timeout))
+        return m.parse_models(
+            await self._call(self._stubs.models.ListModels, model_pb2.ListModelsRequest(), timeout, repeatable=True)
+        )
 
     async def load_adapter(
         self,
@@ -146,7 +186,7 @@ class AsyncClient:
     async def cluster(self, *, timeout: float | None = None) -> Cluster:
         """Every worker's state, now."""
         return m.parse_cluster(
-            await self._call(self._stubs.cluster.GetCluster, cluster_pb2.GetClusterRequest(), timeout)
+            await self._call(self._stubs.cluster.GetCluster, cluster_pb2.GetClusterRequest(), timeout, repeatable=True)
         )
 
     async def close(self) -> None:
@@ -159,11 +199,20 @@ class AsyncClient:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    async def _call(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
-        try:
-            return await method(request, timeout=timeout or self.timeout)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from None
+    def _attempts(self, timeout: float | None) -> Attempts:
+        return Attempts(self.retry, timeout or self.timeout)
+
+    async def _call(
+        self, method: Callable[..., Any], request: Any, timeout: float | None, *, repeatable: bool = False
+    ) -> Any:
+        """`repeatable`: twice is as good as once."""
+        attempts = self._attempts(timeout)
+        while True:
+            try:
+                return await method(request, timeout=attempts.seconds_left())
+            except grpc.aio.AioRpcError as rpc_error:
+                error = error_from_rpc(rpc_error)
+            await asyncio.sleep(attempts.delay_after(error, repeatable))
 
 
 class AsyncSession:
@@ -207,13 +256,18 @@ class AsyncSession:
         """
         content = m.build_content(text, messages, token_ids)
         turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling)
-        call = self._stub.GenerateTurn(turn.of_session(self.session_id), timeout=timeout or self._client.timeout)
-        return AsyncTurnStream(call, turn.turn_id)
+
+        def open_call(resume_from: int, seconds_left: float | None) -> Any:
+            return self._stub.GenerateTurn(turn.of_session(self.session_id, resume_from), timeout=seconds_left)
+
+        return AsyncTurnStream(open_call, turn.turn_id, self._client._attempts(timeout))
 
     async def get(self, *, timeout: float | None = None) -> SessionState:
         """The session's history."""
         request = session_pb2.GetSessionRequest(tenant=self._client.tenant, session_id=self.session_id)
-        return m.parse_session((await self._client._call(self._stub.GetSession, request, timeout)).session)
+        return m.parse_session(
+            (await self._client._call(self._stub.GetSession, request, timeout, repeatable=True)).session
+        )
 
     async def token_ids(self, *, timeout: float | None = None) -> tuple[int, ...]:
         """Every token of the history."""

@@ -10,6 +10,7 @@ from icarus.v1 import (
 )
 
 DEFAULT_ADDRESS = "127.0.0.1:7080"
+DEFAULT_KEEPALIVE_SECONDS = 20.0
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
@@ -23,11 +24,17 @@ class Stubs:
         self.cluster = cluster_service_pb2_grpc.ClusterServiceStub(channel)
 
 
-def channel_options(address: str) -> list[tuple[str, int]]:
-    """Quick to see that a gateway went and that it is back; loopback calls keep off the environment's HTTP proxy."""
+def channel_options(address: str, keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS) -> list[tuple[str, int]]:
+    """Quick to see that a gateway went and that it is back; loopback calls keep off the environment's HTTP proxy.
+
+    A connection is pinged whether or not calls are under way, so that proxies on the way see traffic, and one that
+    dropped it without a word is noticed.
+    """
     options = [
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", int(keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive_seconds * 500)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -1,14 +1,18 @@
 """The client for threads. `aio.py` is the same for asyncio."""
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self, Unpack, cast
 
 import grpc
 
 from icarus.client import messages as m
-from icarus.client.connection import DEFAULT_ADDRESS, Stubs, channel_options
+from icarus.client.connection import DEFAULT_ADDRESS, DEFAULT_KEEPALIVE_SECONDS, Stubs, channel_options
 from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, TurnResult
+from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
 from icarus.client.turn import TurnRecord
+from icarus.errors import IcarusError
 from icarus.rpc.status import error_from_rpc
 from icarus.types import DEFAULT_TENANT, AdapterMode
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
@@ -19,8 +23,12 @@ from icarus.v1 import session_service_pb2 as session_pb2
 class TurnStream(TurnRecord):
     """Iterates the deltas of a turn. Leave it early through `with` or `cancel()`, which end the turn.
 
-    Iterating and `result()` raise an `icarus.errors` class when the turn fails.
+    A stream that breaks is resumed where it broke, as the client's `retry` says. Iterating and `result()` raise an
+    `icarus.errors` class when the turn fails.
     """
+
+    def __init__(self, open_call: Callable[[int, float | None], Any], turn_id: str, attempts: Attempts):
+        super().__init__(open_call, turn_id, attempts, threading.Event())
 
     def __iter__(self) -> Self:
         return self
@@ -28,17 +36,32 @@ class TurnStream(TurnRecord):
     def __next__(self) -> Delta:
         while self._error is None and not self._cancelled:
             try:
-                response = next(self._call, None)
-            except grpc.RpcError as error:
-                if self._cancelled:
-                    break
-                raise self._failed(error) from None
+                response = self._read()
+            except IcarusError as error:
+                self._recover(error)
+                continue
             if response is None:
-                self._check_finished()
                 break
             if (delta := self._take(response.event)) is not None:
                 return delta
         raise StopIteration
+
+    def _read(self) -> Any:
+        """The next message; None at the end."""
+        try:
+            response = next(self._call, None)
+        except grpc.RpcError as error:
+            if self.finish_reason is None:
+                raise error_from_rpc(cast(Any, error)) from None
+            response = None
+        if response is None and self.finish_reason is None:
+            raise self._dropped()
+        return response
+
+    def _recover(self, error: IcarusError) -> None:
+        """Waits, then asks for the rest of the stream. Raises the error where that would not help."""
+        if not self._stop.wait(self._delay_after(error)):
+            self._resume()
 
     def result(self) -> TurnResult:
         """Waits for the end of the turn. A cancelled turn gives what had arrived."""
@@ -54,13 +77,26 @@ class TurnStream(TurnRecord):
 
 
 class Client:
-    """One gateway, one tenant. Safe to use from several threads. `timeout` (seconds) applies to each call."""
+    """One gateway, one tenant. Safe to use from several threads.
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, tenant: str = DEFAULT_TENANT, timeout: float | None = None):
+    `timeout` (seconds) bounds each call with all its attempts; `retry` says when a call is made again.
+    `keepalive_seconds` is shorter than what any proxy on the way takes for idleness; a gateway takes no less than 5.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        timeout: float | None = None,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
+    ):
         self.address = address
         self.tenant = tenant
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=channel_options(address))
+        self.retry = retry
+        self._channel = grpc.insecure_channel(address, options=channel_options(address, keepalive_seconds))
         self._stubs = Stubs(self._channel)
 
     def generate(
@@ -77,8 +113,11 @@ class Client:
         """Answers one prompt, given in one of three forms. The caller keeps the history."""
         content = m.build_content(prompt, messages, token_ids)
         turn = m.build_turn(self.tenant, model, content, turn_id, sampling)
-        call = self._stubs.generation.Generate(turn.without_session(), timeout=timeout or self.timeout)
-        return TurnStream(call, turn.turn_id)
+
+        def open_call(resume_from: int, seconds_left: float | None) -> Any:
+            return self._stubs.generation.Generate(turn.without_session(resume_from), timeout=seconds_left)
+
+        return TurnStream(open_call, turn.turn_id, self._attempts(timeout))
 
     def create_session(
         self,
@@ -101,7 +140,9 @@ class Client:
 
     def models(self, *, timeout: float | None = None) -> ModelList:
         """What can be asked for."""
-        return m.parse_models(self._call(self._stubs.models.ListModels, model_pb2.ListModelsRequest(), timeout))
+        return m.parse_models(
+            self._call(self._stubs.models.ListModels, model_pb2.ListModelsRequest(), timeout, repeatable=True)
+        )
 
     def load_adapter(
         self,
@@ -126,7 +167,9 @@ class Client:
 
     def cluster(self, *, timeout: float | None = None) -> Cluster:
         """Every worker's state, now."""
-        return m.parse_cluster(self._call(self._stubs.cluster.GetCluster, cluster_pb2.GetClusterRequest(), timeout))
+        return m.parse_cluster(
+            self._call(self._stubs.cluster.GetCluster, cluster_pb2.GetClusterRequest(), timeout, repeatable=True)
+        )
 
     def close(self) -> None:
         """Ends the connection and what still runs on it."""
@@ -138,11 +181,20 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _call(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
-        try:
-            return method(request, timeout=timeout or self.timeout)
-        except grpc.RpcError as error:
-            raise error_from_rpc(cast(Any, error)) from None
+    def _attempts(self, timeout: float | None) -> Attempts:
+        return Attempts(self.retry, timeout or self.timeout)
+
+    def _call(
+        self, method: Callable[..., Any], request: Any, timeout: float | None, *, repeatable: bool = False
+    ) -> Any:
+        """`repeatable`: twice is as good as once."""
+        attempts = self._attempts(timeout)
+        while True:
+            try:
+                return method(request, timeout=attempts.seconds_left())
+            except grpc.RpcError as rpc_error:
+                error = error_from_rpc(cast(Any, rpc_error))
+            time.sleep(attempts.delay_after(error, repeatable))
 
 
 class Session:
@@ -186,13 +238,16 @@ class Session:
         """
         content = m.build_content(text, messages, token_ids)
         turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling)
-        call = self._stub.GenerateTurn(turn.of_session(self.session_id), timeout=timeout or self._client.timeout)
-        return TurnStream(call, turn.turn_id)
+
+        def open_call(resume_from: int, seconds_left: float | None) -> Any:
+            return self._stub.GenerateTurn(turn.of_session(self.session_id, resume_from), timeout=seconds_left)
+
+        return TurnStream(open_call, turn.turn_id, self._client._attempts(timeout))
 
     def get(self, *, timeout: float | None = None) -> SessionState:
         """The session's history."""
         request = session_pb2.GetSessionRequest(tenant=self._client.tenant, session_id=self.session_id)
-        return m.parse_session(self._client._call(self._stub.GetSession, request, timeout).session)
+        return m.parse_session(self._client._call(self._stub.GetSession, request, timeout, repeatable=True).session)
 
     def token_ids(self, *, timeout: float | None = None) -> tuple[int, ...]:
         """Every token of the history."""

@@ -1,29 +1,40 @@
 """What has arrived of a turn; the sync and the asyncio stream add only their way of waiting."""
 
+from collections.abc import Callable
 from typing import Any
 
 from icarus.client.messages import parse_delta, parse_finish_reason, parse_route, parse_usage
 from icarus.client.results import Delta, Route, TurnResult
+from icarus.client.retry import Attempts
 from icarus.errors import IcarusError, UnavailableError
-from icarus.rpc.status import error_from_rpc
-from icarus.types import FinishReason, Usage
+from icarus.types import FinishReason, TokenLogprobs, Usage
 from icarus.v1 import generation_pb2 as pb2
 
 
 class TurnRecord:
-    """A turn under way. Everything here may be read at any time."""
+    """A turn under way. Everything here may be read at any time.
 
-    def __init__(self, call: Any, turn_id: str):
+    `open_call(resume_from, timeout)` sends the turn, or asks for its stream from an output token on. `stop` is an event
+    (of threading or asyncio) that ends the wait before that.
+    """
+
+    def __init__(self, open_call: Callable[[int, float | None], Any], turn_id: str, attempts: Attempts, stop: Any):
         self.turn_id = turn_id
         self.finish_reason: FinishReason | None = None
         """None while the turn runs, and where it failed."""
         self.usage: Usage | None = None
         self.route: Route | None = None
         self.seed: int | None = None
-        self._call = call
+        self._open_call = open_call
+        self._attempts = attempts
+        self._stop = stop
+        self._call = open_call(0, attempts.seconds_left())
         self._error: IcarusError | None = None
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
+        self._has_last_text = False
+        """Text without tokens comes once, last; no count of tokens tells a resumed stream that it has been sent."""
 
     @property
     def text(self) -> str:
@@ -35,10 +46,16 @@ class TurnRecord:
         """The ids so far."""
         return tuple(self._token_ids)
 
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """One entry a token so far, where `logprobs` was asked for."""
+        return tuple(self._logprobs)
+
     def cancel(self) -> None:
         """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended."""
         if self.finish_reason is None and self._error is None:
             self.finish_reason = FinishReason.CANCELLED
+            self._stop.set()
             self._call.cancel()
 
     close = cancel
@@ -51,7 +68,12 @@ class TurnRecord:
         """Records one piece of the stream; returns it if it is a delta."""
         if event.HasField("delta"):
             delta = parse_delta(event.delta)
+            if self._has_last_text and not delta.token_ids:
+                return None
+            self._has_last_text = not delta.token_ids
+            self._attempts.succeeded()
             self._token_ids += delta.token_ids
+            self._logprobs += delta.logprobs
             self._text.append(delta.text)
             return delta
         if event.HasField("finished"):
@@ -61,20 +83,35 @@ class TurnRecord:
             self.seed = event.finished.seed
         return None
 
-    def _failed(self, error: Any) -> IcarusError:
-        self._error = error_from_rpc(error)
-        return self._error
+    def _delay_after(self, error: IcarusError) -> float:
+        """Seconds until the stream may be resumed. Raises and records the error where it may not."""
+        try:
+            return self._attempts.delay_after(error, repeatable=True)
+        except IcarusError:
+            self._error = error
+            raise
 
-    def _check_finished(self) -> None:
-        """Called when the stream has ended without a status that says why."""
-        if self.finish_reason is None and self._error is None:
-            self._error = UnavailableError(f"the gateway dropped turn {self.turn_id} before its end; send it again")
-        if self._error is not None:
-            raise self._error
+    def _resume(self) -> None:
+        """Asks for the rest of the stream."""
+        self._call = self._open_call(len(self._token_ids), self._attempts.seconds_left())
+        if self._cancelled:  # meanwhile, and the call before this one was cancelled
+            self._call.cancel()
+
+    def _dropped(self) -> IcarusError:
+        """What it means that a stream ends without a status that says why."""
+        return UnavailableError(f"the gateway dropped turn {self.turn_id} before its end; send it again")
 
     def _result(self) -> TurnResult:
-        self._check_finished()
+        if self._error is not None:
+            raise self._error
         assert self.finish_reason is not None
         return TurnResult(
-            self.turn_id, self.text, self.token_ids, self.finish_reason, self.usage, self.route, self.seed
+            self.turn_id,
+            self.text,
+            self.token_ids,
+            self.finish_reason,
+            self.usage,
+            self.route,
+            self.seed,
+            self.logprobs,
         )

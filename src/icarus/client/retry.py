@@ -1,0 +1,68 @@
+"""When a call is made again, and after how long: what the sync and the asyncio client share of it."""
+
+import random
+import time
+from dataclasses import dataclass
+
+from icarus.errors import IcarusError, InvalidInputError, OverloadedError, UnavailableError
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a call is made again where that is safe.
+
+    Safe are calls that change nothing or the same thing twice, and turns: the gateway knows them by their turn_id, and
+    goes on after the tokens that have arrived. Other calls (create, append, fork, load, unload) are made once.
+    """
+
+    retries: int = 5
+    """Attempts after the first; for a turn, attempts in a row that bring no token. 0: none."""
+    first_delay_seconds: float = 0.1
+    """Doubles with each attempt; up to half of it is left out at random, so that clients do not come in step."""
+    max_delay_seconds: float = 5.0
+    wait_when_overloaded: bool = False
+    """Also after OverloadedError, not before the delay that the gateway asks for. Then any call, since it was refused
+    before it did anything."""
+
+    def __post_init__(self) -> None:
+        for name in ("retries", "first_delay_seconds", "max_delay_seconds"):
+            if getattr(self, name) < 0:
+                raise InvalidInputError(f"{name} is {getattr(self, name)!r}; it is 0 or more")
+
+
+DEFAULT_RETRY = RetryPolicy()
+
+
+class Attempts:
+    """The attempts of one call under one deadline, `timeout` seconds from now (None: no deadline)."""
+
+    def __init__(self, policy: RetryPolicy, timeout: float | None):
+        self._policy = policy
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._failures = 0
+
+    def seconds_left(self) -> float | None:
+        """What is left until the deadline, as a call's timeout."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def succeeded(self) -> None:
+        """Something new arrived: the count and the delays begin again."""
+        self._failures = 0
+
+    def delay_after(self, error: IcarusError, repeatable: bool) -> float:
+        """Seconds until the next attempt. Raises the error where there is none, as when it would miss the deadline."""
+        if not self._may_repeat(error, repeatable) or self._failures >= self._policy.retries:
+            raise error
+        delay = min(self._policy.first_delay_seconds * 2**self._failures, self._policy.max_delay_seconds)
+        delay *= random.uniform(0.5, 1.0)
+        if isinstance(error, OverloadedError):
+            delay += error.retry_delay_seconds
+        if self._deadline is not None and time.monotonic() + delay >= self._deadline:
+            raise error
+        self._failures += 1
+        return delay
+
+    def _may_repeat(self, error: IcarusError, repeatable: bool) -> bool:
+        if isinstance(error, OverloadedError):
+            return self._policy.wait_when_overloaded
+        return repeatable and isinstance(error, UnavailableError)
