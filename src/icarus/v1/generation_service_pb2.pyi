@@ -29,3 +29,15 @@ class GenerateResponse(_message.Message):
     EVENT_FIELD_NUMBER: _ClassVar[int]
     event: _generation_pb2.TurnEvent
     def __init__(self, event: _Optional[_Union[_generation_pb2.TurnEvent, _Mapping]] = ...) -> None: ...
+
+class CancelTurnRequest(_message.Message):
+    __slots__ = ("tenant", "turn_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TURN_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    turn_id: str
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ...) -> None: ...
+
+class CancelTurnResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -40,6 +40,11 @@ class GenerationServiceStub:
                 request_serializer=icarus_dot_v1_dot_generation__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=icarus_dot_v1_dot_generation__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.CancelTurn = channel.unary_unary(
+                '/icarus.v1.GenerationService/CancelTurn',
+                request_serializer=icarus_dot_v1_dot_generation__service__pb2.CancelTurnRequest.SerializeToString,
+                response_deserializer=icarus_dot_v1_dot_generation__service__pb2.CancelTurnResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -56,6 +61,14 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelTurn(self, request, context):
+        """Ends a turn now, of a session or not, whoever listens and however resumable it is: a gateway cannot tell a caller
+        that gave up from one whose connection broke. Does nothing where no turn of this id is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -63,6 +76,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=icarus_dot_v1_dot_generation__service__pb2.GenerateRequest.FromString,
                     response_serializer=icarus_dot_v1_dot_generation__service__pb2.GenerateResponse.SerializeToString,
+            ),
+            'CancelTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTurn,
+                    request_deserializer=icarus_dot_v1_dot_generation__service__pb2.CancelTurnRequest.FromString,
+                    response_serializer=icarus_dot_v1_dot_generation__service__pb2.CancelTurnResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +111,33 @@ class GenerationService:
             '/icarus.v1.GenerationService/Generate',
             icarus_dot_v1_dot_generation__service__pb2.GenerateRequest.SerializeToString,
             icarus_dot_v1_dot_generation__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.v1.GenerationService/CancelTurn',
+            icarus_dot_v1_dot_generation__service__pb2.CancelTurnRequest.SerializeToString,
+            icarus_dot_v1_dot_generation__service__pb2.CancelTurnResponse.FromString,
             options,
             channel_credentials,
             insecure,
