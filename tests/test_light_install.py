@@ -41,7 +41,7 @@ def test_imports_nothing_heavy(name):
 
 
 def test_the_check_sees_a_heavy_import():
-    run = import_lightly("icarus.model.llama")
+    run = import_lightly("icarus.model.two_stream")
     assert run.returncode != 0 and "torch is not part of the light install" in run.stderr
 
 

@@ -1,4 +1,4 @@
-"""Attention of a batch's rows over the paged K and V of their sequences, causal by position."""
+"""Attention of a batch's rows over the paged K and V of their sequences, causal by position, windowed or not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +12,24 @@ from torch.nn.functional import scaled_dot_product_attention
 class SequenceRows:
     """The query rows of one sequence. They attend in one call, so its K and V are read once.
 
-    A row at position p sees the keys of positions 0..p. Rows may share a position (the two streams of a token).
+    A row at position p sees the keys of positions 0..p, or with a window those of (p - window, p]. Rows may share a
+    position (the two streams of a token).
     """
 
     rows: slice | Tensor
     """Which rows of the batch: a slice with bounds where they are contiguous, else int64 indices."""
     positions: Tensor
     """[rows] int64."""
+    window: int | None
+    first_block: int
+    """The sequence's first page that some row sees: those before it are not read."""
     block_ids: Tensor
-    """[ceil(num_keys / block_size)] int64: the sequence's pages, in order."""
-    num_keys: int
-    """The largest position plus one."""
+    """[pages] int64: the sequence's pages from `first_block` to that of the last row, in order."""
+    keys: slice
+    """Which tokens of these pages: from the first that some row sees to the last row's."""
     mask: Tensor | None
-    """[rows, num_keys] float32, added to the scores: 0 where a row sees a key, else -inf. None where every row sees
-    them all (decode)."""
+    """[rows, keys] float32, added to the scores: 0 where a row sees a key, else -inf. None where every row sees them
+    all (decode)."""
 
     @classmethod
     def build(
@@ -35,23 +39,33 @@ class SequenceRows:
         block_ids: Sequence[int],
         block_size: int,
         device: str | torch.device,
+        window: int | None = None,
     ) -> "SequenceRows":
-        """`block_ids` may be longer than needed; the rest is not read."""
-        num_keys = max(positions) + 1
-        first, last = row_ids[0], row_ids[-1]
-        contiguous = list(row_ids) == list(range(first, last + 1))
+        """`block_ids` is the sequence's whole table; it may be longer than needed."""
+        first_row, last_row = row_ids[0], row_ids[-1]
+        contiguous = list(row_ids) == list(range(first_row, last_row + 1))
         on_device = torch.tensor(positions, device=device)
+        start = 0 if window is None else max(0, min(positions) - window + 1)
+        end = max(positions) + 1
+        first_block = start // block_size
+        offset = first_block * block_size
         return cls(
-            rows=slice(first, last + 1) if contiguous else torch.tensor(row_ids, device=device),
+            rows=slice(first_row, last_row + 1) if contiguous else torch.tensor(row_ids, device=device),
             positions=on_device,
-            block_ids=torch.tensor(block_ids[: -(-num_keys // block_size)], device=device),
-            num_keys=num_keys,
-            mask=None if min(positions) == num_keys - 1 else _causal_mask(on_device, num_keys),
+            window=window,
+            first_block=first_block,
+            block_ids=torch.tensor(block_ids[first_block : -(-end // block_size)], device=device),
+            keys=slice(start - offset, end - offset),
+            mask=None if min(positions) == end - 1 else _mask(on_device, start, end, window),
         )
 
 
-def _causal_mask(positions: Tensor, num_keys: int) -> Tensor:
-    hidden = torch.arange(num_keys, device=positions.device) > positions.unsqueeze(1)
+def _mask(positions: Tensor, start: int, end: int, window: int | None) -> Tensor:
+    """[rows, end - start], of the keys at positions start..end."""
+    keys, rows = torch.arange(start, end, device=positions.device), positions.unsqueeze(1)
+    hidden = keys > rows
+    if window is not None:
+        hidden |= keys <= rows - window
     return torch.zeros(hidden.shape, device=positions.device).masked_fill_(hidden, -torch.inf)
 
 
@@ -67,8 +81,8 @@ def paged_attention(query: Tensor, pages: Tensor, sequences: Sequence[SequenceRo
     for sequence in sequences:
         output[sequence.rows] = _attend(
             query[sequence.rows],
-            keys.index_select(0, sequence.block_ids).flatten(0, 1)[: sequence.num_keys],
-            values.index_select(0, sequence.block_ids).flatten(0, 1)[: sequence.num_keys],
+            keys.index_select(0, sequence.block_ids).flatten(0, 1)[sequence.keys],
+            values.index_select(0, sequence.block_ids).flatten(0, 1)[sequence.keys],
             None if sequence.mask is None else sequence.mask.to(query.dtype),
         )
     return output
@@ -98,7 +112,8 @@ def paged_attention_reference(query: Tensor, pages: Tensor, sequences: Sequence[
     for sequence in sequences:
         row_ids = torch.arange(len(query), device=query.device)[sequence.rows].tolist()
         for row, position in zip(row_ids, sequence.positions.tolist(), strict=True):
-            slots = [divmod(p, block_size) for p in range(position + 1)]
+            first = 0 if sequence.window is None else max(0, position - sequence.window + 1)
+            slots = [divmod(p - sequence.first_block * block_size, block_size) for p in range(first, position + 1)]
             for head in range(heads):
                 kv_head = head // (heads // kv_heads)
                 keys = torch.stack([pages[sequence.block_ids[b], 0, o, kv_head] for b, o in slots]).double()

@@ -19,7 +19,7 @@ from icarus.engine.engine import Engine
 from icarus.engine.request import Admitted, EngineEvent, Failed, Finished, Prefilled, Request, Sampled
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
-from icarus.model.llama import load_model
+from icarus.model.loading import load_model
 from icarus.transfer.inprocess import InProcessTransport
 from icarus.transfer.transport import PoolRegion
 from icarus.types import AdapterMode, RequestId, SamplingParams

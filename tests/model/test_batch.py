@@ -36,7 +36,7 @@ def test_rows_of_one_adapter_are_contiguous_within_each_stream():
 
 def test_a_step_that_samples_nothing():
     batch = StepBatch.build([RowPlan([1, 2], 0, 2, False, False, [0])], 4, "cpu")
-    assert batch.sample_order.tolist() == [] and batch.sampled.sequences == ()
+    assert batch.sample_order.tolist() == [] and batch.sampled.sequences == {None: ()}
 
 
 @pytest.mark.parametrize(

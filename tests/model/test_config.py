@@ -8,6 +8,15 @@ import tiny
 from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -35,16 +44,88 @@ def test_defaults_of_older_files(folder, tmp_path):
     assert config.rope.canonical() != ModelConfig.from_folder(folder).rope.canonical()
 
 
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 6}
+MISTRAL = {"architectures": ["MistralForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({"sliding_window": 6}, (None, None, None)),  # Llama has no such thing
+        (MISTRAL | {"sliding_window": 6}, (6, 6, 6)),
+        (MISTRAL | {"sliding_window": None}, (None, None, None)),
+        (MISTRAL, (4096, 4096, 4096)),
+        (QWEN2 | {"max_window_layers": 1}, (None, 6, 6)),
+        (QWEN2, (None, None, None)),  # of 28 layers on
+        (QWEN2 | {"max_window_layers": 0, "use_sliding_window": False}, (None, None, None)),
+        (QWEN2 | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, (6, None, 6)),
+    ],
+)
+def test_windows(folder, tmp_path, changes, windows):
+    assert ModelConfig.from_folder(changed(folder, tmp_path, **{"num_key_value_heads": 2} | changes)).windows == windows
+
+
+def test_defaults_of_the_family(folder, tmp_path):
+    raw = {"architectures": ["Qwen3ForCausalLM"], "head_dim": ..., "num_attention_heads": 32}
+    config = ModelConfig.from_folder(changed(folder, tmp_path, **raw, num_key_value_heads=...))
+    assert (config.head_dim, config.num_kv_heads, config.linear_shapes["q_proj"]) == (128, 32, (4096, 96))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rms_norm_eps": 1e-5},
+        {"attention_bias": True},
+        {"architectures": ["Qwen3ForCausalLM"]},
+        MISTRAL | {"sliding_window": 6},
+        MISTRAL | {"sliding_window": 7},
+        {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 48},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+        *({"rope_parameters": LLAMA3 | {key: 3}} for key in LLAMA3 if key != "rope_type"),
+    ],
+)
+def test_what_changes_kv_changes_the_canonical_text(folder, tmp_path, change):
+    """Blocks of two models of the same weights are exchanged only where the KV is the same."""
+    others = [{}, {"rope_parameters": LLAMA3}, MISTRAL]
+    texts = {ModelConfig.from_folder(changed(folder, tmp_path, **other)).canonical() for other in [*others, change]}
+    assert len(texts) == 4
+
+
+def test_what_leaves_kv_alone_leaves_the_canonical_text(folder, tmp_path):
+    text = ModelConfig.from_folder(folder).canonical()
+    other = changed(folder, tmp_path, max_position_embeddings=64, eos_token_id=7, tie_word_embeddings=False)
+    assert ModelConfig.from_folder(other).canonical() == text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported are LlamaForCausalLM"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "RoPE type 'llama3'"),
-        ({"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE type 'linear'"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "architecture GPT2LMHeadModel is not supported; supported are LlamaForCausalLM, MistralForCausalLM, "
+            "Qwen2ForCausalLM, Qwen3ForCausalLM",
+        ),
+        ({"architectures": None}, "architecture none is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported; supported are default, "),
+        ({"rope_parameters": ..., "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters: factor is None"),
+        ({"rope_parameters": LLAMA3 | {"low_freq_factor": 4.0}}, "high_freq_factor 4.0 is not above low_freq_factor"),
+        ({"rope_parameters": LLAMA3 | {"original_max_position_embeddings": None}}, "original_max_position_embeddings"),
+        ({"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}, "full_attention, sliding_attention"),
+        ({"rope_parameters": "llama3"}, "rope_parameters is 'llama3'; it must be an object"),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"attention_bias": "yes"}, "attention_bias is 'yes'; it must be true or false"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0; it must be a positive number"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized"),
         ({"hidden_size": ...}, "hidden_size is None"),
+        (MISTRAL | {"layer_types": ["full_attention"] * 3}, "layer_types is not supported for MistralForCausalLM"),
+        (MISTRAL | {"sliding_window": 0}, "sliding_window is 0"),
+        (QWEN2 | {"layer_types": ["full_attention"]}, "layer_types names 1 layers and num_hidden_layers is 3"),
+        (QWEN2 | {"layer_types": ["linear_attention"] * 3}, "linear_attention is not supported; supported are full_at"),
+        (QWEN2 | {"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "give no window"),
         ({"num_key_value_heads": 4}, "num_attention_heads 6 is not a multiple of num_key_value_heads 4"),
     ],
 )

@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 from icarus.adapters.lora import LoraWeights
 from icarus.cache.kv import KVPool
 from icarus.model.batch import RowPlan, StepBatch
-from icarus.model.llama import TwoStreamModel, load_model
+from icarus.model.loading import load_model
+from icarus.model.two_stream import TwoStreamModel
 from icarus.types import AdapterMode
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}

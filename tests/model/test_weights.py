@@ -13,7 +13,7 @@ from icarus.cache.kv import KVPool
 from icarus.errors import ConfigError
 from icarus.model.batch import RowPlan, StepBatch
 from icarus.model.digest import base_digest
-from icarus.model.llama import load_model
+from icarus.model.loading import load_model
 from icarus.model.weights import load_tensors, weight_files
 
 

@@ -27,10 +27,13 @@ def tenant_salt(tenant: str) -> bytes:
     return _digest(b"tenant", tenant.encode())
 
 
-def cache_fingerprint(base_digest: str, dtype: str, rope: str, block_size: int, layout: str) -> str:
-    """What two workers must agree on to exchange blocks. All arguments in canonical text; hex out."""
+def cache_fingerprint(base_digest: str, dtype: str, model: str, block_size: int, layout: str) -> str:
+    """What two workers must agree on to exchange blocks. All arguments in canonical text; hex out.
+
+    `model` is what decides KV and is not in the weights: RoPE, the window, the norm's epsilon.
+    """
     return _digest(
-        b"cache", base_digest.encode(), dtype.encode(), rope.encode(), b"%d" % block_size, layout.encode()
+        b"cache", base_digest.encode(), dtype.encode(), model.encode(), b"%d" % block_size, layout.encode()
     ).hex()
 
 

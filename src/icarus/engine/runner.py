@@ -8,7 +8,7 @@ from icarus.cache.kv import KVPool
 from icarus.engine.sampler import sample
 from icarus.engine.scheduler import ScheduledRows
 from icarus.model.batch import RowPlan, StepBatch
-from icarus.model.llama import TwoStreamModel
+from icarus.model.two_stream import TwoStreamModel
 
 
 class Runner:
@@ -27,7 +27,8 @@ class Runner:
     @torch.inference_mode()
     def run(self, scheduled: Sequence[ScheduledRows]) -> list[int]:
         """Computes the rows; a token for each request that samples, in order. Returns when the device is done."""
-        batch = StepBatch.build([_plan(rows) for rows in scheduled], self._kv.block_size, self._device)
+        plans = [_plan(rows) for rows in scheduled]
+        batch = StepBatch.build(plans, self._kv.block_size, self._device, self._model.config.windows)
         logits = self._model.forward(batch, self._kv)
         for rows in scheduled:
             rows.request.kv_written_tokens += rows.num_writes

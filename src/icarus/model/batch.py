@@ -4,7 +4,7 @@ A batch stacks two streams: [write rows of all requests; read rows of all reques
 the rows of one adapter are contiguous within each stream.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +75,8 @@ class QueryRows:
 
     index: Tensor | None
     """[rows] int64, which rows of the batch these are; None for all of them."""
-    sequences: tuple[SequenceRows, ...]
+    sequences: Mapping[int | None, tuple[SequenceRows, ...]]
+    """By the layer's window: what its rows see of their sequences."""
     adapted: tuple[AdaptedRows, ...]
 
 
@@ -99,12 +100,24 @@ class StepBatch:
     """[num_samples] int64: row i of the logits is row sample_order[i] of `sampled`."""
 
     @classmethod
-    def build(cls, plans: Sequence[RowPlan], block_size: int, device: str | torch.device) -> "StepBatch":
-        """Stacks at least one plan. Logits come in the order of the plans that sample."""
+    def build(
+        cls,
+        plans: Sequence[RowPlan],
+        block_size: int,
+        device: str | torch.device,
+        windows: Collection[int | None] = (None,),
+    ) -> "StepBatch":
+        """Stacks at least one plan. Logits come in the order of the plans that sample. `windows` are the layers'
+        (`ModelConfig.windows`)."""
         rows = _stack(plans)
         sampled = [r for r, row in enumerate(rows) if row.is_sample]
         rank = {rows[r].plan: i for i, r in enumerate(sampled)}
         num_writes = sum(plan.num_writes for plan in plans)
+
+        def query_rows(rows: Sequence[_Row], index: Tensor | None) -> QueryRows:
+            sequences = {w: _sequences(rows, plans, block_size, device, w) for w in set(windows)}
+            return QueryRows(index, sequences, _adapted(rows))
+
         return cls(
             token_ids=torch.tensor([row.token_id for row in rows], device=device),
             positions=torch.tensor([row.position for row in rows], device=device),
@@ -118,8 +131,8 @@ class StepBatch:
             ),
             num_writes=num_writes,
             adapted_writes=_adapted(rows[:num_writes]),
-            every=_query_rows(rows, None, plans, block_size, device),
-            sampled=_query_rows([rows[r] for r in sampled], sampled, plans, block_size, device),
+            every=query_rows(rows, None),
+            sampled=query_rows([rows[r] for r in sampled], torch.tensor(sampled, dtype=torch.int64, device=device)),
             sample_order=torch.tensor(
                 [rank[p] for p, plan in enumerate(plans) if plan.sample], dtype=torch.int64, device=device
             ),
@@ -184,17 +197,18 @@ def _adapted(rows: Iterable[_Row]) -> tuple[AdaptedRows, ...]:
     return tuple(runs)
 
 
-def _query_rows(
-    rows: Sequence[_Row], index: list[int] | None, plans: Sequence[RowPlan], block_size: int, device: str | torch.device
-) -> QueryRows:
+def _sequences(
+    rows: Sequence[_Row],
+    plans: Sequence[RowPlan],
+    block_size: int,
+    device: str | torch.device,
+    window: int | None,
+) -> tuple[SequenceRows, ...]:
+    """One for each plan that has rows here."""
     by_plan: dict[int, list[int]] = {}
     for r, row in enumerate(rows):
         by_plan.setdefault(row.plan, []).append(r)
-    return QueryRows(
-        index=None if index is None else torch.tensor(index, dtype=torch.int64, device=device),
-        sequences=tuple(
-            SequenceRows.build(ids, [rows[r].position for r in ids], plans[p].block_ids, block_size, device)
-            for p, ids in by_plan.items()
-        ),
-        adapted=_adapted(rows),
+    return tuple(
+        SequenceRows.build(ids, [rows[r].position for r in ids], plans[p].block_ids, block_size, device, window)
+        for p, ids in by_plan.items()
     )

@@ -1,45 +1,19 @@
-"""The parts of a decoder layer. A model family says which parts its layers have and what its tensors are called."""
+"""The parts of a decoder layer. A model's traits (`family.py`) say which of them its layers have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from icarus_kernels import add_segmented_lora, paged_attention, store_kv
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
 from icarus.model.batch import AdaptedRows, QueryRows, StepBatch
-from icarus.model.config import RopeConfig
-
-
-@dataclass(frozen=True, eq=False)
-class Rotation:
-    """RoPE of a batch's rows, half-rotation form: dimension i turns with dimension i + dim / 2."""
-
-    cos: Tensor
-    """[rows, 1, dim]."""
-    sin: Tensor
-    """[rows, 1, dim], negated in the first half."""
-
-    @classmethod
-    def at(cls, positions: Tensor, rope: RopeConfig, dtype: torch.dtype) -> "Rotation":
-        """Angles are computed in float32, whatever `dtype`."""
-        exponents = torch.arange(0, rope.dim, 2, dtype=torch.float32, device=positions.device) / rope.dim
-        angles = positions.float().unsqueeze(1) * (1.0 / rope.theta**exponents)
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        return cls(torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1))
-
-    def rows(self, index: Tensor | slice | None) -> "Rotation":
-        return self if index is None else Rotation(self.cos[index], self.sin[index])
-
-    def __call__(self, heads: Tensor) -> Tensor:
-        """[rows, heads, dim] -> the same, rotated."""
-        return (heads * self.cos).addcmul_(heads.roll(heads.shape[-1] // 2, -1), self.sin)
+from icarus.model.rotation import Rotation
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """RMSNorm, computed in float32."""
+    """RMSNorm over the last dimension, computed in float32."""
 
     weight: Tensor
     eps: float
@@ -75,24 +49,31 @@ class Attention:
     v_proj: Linear
     o_proj: Linear
     head_dim: int
+    q_norm: Norm | None = None
+    """Over each head, before RoPE."""
+    k_norm: Norm | None = None
+    window: int | None = None
+    """How many tokens a row sees, its own included; None: all."""
 
     def write(self, x: Tensor, batch: StepBatch, rotation: Rotation, pages: Tensor) -> None:
         """Stores K and V of the write rows of `x` [rows, hidden]: the only writer of the cache."""
         if batch.num_writes == 0:
             return
         x = x[: batch.num_writes]
-        keys = self._heads(self.k_proj(x, batch.adapted_writes))
+        keys = self._heads(self.k_proj(x, batch.adapted_writes), self.k_norm)
         values = self._heads(self.v_proj(x, batch.adapted_writes))
         store_kv(pages, batch.slots, rotation.rows(slice(batch.num_writes))(keys), values)
 
     def read(self, x: Tensor, queries: QueryRows, rotation: Rotation, pages: Tensor) -> Tensor:
         """x [rows of queries, hidden] -> the same shape; `rotation` is of these rows."""
-        query = rotation(self._heads(self.q_proj(x, queries.adapted)))
-        attended = paged_attention(query, pages, queries.sequences)
+        query = rotation(self._heads(self.q_proj(x, queries.adapted), self.q_norm))
+        attended = paged_attention(query, pages, queries.sequences[self.window])
         return self.o_proj(attended.flatten(1), queries.adapted)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+    def _heads(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        """[rows, heads * head_dim] -> [rows, heads, head_dim]."""
+        heads = x.unflatten(-1, (-1, self.head_dim))
+        return norm(heads) if norm else heads
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from icarus.errors import ConfigError, InvalidInputError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.model.hub import resolve_model
-from icarus.model.llama import load_model
+from icarus.model.loading import load_model
 from icarus.transfer.nixl import NixlTransport
 from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion
@@ -197,7 +197,7 @@ def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, change
     kv = KVPool(shape, config.cache.num_blocks, config.cache.block_size, config.model.dtype, config.model.device)
     digest = base_digest(folder)
     dtype, block_size = config.model.dtype, config.cache.block_size
-    fingerprint = cache_fingerprint(digest, dtype, shape.rope.canonical(), block_size, LAYOUT)
+    fingerprint = cache_fingerprint(digest, dtype, shape.canonical(), block_size, LAYOUT)
     instance_id = secrets.token_hex(8)
     identity = Identity(
         worker_id=worker_id,
