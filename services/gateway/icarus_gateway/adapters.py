@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
 
 import grpc.aio
 
@@ -24,8 +26,19 @@ class Adapters:
         self._base_model = base_model
         self._changing = asyncio.Lock()
 
-    async def load(self, name: str, path: str, mode: AdapterMode | None, worker_ids: Sequence[str]) -> AdapterInfo:
+    async def load(
+        self,
+        name: str,
+        path: str,
+        mode: AdapterMode | None,
+        worker_ids: Sequence[str],
+        replacing: bool = False,
+        pin: bool = False,
+    ) -> AdapterInfo:
         """Loads on the named workers, or on every suitable one. After an error no worker has it that had not before.
+
+        When `replacing`, the name stands for these weights alone afterwards: workers that were not loaded on drop it.
+        Where one refuses in mid-replacement, the error names those that have the new weights already.
 
         Raises AlreadyExistsError, InvalidInputError, NotFoundError, UnavailableError, and what a worker refused with.
         """
@@ -33,22 +46,32 @@ class Adapters:
             raise InvalidInputError(f"name is {name!r} and path is {path!r}; both are needed to load an adapter")
         if name == self._base_model:
             raise AlreadyExistsError(f"{name!r} is the base model's name; choose another for the adapter")
+        request = pb.LoadAdapterRequest(
+            name=name, path=path, mode=mode.value if mode else "", replace=replacing, pin=pin
+        )
         async with self._changing:
+            had = [worker for worker in self._workers.live() if name in worker.adapters]
             loaded: list[Worker] = []
             try:
-                return await self._load_all(name, path, mode, worker_ids, loaded)
-            except BaseException:
-                await self._roll_back(name, loaded)
+                info = await self._load_all(request, mode, worker_ids, loaded)
+                if replacing:
+                    await _unload_all([worker for worker in had if worker not in loaded], name)
+                return info
+            except BaseException as error:
+                await self._roll_back(name, [worker for worker in loaded if worker not in had])
+                replaced = [worker.worker_id for worker in loaded if worker in had]
+                if replacing and replaced and isinstance(error, IcarusError):
+                    raise _half_replaced(error, name, replaced) from None
                 raise
 
     async def _load_all(
-        self, name: str, path: str, mode: AdapterMode | None, worker_ids: Sequence[str], loaded: list[Worker]
+        self, request: pb.LoadAdapterRequest, mode: AdapterMode | None, worker_ids: Sequence[str], loaded: list[Worker]
     ) -> AdapterInfo:
         chosen = [self._chosen(worker_id, mode) for worker_id in worker_ids]
-        known = self._workers.adapters().get(name)
-        info = await _load_on(chosen or self._workers.require_live(Role.DECODE), name, path, mode, known, loaded)
+        known = None if request.replace else self._workers.adapters().get(request.name)
+        info = await _load_on(chosen or self._workers.require_live(Role.DECODE), request, known, loaded)
         if not chosen and info.mode is AdapterMode.PRIVATE:
-            await _load_on(self._workers.live(Role.PREFILL), name, path, info.mode, info, loaded)
+            await _load_on(self._workers.live(Role.PREFILL), request, info, loaded)
         return info
 
     def _chosen(self, worker_id: str, mode: AdapterMode | None) -> Worker:
@@ -72,43 +95,50 @@ class Adapters:
     async def unload(self, name: str) -> None:
         """Raises NotFoundError where no worker has it; the first error after all workers were asked."""
         async with self._changing:
-            having = [worker for worker in self._workers.live() if name in worker.adapters]
-            if not having:
-                known = ", ".join(sorted(self._workers.adapters())) or "none"
-                raise NotFoundError(f"adapter {name!r} is not here; loaded adapters: {known}")
-            results = await asyncio.gather(*(_unload_from(worker, name) for worker in having), return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException) and not isinstance(result, NotFoundError):
-                    raise result
+            await _unload_all(self._having(name), name)
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        """Pins or unpins on every worker that has it. Raises NotFoundError where none has; the first error after all
+        workers were asked."""
+        async with self._changing:
+            await _ask_all([_pin_on(worker, name, pinned) for worker in self._having(name)])
+
+    def _having(self, name: str) -> list[Worker]:
+        having = [worker for worker in self._workers.live() if name in worker.adapters]
+        if not having:
+            known = ", ".join(sorted(self._workers.adapters())) or "none"
+            raise NotFoundError(f"adapter {name!r} is not here; loaded adapters: {known}")
+        return having
 
 
 async def _load_on(
-    workers: Sequence[Worker],
-    name: str,
-    path: str,
-    mode: AdapterMode | None,
-    known: AdapterInfo | None,
-    loaded: list[Worker],
+    workers: Sequence[Worker], request: pb.LoadAdapterRequest, known: AdapterInfo | None, loaded: list[Worker]
 ) -> AdapterInfo:
-    """Loads on each worker in turn, so that little is undone if one refuses. `known` is what the name means already."""
-    request = pb.LoadAdapterRequest(name=name, path=path, mode=mode.value if mode else "")
+    """Loads on each worker in turn, so that little is undone if one refuses. `known` is what the name means already.
+    Workers that may have taken it are added to `loaded`."""
+    name = request.name
     for worker in workers:
-        had = name in worker.adapters
         try:
             answer = await pb_grpc.AdapterServiceStub(worker.channel).LoadAdapter(request)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, f"worker {worker.worker_id}") from None
         except asyncio.CancelledError:  # it may have loaded it all the same
-            loaded.extend([] if had else [worker])
+            loaded.append(worker)
             raise
-        loaded.extend([] if had else [worker])
-        info = AdapterInfo(name, answer.digest, AdapterMode(answer.mode), answer.rank)
+        loaded.append(worker)
+        held = worker.adapters.get(name)
+        pinned = request.pin or (held is not None and held.pinned)
+        info = AdapterInfo(name, answer.digest, AdapterMode(answer.mode), answer.rank, pinned=pinned)
         if known is not None and (known.digest, known.mode) != (info.digest, info.mode):
             raise _mismatch(worker, known, info)
         known = info
         worker.adapters = {**worker.adapters, name: info}
     assert known is not None
     return known
+
+
+def _half_replaced(error: IcarusError, name: str, worker_ids: Sequence[str]) -> IcarusError:
+    return type(error)(f"{error}; {', '.join(worker_ids)} have the new weights of {name!r} already: replace it again")
 
 
 def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusError:
@@ -129,3 +159,25 @@ async def _unload_from(worker: Worker, name: str) -> None:
         raise error_from_rpc(error, f"worker {worker.worker_id}") from None
     finally:
         worker.adapters = {key: info for key, info in worker.adapters.items() if key != name}
+
+
+async def _unload_all(workers: Sequence[Worker], name: str) -> None:
+    """Raises the first error after all workers were asked; one that does not have it any more is no error."""
+    await _ask_all([_unload_from(worker, name) for worker in workers], tolerated=NotFoundError)
+
+
+async def _pin_on(worker: Worker, name: str, pinned: bool) -> None:
+    try:
+        await pb_grpc.AdapterServiceStub(worker.channel).PinAdapter(pb.PinAdapterRequest(name=name, pinned=pinned))
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error, f"worker {worker.worker_id}") from None
+    info = worker.adapters.get(name)
+    if info is not None:
+        changed = replace(info, pinned=pinned, resident=pinned or info.resident)
+        worker.adapters = {**worker.adapters, name: changed}
+
+
+async def _ask_all(calls: Sequence[Coroutine[Any, Any, None]], tolerated: type[Exception] | tuple[()] = ()) -> None:
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException) and not isinstance(result, tolerated):
+            raise result

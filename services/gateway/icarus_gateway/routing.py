@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from icarus.cache.hashing import block_hashes, root_hash
 from icarus.cache.index import PrefixIndex
-from icarus.errors import NotFoundError, UnavailableError
+from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, UnavailableError
 from icarus.types import AdapterInfo, AdapterMode, BlockSource, Role, WorkerId
 from icarus_gateway.placement import Candidate, place, rank_sources
 from icarus_gateway.workers import Worker, WorkerTable
@@ -56,12 +56,12 @@ class Router:
     ) -> Route:
         """Picks workers for a prompt, those of `excluded` (instance ids) left out.
 
-        Raises UnavailableError where no decode worker is left that has the adapter.
+        Raises UnavailableError where no decode worker is left that has the adapter, FailedPreconditionError where its
+        name stands for other weights by now.
         """
         decoders = [w for w in self._workers.require_live(Role.DECODE) if _can_serve(w, adapter, excluded)]
         if not decoders:
-            name = adapter.name if adapter else self._base_model
-            raise UnavailableError(f"no decode worker that serves {name!r} can be reached now; try again")
+            raise self._nobody(adapter)
         private = adapter if adapter is not None and adapter.mode is AdapterMode.PRIVATE else None
         prefillers = [w for w in self._workers.live(Role.PREFILL) if _can_serve(w, private, excluded)]
         block_size = decoders[0].info.block_size
@@ -88,6 +88,16 @@ class Router:
             decode_sources=sources(placement.decode),
             prefill_sources=sources(placement.prefill) if placement.prefill else (),
         )
+
+    def _nobody(self, adapter: AdapterInfo | None) -> IcarusError:
+        held = self._workers.adapters().get(adapter.name) if adapter else None
+        if adapter and held and held.digest != adapter.digest:
+            return FailedPreconditionError(
+                f"adapter {adapter.name!r} was replaced: no worker that is left has the weights that the turn began "
+                f"with (digest {adapter.digest}); ask again for an answer by the new ones (digest {held.digest})"
+            )
+        name = adapter.name if adapter else self._base_model
+        return UnavailableError(f"no decode worker that serves {name!r} can be reached now; try again")
 
 
 def _can_serve(worker: Worker, adapter: AdapterInfo | None, excluded: Collection[str]) -> bool:

@@ -1,9 +1,10 @@
 """Who is there: the workers that registered, how they are, and what they have loaded."""
 
+import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -59,6 +60,8 @@ class Worker:
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     failed: bool = False
     """A call did not reach it; cleared by its next heartbeat."""
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by each heartbeat."""
     num_assigned: int = 0
     """Turns that this gateway has on it now."""
     num_foreign: int = 0
@@ -126,6 +129,13 @@ class WorkerTable:
         worker.heartbeat = heartbeat
         worker.num_foreign = max(0, heartbeat.num_requests - worker.num_assigned)
         worker.adapters = _by_name(adapters)
+        worker.heard.set()
+
+    async def next_heartbeat(self, worker: Worker) -> None:
+        """Waits for it, but not longer than until the worker would be left out."""
+        worker.heard.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(worker.heard.wait(), _MISSED_UNTIL_LEFT_OUT * self.heartbeat_seconds)
 
     def instance(self, worker_id: WorkerId, instance_id: str) -> Worker:
         """The worker if it is still this instance; raises NotFoundError otherwise."""
@@ -167,7 +177,7 @@ class WorkerTable:
         """Every adapter of a live worker, by name."""
         return {name: info for worker in self.live() for name, info in sorted(worker.adapters.items())}
 
-    @contextmanager
+    @contextlib.contextmanager
     def assigned(self, worker: Worker) -> Iterator[None]:
         """Counts a turn on the worker while it runs."""
         worker.num_assigned += 1

@@ -6,6 +6,7 @@ from icarus.engine.request import Prefilled
 from icarus.errors import FailedPreconditionError
 from icarus.rpc.messages import grant_to_wire, source_from_wire
 from icarus.types import AdapterMode, SamplingParams
+from icarus.worker.phases import TurnPhase
 from icarus.worker.v1 import prefill_service_pb2 as pb
 from icarus.worker.v1 import prefill_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import TurnSpec, Worker
@@ -17,12 +18,14 @@ class PrefillServicer(pb_grpc.PrefillServiceServicer):
 
     async def Prefill(self, request: pb.PrefillRequest, context: grpc.aio.ServicerContext) -> pb.PrefillResponse:
         spec = _spec(request)
-        async with self._worker.turn(spec) as turn:
+        async with await self._worker.turn(spec) as turn:
             admitted = await turn.submit()
             if admitted.landing:
+                await self._worker.gates.pass_through(TurnPhase.RESERVED)
                 await turn.land_from_sources(admitted, spec.sources)
             async for event in turn.events():
                 if isinstance(event, Prefilled):
+                    await self._worker.gates.pass_through(TurnPhase.STREAMING)
                     return pb.PrefillResponse(
                         grant=grant_to_wire(event.grant),
                         num_cached_tokens=event.account.local_tokens + event.account.remote_tokens,
@@ -39,6 +42,7 @@ def _spec(request: pb.PrefillRequest) -> TurnSpec:
         turn_id=request.turn_id,
         token_ids=request.token_ids,
         adapter=request.adapter,
+        adapter_digest=request.adapter_digest,
         sampling=SamplingParams(),
         sources=[source_from_wire(source) for source in request.sources],
         prefill_only=True,

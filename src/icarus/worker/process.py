@@ -61,7 +61,7 @@ def _shared_services(worker: Worker) -> list[Service]:
         Service(
             adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"],
             adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server,
-            AdapterServicer(worker),
+            AdapterServicer(worker.adapters),
         ),
         Service(
             debug_service_pb2.DESCRIPTOR.services_by_name["DebugService"],

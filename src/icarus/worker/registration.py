@@ -87,7 +87,7 @@ class GatewayLink:
         )
 
     def _adapters(self) -> list[pb.Adapter]:
-        return [adapter_to_wire(adapter.info) for adapter in self._worker.adapters.list()]
+        return [adapter_to_wire(adapter) for adapter in self._worker.adapters.list()]
 
     async def _send_heartbeats(self, registry: pb_grpc.RegistryServiceStub, interval_seconds: float) -> None:
         """A hung engine does not stop the heartbeats: their `engine_age_seconds` tells."""
