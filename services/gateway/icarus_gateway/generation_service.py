@@ -23,7 +23,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
             parse_turn_id(request.turn_id),
             request.model,
             parse_content(request.content, self._model.vocab_size),
-            parse_sampling(request.sampling, self._model.eos_token_ids),
+            parse_sampling(request.sampling, self._model.eos_token_ids, self._model.vocab_size),
         )
         async with aclosing(turn) as events:
             async for event in events:

@@ -13,12 +13,16 @@ class StopStrings:
         self._held = ""
         self.matched = False
 
-    def push(self, text: str) -> str:
-        """The text that is certain. Once a stop string has appeared, `matched` is set and nothing more comes."""
+    def push(self, text: str, may_match: bool = True) -> str:
+        """The text that is certain. Once a stop string has appeared, `matched` is set and nothing more comes.
+
+        A stop string that ends within text which may not match is passed on like any other text.
+        """
         if self.matched:
             return ""
-        text = self._held + text
-        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        num_held, text = len(self._held), self._held + text
+        found = (text.find(stop, max(0, num_held - len(stop) + 1)) for stop in self._stops if may_match)
+        starts = [start for start in found if start >= 0]
         if starts:
             self.matched, self._held = True, ""
             return text[: min(starts)]
@@ -38,11 +42,13 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class OutputText:
-    """The text of one turn as its tokens come in."""
+    """The text of one turn as its tokens come in. No stop string matches within the first `min_tokens` tokens."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]):
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], min_tokens: int = 0):
         self._detokenizer = detokenizer
         self._stops = StopStrings(stops)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
 
     @property
     def stopped(self) -> bool:
@@ -55,9 +61,14 @@ class OutputText:
             if self.stopped:
                 break
             taken.append(token_id)
-            text += self._stops.push(self._detokenizer.push(token_id))
+            self._num_tokens += 1
+            text += self._stops.push(self._detokenizer.push(token_id), self._may_stop)
         return taken, text
 
     def flush(self) -> str:
         """The rest of the text, at the end of the turn."""
-        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        return self._stops.push(self._detokenizer.flush(), self._may_stop) + self._stops.flush()
+
+    @property
+    def _may_stop(self) -> bool:
+        return self._num_tokens > self._min_tokens

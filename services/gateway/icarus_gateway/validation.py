@@ -12,6 +12,9 @@ from icarus_gateway.content import Content, Messages, Text, Tokens
 
 _ROLES = ("system", "user", "assistant", "tool")
 _MAX_STOPS = 16
+_MAX_STOP_LENGTH = 1024
+_MAX_STOP_IDS = 64
+_MAX_LOGPROBS = 20
 _MAX_NAME_LENGTH = 256
 
 
@@ -59,22 +62,50 @@ def _parse_token_ids(message: generation_pb2.TokenIds, vocab_size: int) -> tuple
     return tuple(message.ids)
 
 
-def parse_sampling(message: generation_pb2.SamplingParams, eos_token_ids: frozenset[int]) -> Sampling:
+def parse_sampling(message: generation_pb2.SamplingParams, eos_token_ids: frozenset[int], vocab_size: int) -> Sampling:
     """Fills in defaults, draws a seed where none is given. Raises InvalidInputError for a value out of range."""
-    default = SamplingParams()
-    max_tokens = message.max_tokens if message.HasField("max_tokens") else default.max_tokens
-    temperature = message.temperature if message.HasField("temperature") else default.temperature
-    top_p = message.top_p if message.HasField("top_p") else default.top_p
-    top_k = message.top_k if message.HasField("top_k") else default.top_k
-    _require(max_tokens >= 1, "max_tokens", max_tokens, "at least 1")
-    _require(temperature >= 0 and math.isfinite(temperature), "temperature", temperature, "a finite number from 0 up")
-    _require(0 < top_p <= 1, "top_p", top_p, "in (0, 1]")
-    _require(top_k >= 0, "top_k", top_k, "0 (every token) or more")
-    _require(len(message.stop) <= _MAX_STOPS, "the number of stop strings", len(message.stop), f"at most {_MAX_STOPS}")
-    _require(all(message.stop), "stop", list(message.stop), "strings that are not empty")
-    seed = message.seed if message.HasField("seed") else secrets.randbits(64)
-    stop_token_ids = frozenset() if message.ignore_eos else eos_token_ids
-    return Sampling(SamplingParams(max_tokens, temperature, top_p, top_k, seed, stop_token_ids), tuple(message.stop))
+    eos = frozenset() if message.ignore_eos else eos_token_ids
+    given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
+    params = SamplingParams(**{"seed": secrets.randbits(64), **given}, stop_token_ids=eos | {*message.stop_token_ids})
+    _check_numbers(params)
+    _check_stops(message, vocab_size)
+    return Sampling(params, tuple(message.stop))
+
+
+_OPTIONAL = tuple(field.name for field in generation_pb2.SamplingParams.DESCRIPTOR.fields if field.has_presence)
+"""The fields that are numbers; each is named as in SamplingParams."""
+
+
+def _check_numbers(params: SamplingParams) -> None:
+    for name, holds, rule in (
+        ("max_tokens", params.max_tokens >= 1, "at least 1"),
+        ("min_tokens", 0 <= params.min_tokens <= params.max_tokens, f"in [0, max_tokens {params.max_tokens}]"),
+        ("temperature", 0 <= params.temperature < math.inf, "a finite number from 0 up"),
+        ("top_p", 0 < params.top_p <= 1, "in (0, 1]"),
+        ("top_k", params.top_k >= 0, "0 (every token) or more"),
+        ("min_p", 0 <= params.min_p <= 1, "in [0, 1]"),
+        ("frequency_penalty", -2 <= params.frequency_penalty <= 2, "in [-2, 2]"),
+        ("presence_penalty", -2 <= params.presence_penalty <= 2, "in [-2, 2]"),
+        ("repetition_penalty", 0 < params.repetition_penalty < math.inf, "a finite number above 0"),
+        ("logprobs", params.logprobs is None or 0 <= params.logprobs <= _MAX_LOGPROBS, f"in [0, {_MAX_LOGPROBS}]"),
+    ):
+        _require(holds, name, _as_written(getattr(params, name)), rule)
+
+
+def _as_written(value: float | int | None) -> float | int | None:
+    """1.1 came over the wire as the float32 1.10000002384."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _check_stops(message: generation_pb2.SamplingParams, vocab_size: int) -> None:
+    stop, ids = message.stop, message.stop_token_ids
+    _require(len(stop) <= _MAX_STOPS, "the number of stop strings", len(stop), f"at most {_MAX_STOPS}")
+    _require(all(stop), "stop", list(stop), "strings that are not empty")
+    longest = max(map(len, stop), default=0)
+    _require(longest <= _MAX_STOP_LENGTH, "the length of a stop string", longest, f"at most {_MAX_STOP_LENGTH}")
+    _require(len(ids) <= _MAX_STOP_IDS, "the number of stop_token_ids", len(ids), f"at most {_MAX_STOP_IDS}")
+    for index, token_id in enumerate(ids):
+        _require(token_id < vocab_size, f"stop_token_ids[{index}]", token_id, f"in the vocabulary, [0, {vocab_size})")
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from icarus.cli.gateway import connect
 from icarus.client import Client, TurnStream
 from icarus.client.messages import Sampling
+from icarus.types import TokenLogprobs
 
 _SAMPLING = tuple(Sampling.__annotations__)
 
@@ -17,6 +18,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(delta.text)
             sys.stdout.flush()
         sys.stdout.write("\n")
+    sys.stderr.writelines(map(_logprob_line, stream.logprobs))
     sys.stderr.write(_summary(stream) + "\n")
     return 0
 
@@ -32,6 +34,12 @@ def _start(client: Client, args: argparse.Namespace, prompt: str) -> TurnStream:
     if args.session == "new":
         sys.stderr.write(f"session {session.session_id}\n")
     return session.generate(model, text, messages=messages, **sampling)
+
+
+def _logprob_line(entry: TokenLogprobs) -> str:
+    """The token's id and log-probability, then the likeliest ones."""
+    chosen, *top = (f"{item.token_id} {item.logprob:.4f}" for item in (entry.chosen, *entry.top))
+    return f"token {chosen}{' of ' if top else ''}{', '.join(top)}\n"
 
 
 def _summary(stream: TurnStream) -> str:

@@ -7,13 +7,18 @@ from typing import NoReturn, TypeAlias
 
 from icarus import __version__
 from icarus.cli.flags import ALL, Sections, add_flags
+from icarus.cli.sampling_flags import add_sampling_flags
 from icarus.config import GatewaySection
 from icarus.errors import InvalidInputError
 from icarus.types import DEFAULT_TENANT
 
 WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "worker": ALL}
 GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL}
-_UP_SECTIONS: Sections = {**WORKER_SECTIONS, "worker": ("adapters",), "gateway": ALL}
+_UP_SECTIONS: Sections = {
+    **WORKER_SECTIONS,
+    "worker": ("adapters", "adapter_root", "max_resident_adapters"),
+    "gateway": ALL,
+}
 _DEMO_SECTIONS: Sections = {
     **{name: ALL for name in WORKER_SECTIONS if name != "worker"},
     "gateway": ("prefill_threshold_tokens", "load_penalty_tokens"),
@@ -108,20 +113,7 @@ def _add_generate(commands: _Commands) -> None:
     parser.add_argument("--chat", action="store_true", help="send the prompt as a user's chat message, not as it is")
     parser.add_argument("--session", metavar="ID", help="go on with this session; 'new' opens one and shows its id")
     _add_client_flags(parser)
-    group = parser.add_argument_group("sampling", "What is not given is the gateway's default.")
-    for option, kind, text in (
-        ("--max-tokens", int, "most tokens to generate"),
-        ("--temperature", float, "0 is greedy"),
-        ("--top-p", float, "keep the likeliest tokens up to this probability, in (0, 1]"),
-        ("--top-k", int, "keep this many of the likeliest tokens; 0 keeps all"),
-        ("--seed", int, "the same seed, prompt and model give the same tokens"),
-    ):
-        metavar = "N" if kind is int else "X"
-        group.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
-    text = "end the answer before this text; may be repeated"
-    group.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help=text)
-    text = "go on past end-of-sequence tokens"
-    group.add_argument("--ignore-eos", action="store_true", default=argparse.SUPPRESS, help=text)
+    add_sampling_flags(parser)
 
 
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:

@@ -46,19 +46,27 @@ class Engine:
         instance_id: str,
         max_leased_blocks: int,
         clock: Callable[[], float] = time.monotonic,
+        hold_admission: Callable[[], bool] = lambda: False,
     ):
+        """While `hold_admission` says so, requests wait; it is asked where some do."""
         self._runner = runner
         self._scheduler = scheduler
         self._leases = leases
         self._instance_id = instance_id
         self._max_leased_blocks = max_leased_blocks
         self._clock = clock
+        self._hold_admission = hold_admission
         self._requests: dict[RequestId, Request] = {}
         self.pool = pool
 
     @property
     def has_work(self) -> bool:
         return bool(self._scheduler.running)
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """The running batch, oldest first."""
+        return self._scheduler.running
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -70,6 +78,10 @@ class Engine:
             self._check_lease_cap(request)
         self._scheduler.add(request)
         self._requests[request.request_id] = request
+        self._admit()
+
+    def resume_admission(self) -> None:
+        """`hold_admission` has changed its mind."""
         self._admit()
 
     def land(self, request_id: RequestId, landing: Landing) -> None:
@@ -158,7 +170,7 @@ class Engine:
                 self._postprocess(rows, next(tokens) if rows.sample else None)
         self._admit()
 
-    def _run(self, scheduled: list[ScheduledRows]) -> list[int]:
+    def _run(self, scheduled: list[ScheduledRows]) -> list[Sampled]:
         try:
             return self._runner.run(scheduled)
         except Exception as error:
@@ -168,20 +180,20 @@ class Engine:
             scheduled.clear()
             return []
 
-    def _postprocess(self, rows: ScheduledRows, token_id: int | None) -> None:
+    def _postprocess(self, rows: ScheduledRows, sampled: Sampled | None) -> None:
         request = rows.request
         request.num_kv += rows.num_writes
         self._name_full_blocks(request)
-        if token_id is not None:
-            self._append(request, token_id)
+        if sampled is not None:
+            self._append(request, sampled)
         elif request.prefill_only and request.num_missing == 0:
             self._finish_prefill(request)
 
-    def _append(self, request: Request, token_id: int) -> None:
-        request.token_ids.append(token_id)
+    def _append(self, request: Request, sampled: Sampled) -> None:
+        request.token_ids.append(sampled.token_id)
         request.extend_hashes()
-        request.sink(Sampled(token_id))
-        if token_id in request.sampling.stop_token_ids:
+        request.sink(sampled)
+        if sampled.token_id in request.sampling.stop_token_ids:
             self._finish(request, FinishReason.STOP)
         elif request.num_output >= request.sampling.max_tokens:
             self._finish(request, FinishReason.LENGTH)
@@ -239,6 +251,8 @@ class Engine:
             )
 
     def _admit(self) -> None:
+        if self._scheduler.waiting and self._hold_admission():
+            return
         for request in self._scheduler.admit():
             if request.was_admitted:
                 self._start(request)

@@ -8,10 +8,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from icarus.cache.hashing import child_hash
-from icarus.types import AdapterMode, BlockHash, BlockId, FinishReason, Grant, RequestId, SamplingParams
+from icarus.types import AdapterMode, BlockHash, BlockId, FinishReason, Grant, RequestId, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from icarus.adapters.lora import LoraWeights
+    from icarus.engine.token_counts import TokenCounts
 
 
 class Phase(StrEnum):
@@ -43,6 +44,8 @@ class Sampled:
     """A new token."""
 
     token_id: int
+    logprobs: TokenLogprobs | None = None
+    """None where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Request:
     remote_tokens: int = 0
     cross_adapter_tokens: int = 0
     kv_written_tokens: int = 0
+    token_counts: TokenCounts | None = None
+    """Kept by the sampler where penalties need it."""
 
     def __post_init__(self) -> None:
         self.extend_hashes()
@@ -143,9 +148,14 @@ class Request:
         return self.adapter is not None and self.adapter.mode == AdapterMode.PRIVATE
 
     @property
+    def output_start(self) -> int:
+        """Position of the first output token, an earlier attempt's included."""
+        return self.num_prompt - self.num_earlier_output
+
+    @property
     def num_output(self) -> int:
         """Output tokens so far, an earlier attempt's included."""
-        return len(self.token_ids) - self.num_prompt + self.num_earlier_output
+        return len(self.token_ids) - self.output_start
 
     @property
     def num_target(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from icarus.cache.kv import KVPool
+from icarus.engine.request import Sampled
 from icarus.engine.sampler import sample
 from icarus.engine.scheduler import ScheduledRows
 from icarus.model.batch import RowPlan, StepBatch
@@ -25,7 +26,7 @@ class Runner:
         return self._model.kv_rows_written
 
     @torch.inference_mode()
-    def run(self, scheduled: Sequence[ScheduledRows]) -> list[int]:
+    def run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
         """Computes the rows; a token for each request that samples, in order. Returns when the device is done."""
         plans = [_plan(rows) for rows in scheduled]
         batch = StepBatch.build(plans, self._kv.block_size, self._device, self._model.config.windows)
@@ -33,7 +34,7 @@ class Runner:
         for rows in scheduled:
             rows.request.kv_written_tokens += rows.num_writes
         sampling = [rows.request for rows in scheduled if rows.sample]
-        tokens = sample(logits, [r.sampling for r in sampling], [r.num_output for r in sampling]) if sampling else []
+        tokens = sample(logits, sampling) if sampling else []
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return tokens
