@@ -74,6 +74,7 @@ class WorkerSection:
     advertise: str = _setting("", "where others reach it, if that differs from the address")
     gateways: tuple[str, ...] = _setting(("127.0.0.1:7080",), "gateways to register with")
     adapters: tuple[str, ...] = _setting((), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private")
+    test_hooks: bool = _setting(False, "tests may stop turns over DebugService; never on a server in use")
     adapter_root: str = _setting("", "the folder that adapters must be in; anywhere when empty")
     max_resident_adapters: int = _setting(0, "adapters whose weights are kept in memory; 0 keeps all")
 
@@ -88,6 +89,10 @@ class GatewaySection:
     prefill_threshold_tokens: int = _setting(256, "uncached prompt tokens from which a prefill worker is used")
     load_penalty_tokens: int = _setting(128, "cached tokens that one running request on a decode worker outweighs")
     max_sessions: int = _setting(10_000, "sessions kept before new ones are refused")
+    session_ttl_seconds: float = _setting(86_400.0, "a session that nobody uses for this long is forgotten")
+    max_remembered_turns: int = _setting(256, "finished turns of a tenant that the same turn_id gives again")
+    remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered")
+    resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens")
 
 
 @dataclass(frozen=True)

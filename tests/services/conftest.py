@@ -44,11 +44,17 @@ def specialists(base, tmp_path_factory) -> Specialists:
 def make_system(base, specialists, tmp_path_factory):
     """Starts a cluster; `with make_system() as system`."""
 
-    def make(num_blocks: int = 512, prefix_reuse: bool = True, num_prefill: int = 1, **kwargs) -> System:
+    def make(
+        num_blocks: int = 512,
+        prefix_reuse: bool = True,
+        num_prefill: int = 1,
+        max_batch_tokens: int = 64,
+        **kwargs,
+    ) -> System:
         config = Config(
             model=ModelSection(path=str(base), name="tiny", dtype="float32"),
             cache=CacheSection(num_blocks=num_blocks, block_size=BLOCK_SIZE, prefix_reuse=prefix_reuse),
-            engine=EngineSection(max_batch_tokens=64, num_threads=1),
+            engine=EngineSection(max_batch_tokens=max_batch_tokens, num_threads=1),
             gateway=GatewaySection(address="127.0.0.1:0", prefill_threshold_tokens=64, heartbeat_seconds=0.2),
             **kwargs,
         )

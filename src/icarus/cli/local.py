@@ -19,7 +19,7 @@ from icarus.cli.flags import to_flags
 from icarus.cli.parser import GATEWAY_SECTIONS, WORKER_SECTIONS
 from icarus.client import Client
 from icarus.client.connection import channel_options
-from icarus.config import Config, ModelSection, WorkerSection
+from icarus.config import Config, ModelSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
 from icarus.types import Role
 
@@ -128,7 +128,7 @@ class LocalCluster:
         ):
             for index, adapters in enumerate(adapters_of_workers):
                 name = f"{role}-{index}"
-                worker = WorkerSection(id=name, gateways=(self.address,), adapters=tuple(adapters))
+                worker = dataclasses.replace(config.worker, id=name, gateways=(self.address,), adapters=tuple(adapters))
                 flags = to_flags(dataclasses.replace(config, worker=worker), [*WORKER_SECTIONS])
                 self._spawn(name, role, flags)
         self._progress(f"starting {', '.join(child.name for child in self._children)}")

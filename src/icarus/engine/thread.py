@@ -17,14 +17,22 @@ _IDLE_WAIT_SECONDS = 0.1
 
 
 class EngineThread:
-    """Owns an Engine. Other threads reach it through `call` alone."""
+    """Owns an Engine. Other threads reach it through `call` and `post` alone.
+
+    While `hold_step` says so, commands run and no step is taken.
+    """
 
     def __init__(
-        self, engine: Engine, on_changes: Callable[[int, list[BlockChange]], None], max_queued_commands: int = 1024
+        self,
+        engine: Engine,
+        on_changes: Callable[[int, list[BlockChange]], None],
+        max_queued_commands: int = 1024,
+        hold_step: Callable[[Engine], bool] = lambda engine: False,
     ):
         self._engine = engine
         self._on_changes = on_changes
         self._max_queued_commands = max_queued_commands
+        self._hold_step = hold_step
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -69,19 +77,22 @@ class EngineThread:
             self._last_round = time.monotonic()
             self._run_commands()
             self._engine.expire_leases()
-            if self._engine.has_work:
+            if self._may_step():
                 self._engine.step()
             self._publish_changes()
 
     def _run_commands(self) -> None:
         """Every command that waits; where there is nothing to compute, waits a little for one."""
         try:
-            if not self._engine.has_work:
+            if not self._may_step():
                 self._commands.get(timeout=_IDLE_WAIT_SECONDS)()
             while True:
                 self._commands.get_nowait()()
         except queue.Empty:
             return
+
+    def _may_step(self) -> bool:
+        return self._engine.has_work and not self._hold_step(self._engine)
 
     def _publish_changes(self) -> None:
         first_sequence, changes = self._engine.pool.changes.take()

@@ -53,7 +53,7 @@ def _find_bad_text(descriptor: Descriptor, data: bytes) -> tuple[str, bytes] | N
             continue
         if known.type == FieldDescriptor.TYPE_STRING and not _is_text(field.data):
             return known.name, field.data
-        if known.type == FieldDescriptor.TYPE_MESSAGE and (inner := _find_bad_text(known.message_type, field.data)):
+        if known.message_type is not None and (inner := _find_bad_text(known.message_type, field.data)):
             return f"{known.name}.{inner[0]}", inner[1]
     return None
 

@@ -85,7 +85,15 @@ class TransferThread:
     past it they are refused with OverloadedError. A peer that dies fails its own reads and nothing else.
     """
 
-    def __init__(self, make_transport: Callable[[], Transport], read_timeout_seconds: float, max_queued: int):
+    def __init__(
+        self,
+        make_transport: Callable[[], Transport],
+        read_timeout_seconds: float,
+        max_queued: int,
+        hold_reads: Callable[[], bool] = lambda: False,
+    ):
+        """While `hold_reads` says so, posted reads stay under way; it is asked where there are some."""
+        self._hold_reads = hold_reads
         self._make_transport = make_transport
         self._timeout = read_timeout_seconds
         self._commands: queue.Queue[_Command | None] = queue.Queue(max_queued)
@@ -204,6 +212,8 @@ class TransferThread:
 
     def _poll(self, transport: Transport) -> bool:
         """Polls every posted read; whether one settled."""
+        if self._posted and self._hold_reads():
+            return False
         before = len(self._posted)
         self._posted = [posted for posted in self._posted if not self._settle(transport, posted)]
         return len(self._posted) < before

@@ -5,9 +5,20 @@ import asyncio
 import grpc.aio
 
 from icarus.engine.engine import Engine
+from icarus.errors import FailedPreconditionError, InvalidInputError
+from icarus.worker.phases import PhaseGates, TurnPhase
 from icarus.worker.v1 import debug_service_pb2 as pb
 from icarus.worker.v1 import debug_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import Worker
+
+_PHASES: dict[int, TurnPhase] = {
+    pb.TURN_PHASE_QUEUED: TurnPhase.QUEUED,
+    pb.TURN_PHASE_RESERVED: TurnPhase.RESERVED,
+    pb.TURN_PHASE_TRANSFERRING: TurnPhase.TRANSFERRING,
+    pb.TURN_PHASE_PREFILLING: TurnPhase.PREFILLING,
+    pb.TURN_PHASE_DECODING: TurnPhase.DECODING,
+    pb.TURN_PHASE_STREAMING: TurnPhase.STREAMING,
+}
 
 
 class DebugServicer(pb_grpc.DebugServiceServicer):
@@ -35,3 +46,34 @@ class DebugServicer(pb_grpc.DebugServiceServicer):
             leases_expired=state.leases_expired,
             preemptions=state.preemptions,
         )
+
+    async def HoldPhase(self, request: pb.HoldPhaseRequest, context: grpc.aio.ServicerContext) -> pb.HoldPhaseResponse:
+        self._gates().hold(_phase(request.phase))
+        return pb.HoldPhaseResponse()
+
+    async def AwaitHeld(self, request: pb.AwaitHeldRequest, context: grpc.aio.ServicerContext) -> pb.AwaitHeldResponse:
+        gates, phase = self._gates(), _phase(request.phase)
+        if not gates.is_held(phase):
+            raise FailedPreconditionError(f"phase {phase} is not held, so no turn stops there; hold it first")
+        await gates.wait_reached(phase)
+        return pb.AwaitHeldResponse()
+
+    async def ReleasePhase(
+        self, request: pb.ReleasePhaseRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReleasePhaseResponse:
+        self._gates().release(_phase(request.phase))
+        await asyncio.wrap_future(self._worker.engine.post(Engine.resume_admission))
+        return pb.ReleasePhaseResponse()
+
+    def _gates(self) -> PhaseGates:
+        if not self._worker.has_test_hooks:
+            raise FailedPreconditionError(
+                f"worker {self._worker.identity.worker_id} has no test hooks; a test starts it with [worker] test_hooks"
+            )
+        return self._worker.gates
+
+
+def _phase(phase: int) -> TurnPhase:
+    if phase not in _PHASES:
+        raise InvalidInputError(f"phase is {phase}; it must be one of {', '.join(_PHASES.values())}")
+    return _PHASES[phase]

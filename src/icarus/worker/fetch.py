@@ -24,6 +24,9 @@ from icarus.worker.v1 import block_service_pb2
 
 logger = logging.getLogger(__name__)
 
+_ACQUIRE_SECONDS = 30.0
+"""A peer that takes longer to grant a lease is of no use."""
+
 
 class UnsettledReadError(IcarusError):
     """A read failed or took too long, and its bytes may still land: its blocks must not be used."""
@@ -98,17 +101,18 @@ class BlockFetch:
             block_hashes=wanted.block_hashes[:count],
             first_block=wanted.first_block,
         )
+        acquiring = asyncio.ensure_future(_acquire(peer, request))
         try:
-            response = await peer.blocks.AcquireLease(request)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, peer.address) from None
-        return grant_from_wire(response.grant)
+            return await asyncio.shield(acquiring)
+        except asyncio.CancelledError:  # the answer may be on its way
+            _in_background(_give_up(peer, acquiring))
+            raise
 
     async def _read(self, peer: Peer, wanted: WantedBlocks, grant: Grant) -> tuple[str, ...]:
         """Writers of the blocks that were read and are valid."""
-        if grant.first_block != wanted.first_block:
-            raise IcarusError(f"asked for blocks from {wanted.first_block} on, granted from {grant.first_block} on")
         async with self._held(peer, grant):
+            if grant.first_block != wanted.first_block:
+                raise IcarusError(f"asked for blocks from {wanted.first_block} on, granted from {grant.first_block} on")
             await self._peers.connect(peer, grant.owner_instance_id)
             count = min(len(grant.block_ids), len(wanted.block_ids))
             self._target = wanted.block_ids[:count]
@@ -139,6 +143,21 @@ class BlockFetch:
             raise
         finally:
             renewal.cancel()
+
+
+async def _acquire(peer: Peer, request: block_service_pb2.AcquireLeaseRequest) -> Grant:
+    try:
+        response = await peer.blocks.AcquireLease(request, timeout=_ACQUIRE_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error, peer.address) from None
+    return grant_from_wire(response.grant)
+
+
+async def _give_up(peer: Peer, acquiring: asyncio.Future[Grant]) -> None:
+    """Ends the lease that a turn asked for and did not wait for."""
+    grant = await acquiring
+    if grant.lease_id:
+        await _release(peer, grant)
 
 
 async def _release(peer: Peer, grant: Grant) -> None:

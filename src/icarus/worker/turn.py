@@ -28,8 +28,9 @@ class EventQueue:
 
 
 class WorkerTurn:
-    """An async context: on leaving it before the turn has ended, the engine forgets the turn and frees its blocks,
-    except those under a posted read, which stay quarantined until it settles."""
+    """An async context: on leaving it by an exception or before the turn has ended, the engine forgets the turn and
+    frees its blocks (and those that a prefill has just leased to a caller that left), except blocks under a posted
+    read, which stay quarantined until it settles."""
 
     def __init__(self, engine: EngineThread, request: Request, events: EventQueue, fetch: BlockFetch):
         self._engine = engine
@@ -44,7 +45,7 @@ class WorkerTurn:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._ended:
+        if not self._ended or kind is not None:
             blocks = tuple(self.fetch.unsettled_blocks)
             request_id = self._request.request_id
             self._engine.post(lambda engine: engine.abort(request_id, blocks))

@@ -12,6 +12,7 @@ import torch
 from icarus.adapters.lora import LoraWeights
 from icarus.adapters.peft_folder import load_peft_folder
 from icarus.adapters.registry import AdapterRegistry
+from icarus.adapters.root import resolve_folder
 from icarus.cache.hashing import cache_fingerprint, root_hash
 from icarus.cache.kv import LAYOUT, KVPool
 from icarus.cache.leases import LeaseTable
@@ -30,11 +31,13 @@ from icarus.model.loading import load_model
 from icarus.transfer.nixl import NixlTransport
 from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion
-from icarus.types import AdapterInfo, AdapterMode, BlockHash, BlockSource, RequestId, Role, SamplingParams, WorkerId
+from icarus.types import AdapterMode, BlockHash, BlockSource, RequestId, Role, SamplingParams, WorkerId
+from icarus.worker.adapter_host import AdapterHost
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.compute import prepare_compute
 from icarus.worker.fetch import BlockFetch
 from icarus.worker.peers import PeerTable
+from icarus.worker.phases import PhaseGates, TurnPhase, computing_phases
 from icarus.worker.turn import EventQueue, WorkerTurn
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,8 @@ class TurnSpec:
     """A shared specialist's prefill: its name is noted, its weights are not needed."""
     await_landing: bool = False
     lease_from_block: int = 0
+    adapter_digest: str = ""
+    """What the specialist's name stood for when the turn began; empty takes what it stands for now."""
 
 
 class Worker:
@@ -83,17 +88,20 @@ class Worker:
         self,
         identity: Identity,
         model: ModelConfig,
-        adapters: AdapterRegistry,
+        adapters: AdapterHost,
         engine: EngineThread,
         transfer: TransferThread,
         changes: ChangeFeed,
         config: Config,
+        gates: PhaseGates,
     ):
         self.identity = identity
         self.adapters = adapters
         self.engine = engine
         self.transfer = transfer
         self.changes = changes
+        self.gates = gates
+        self.has_test_hooks = config.worker.test_hooks
         self.stage_timeout_seconds = config.transfer.stage_timeout_seconds
         self._model = model
         self._config = config
@@ -109,11 +117,13 @@ class Worker:
         await asyncio.to_thread(self.engine.stop)
         await asyncio.to_thread(self.transfer.stop)
 
-    def turn(self, spec: TurnSpec) -> WorkerTurn:
-        """Makes a turn, its adapter pinned: a later reload or removal does not touch it. Raises NotFoundError for an
-        adapter that is not here, InvalidInputError for bad tokens."""
+    async def turn(self, spec: TurnSpec) -> WorkerTurn:
+        """Makes a turn that holds its adapter's weights: a later reload, eviction or removal does not touch it.
+
+        Raises InvalidInputError for bad tokens, and what `AdapterHost.weights` raises."""
         self._check_tokens(spec.token_ids)
-        adapter = self.adapters.get(spec.adapter) if spec.adapter and not spec.base_writes_alone else None
+        needed = spec.adapter and not spec.base_writes_alone
+        adapter = await self.adapters.weights(spec.adapter, spec.adapter_digest) if needed else None
         events = EventQueue()
         reuse = self._config.cache.prefix_reuse
         request = Request(
@@ -134,22 +144,6 @@ class Worker:
         )
         fetch = BlockFetch(self._peers, self.transfer, spec.tenant, spec.turn_id)
         return WorkerTurn(self.engine, request, events, fetch)
-
-    async def load_adapter(self, name: str, path: str, mode: AdapterMode | None) -> AdapterInfo:
-        """Loads a PEFT folder off the event loop. Raises InvalidInputError, FailedPreconditionError,
-        AlreadyExistsError."""
-        weights = await asyncio.to_thread(
-            load_peft_folder,
-            Path(path),
-            name,
-            mode,
-            shapes=self._model.linear_shapes,
-            num_layers=self._model.num_layers,
-            base_digest=self.identity.base_digest,
-            dtype=getattr(torch, self._config.model.dtype),
-            device=self._config.model.device,
-        )
-        return self.adapters.add(weights).info
 
     def _root(self, tenant: str, adapter: LoraWeights | None) -> BlockHash:
         private = adapter is not None and adapter.mode == AdapterMode.PRIVATE
@@ -174,7 +168,7 @@ async def build_worker(config: Config, role: Role, worker_id: WorkerId, changes:
     worker = await asyncio.to_thread(_build, config, role, worker_id, folder, changes)
     for entry in config.worker.adapters:
         name, path, mode = parse_adapter_entry(entry)
-        info = await worker.load_adapter(name, path, mode)
+        info = await worker.adapters.load(name, path, mode)
         logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
     return worker
 
@@ -211,22 +205,63 @@ def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, change
         block_bytes=kv.block_bytes,
         context_length=shape.context_length,
     )
-    engine = _build_engine(config, Runner(model, kv, config.model.device), instance_id)
+    gates = PhaseGates()
+    engine = _build_engine(config, Runner(model, kv, config.model.device), instance_id, gates)
     transfer = TransferThread(
-        lambda: NixlTransport(_region(kv)), config.transfer.read_timeout_seconds, config.transfer.max_queued_reads
+        lambda: NixlTransport(_region(kv)),
+        config.transfer.read_timeout_seconds,
+        config.transfer.max_queued_reads,
+        hold_reads=lambda: gates.stops(TurnPhase.TRANSFERRING),
     )
-    engine_thread = EngineThread(engine, changes.publish_threadsafe)
-    return Worker(identity, shape, AdapterRegistry(), engine_thread, transfer, changes, config)
+    engine_thread = EngineThread(
+        engine,
+        changes.publish_threadsafe,
+        hold_step=lambda engine: gates.stops_any(computing_phases(engine.running)),
+    )
+    return Worker(
+        identity, shape, _build_adapters(config, shape, digest), engine_thread, transfer, changes, config, gates
+    )
 
 
-def _build_engine(config: Config, runner: Runner, instance_id: str) -> Engine:
+def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> AdapterHost:
+    def read(folder: Path, name: str, mode: AdapterMode | None) -> LoraWeights:
+        return load_peft_folder(
+            folder,
+            name,
+            mode,
+            shapes=shape.linear_shapes,
+            num_layers=shape.num_layers,
+            base_digest=base_digest,
+            dtype=getattr(torch, config.model.dtype),
+            device=config.model.device,
+        )
+
+    if config.worker.max_resident_adapters < 0:
+        raise ConfigError(f"[worker] max_resident_adapters is {config.worker.max_resident_adapters}; 0 keeps all")
+    return AdapterHost(
+        AdapterRegistry(config.worker.max_resident_adapters),
+        read,
+        lambda path, name: resolve_folder(path, name, config.worker.adapter_root),
+        config.engine.max_waiting,
+    )
+
+
+def _build_engine(config: Config, runner: Runner, instance_id: str, gates: PhaseGates) -> Engine:
     pool = BlockPool(config.cache.num_blocks)
     settings = config.engine
     scheduler = Scheduler(
         pool, settings.max_batch_tokens, settings.max_running, settings.max_waiting, config.cache.prefix_reuse
     )
     max_leased = int(config.transfer.max_leased_fraction * config.cache.num_blocks)
-    return Engine(runner, pool, scheduler, LeaseTable(config.transfer.lease_seconds), instance_id, max_leased)
+    return Engine(
+        runner,
+        pool,
+        scheduler,
+        LeaseTable(config.transfer.lease_seconds),
+        instance_id,
+        max_leased,
+        hold_admission=lambda: gates.stops(TurnPhase.QUEUED),
+    )
 
 
 def _region(kv: KVPool) -> PoolRegion:

@@ -1,8 +1,56 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class TurnPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TURN_PHASE_UNSPECIFIED: _ClassVar[TurnPhase]
+    TURN_PHASE_QUEUED: _ClassVar[TurnPhase]
+    TURN_PHASE_RESERVED: _ClassVar[TurnPhase]
+    TURN_PHASE_TRANSFERRING: _ClassVar[TurnPhase]
+    TURN_PHASE_PREFILLING: _ClassVar[TurnPhase]
+    TURN_PHASE_DECODING: _ClassVar[TurnPhase]
+    TURN_PHASE_STREAMING: _ClassVar[TurnPhase]
+TURN_PHASE_UNSPECIFIED: TurnPhase
+TURN_PHASE_QUEUED: TurnPhase
+TURN_PHASE_RESERVED: TurnPhase
+TURN_PHASE_TRANSFERRING: TurnPhase
+TURN_PHASE_PREFILLING: TurnPhase
+TURN_PHASE_DECODING: TurnPhase
+TURN_PHASE_STREAMING: TurnPhase
+
+class HoldPhaseRequest(_message.Message):
+    __slots__ = ("phase",)
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    phase: TurnPhase
+    def __init__(self, phase: _Optional[_Union[TurnPhase, str]] = ...) -> None: ...
+
+class HoldPhaseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AwaitHeldRequest(_message.Message):
+    __slots__ = ("phase",)
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    phase: TurnPhase
+    def __init__(self, phase: _Optional[_Union[TurnPhase, str]] = ...) -> None: ...
+
+class AwaitHeldResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReleasePhaseRequest(_message.Message):
+    __slots__ = ("phase",)
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    phase: TurnPhase
+    def __init__(self, phase: _Optional[_Union[TurnPhase, str]] = ...) -> None: ...
+
+class ReleasePhaseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class CheckIntegrityRequest(_message.Message):
     __slots__ = ()

@@ -40,6 +40,21 @@ class DebugServiceStub:
                 request_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.CheckIntegrityRequest.SerializeToString,
                 response_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.CheckIntegrityResponse.FromString,
                 _registered_method=True)
+        self.HoldPhase = channel.unary_unary(
+                '/icarus.worker.v1.DebugService/HoldPhase',
+                request_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.HoldPhaseRequest.SerializeToString,
+                response_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.HoldPhaseResponse.FromString,
+                _registered_method=True)
+        self.AwaitHeld = channel.unary_unary(
+                '/icarus.worker.v1.DebugService/AwaitHeld',
+                request_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.AwaitHeldRequest.SerializeToString,
+                response_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.AwaitHeldResponse.FromString,
+                _registered_method=True)
+        self.ReleasePhase = channel.unary_unary(
+                '/icarus.worker.v1.DebugService/ReleasePhase',
+                request_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.ReleasePhaseRequest.SerializeToString,
+                response_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.ReleasePhaseResponse.FromString,
+                _registered_method=True)
 
 
 class DebugServiceServicer:
@@ -54,6 +69,27 @@ class DebugServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldPhase(self, request, context):
+        """Stops turns in a phase from now on. All three: FAILED_PRECONDITION unless [worker] test_hooks is on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitHeld(self, request, context):
+        """Answers once a turn stands in the held phase. FAILED_PRECONDITION: the phase is not held.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleasePhase(self, request, context):
+        """Lets turns go on. Does nothing where the phase is not held.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DebugServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +97,21 @@ def add_DebugServiceServicer_to_server(servicer, server):
                     servicer.CheckIntegrity,
                     request_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.CheckIntegrityRequest.FromString,
                     response_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.CheckIntegrityResponse.SerializeToString,
+            ),
+            'HoldPhase': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldPhase,
+                    request_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.HoldPhaseRequest.FromString,
+                    response_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.HoldPhaseResponse.SerializeToString,
+            ),
+            'AwaitHeld': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitHeld,
+                    request_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.AwaitHeldRequest.FromString,
+                    response_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.AwaitHeldResponse.SerializeToString,
+            ),
+            'ReleasePhase': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleasePhase,
+                    request_deserializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.ReleasePhaseRequest.FromString,
+                    response_serializer=icarus_dot_worker_dot_v1_dot_debug__service__pb2.ReleasePhaseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +142,87 @@ class DebugService:
             '/icarus.worker.v1.DebugService/CheckIntegrity',
             icarus_dot_worker_dot_v1_dot_debug__service__pb2.CheckIntegrityRequest.SerializeToString,
             icarus_dot_worker_dot_v1_dot_debug__service__pb2.CheckIntegrityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldPhase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.worker.v1.DebugService/HoldPhase',
+            icarus_dot_worker_dot_v1_dot_debug__service__pb2.HoldPhaseRequest.SerializeToString,
+            icarus_dot_worker_dot_v1_dot_debug__service__pb2.HoldPhaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitHeld(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.worker.v1.DebugService/AwaitHeld',
+            icarus_dot_worker_dot_v1_dot_debug__service__pb2.AwaitHeldRequest.SerializeToString,
+            icarus_dot_worker_dot_v1_dot_debug__service__pb2.AwaitHeldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleasePhase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.worker.v1.DebugService/ReleasePhase',
+            icarus_dot_worker_dot_v1_dot_debug__service__pb2.ReleasePhaseRequest.SerializeToString,
+            icarus_dot_worker_dot_v1_dot_debug__service__pb2.ReleasePhaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
