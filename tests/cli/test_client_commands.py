@@ -3,10 +3,15 @@
 import io
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from icarus.cli.generate import _logprob_line
 from icarus.cli.main import main
+from icarus.client.messages import Sampling
+from icarus.types import TokenLogprob, TokenLogprobs
+from icarus.v1 import generation_pb2 as generation_types_pb2
 from icarus.v1 import generation_service_pb2 as generation_pb2
 from icarus.v1 import session_service_pb2 as session_pb2
 
@@ -37,6 +42,27 @@ def test_generate_as_chat_in_a_session(gateway, capsys):
     assert main([*argv, session_id]) == 0
     request = gateway.last(session_pb2.GenerateTurnRequest)
     assert (request.session_id, request.content.messages.messages[0].content) == (session_id, "hi")
+
+
+def test_every_sampling_option_is_a_flag(gateway):
+    given: dict[str, Any] = {
+        "max_tokens": 9, "temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": 4, "stop": ["a"], "ignore_eos": True,
+        "min_tokens": 2, "min_p": 0.125, "frequency_penalty": -0.5, "presence_penalty": 1.5, "repetition_penalty": 1.25,
+        "stop_token_ids": [7, 8], "logprobs": 0,
+    }  # fmt: skip
+    assert set(given) == set(Sampling.__annotations__)
+    argv = ["generate", "--gateway", gateway.address, "--model", "alpha"]
+    for name, value in given.items():
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        argv += [f"--{name.replace('_', '-')}", *map(str, values)]
+    assert main([*argv, "--chat", "hi"]) == 0
+    sampling = gateway.last(generation_pb2.GenerateRequest).sampling
+    assert sampling == generation_types_pb2.SamplingParams(**given)
+
+
+def test_logprobs_are_shown_beside_the_answer():
+    entry = TokenLogprobs(TokenLogprob(5, -1.25), (TokenLogprob(9, -0.5), TokenLogprob(5, -1.25)))
+    assert _logprob_line(entry) == "token 5 -1.2500 of 9 -0.5000, 5 -1.2500\n"
 
 
 @pytest.mark.parametrize(

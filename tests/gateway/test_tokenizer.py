@@ -113,3 +113,22 @@ def test_output_keeps_ids_through_the_match(model):
     assert first + rest == model.tokenizer.encode("héy END")
     assert text + more + output.flush() == "héy " and output.stopped
     assert output.push(ids) == ([], "")
+
+
+def test_no_stop_string_matches_before_min_tokens(model):
+    ids = model.tokenizer.encode("aENDbENDc")
+    for min_tokens, text in ((0, "a"), (3, "a"), (4, "aENDb"), (7, "aENDb"), (8, "aENDbENDc"), (9, "aENDbENDc")):
+        output = OutputText(Detokenizer(model.tokenizer), ["END"], min_tokens)
+        taken, shown = output.push(ids)
+        assert shown + output.flush() == text
+        assert output.stopped == (text != "aENDbENDc")
+        assert model.tokenizer.decode(taken) == (text + "END" if output.stopped else text)
+
+
+def test_a_stop_string_inside_what_is_held_for_a_longer_one_is_over():
+    """ "ab" ended while nothing could match; it is held as the beginning of "abcd" and must not match later."""
+    matcher = StopStrings(["ab", "abcd"])
+    assert matcher.push("ab", may_match=False) == ""
+    assert matcher.push("x") == "abx" and not matcher.matched
+    assert matcher.push("ab", may_match=False) == ""
+    assert matcher.push("cd") == "" and matcher.matched

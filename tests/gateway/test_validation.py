@@ -8,6 +8,7 @@ from icarus.v1.generation_pb2 import Content
 from icarus.v1.generation_pb2 import SamplingParams as Wire
 
 EOS = frozenset({7})
+VOCAB = 100
 
 
 @pytest.mark.parametrize(
@@ -23,21 +24,45 @@ EOS = frozenset({7})
         ({"top_p": float("nan")}, "top_p is nan"),
         ({"top_k": -1}, "top_k is -1"),
         ({"stop": ["x", ""]}, "stop is"),
-        ({"stop": ["x"] * 17}, "stop strings is 17"),
+        ({"stop": ["x"] * 17}, "stop strings is 17; it must be at most 16"),
+        ({"stop": ["x" * 1025]}, "length of a stop string is 1025"),
+        ({"top_p": 1.1}, r"top_p is 1.1; it must be in \(0, 1\]"),
+        ({"min_tokens": -1}, r"min_tokens is -1; it must be in \[0, max_tokens 128\]"),
+        ({"min_tokens": 6, "max_tokens": 5}, r"min_tokens is 6; it must be in \[0, max_tokens 5\]"),
+        ({"min_p": -0.1}, r"min_p is -0.1; it must be in \[0, 1\]"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"min_p": float("nan")}, "min_p is nan"),
+        ({"frequency_penalty": 2.1}, r"frequency_penalty is 2.1; it must be in \[-2, 2\]"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
+        ({"presence_penalty": -2.1}, "presence_penalty is -2.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be a finite number above 0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+        ({"logprobs": -1}, r"logprobs is -1; it must be in \[0, 20\]"),
+        ({"logprobs": 21}, "logprobs is 21"),
+        ({"stop_token_ids": [4, 100]}, r"stop_token_ids\[1\] is 100; it must be in the vocabulary, \[0, 100\)"),
+        ({"stop_token_ids": [5] * 65}, "number of stop_token_ids is 65; it must be at most 64"),
     ],
 )
 def test_bad_sampling(fields, told):
     with pytest.raises(InvalidInputError, match=told):
-        parse_sampling(Wire(**fields), EOS)
+        parse_sampling(Wire(**fields), EOS, VOCAB)
+
+
+def test_defaults():
+    default = parse_sampling(Wire(), EOS, VOCAB)
+    seeds = {parse_sampling(Wire(), EOS, VOCAB).params.seed for _ in range(20)}
+    assert default.params == SamplingParams(seed=default.params.seed, stop_token_ids=EOS) and len(seeds) == 20
 
 
 def test_good_sampling():
-    default = parse_sampling(Wire(), EOS)
-    seeds = {parse_sampling(Wire(), EOS).params.seed for _ in range(20)}
-    assert default.params == SamplingParams(seed=default.params.seed, stop_token_ids=EOS) and len(seeds) == 20
-    given = Wire(max_tokens=3, temperature=0.5, top_p=0.25, top_k=4, seed=0, stop=["x"], ignore_eos=True)
-    sampling = parse_sampling(given, EOS)
-    assert sampling.params == SamplingParams(3, 0.5, 0.25, 4, 0, frozenset()) and sampling.stop == ("x",)
+    given = SamplingParams(3, 0.5, 0.25, 4, 0, frozenset({9, 99}), 2, 0.125, -2, 2, 0.5, 0)
+    fields = {name: value for name, value in vars(given).items() if name != "stop_token_ids"}
+    wire = Wire(**fields, stop_token_ids=[99, 9], stop=["x"], ignore_eos=True)
+    sampling = parse_sampling(wire, EOS, VOCAB)
+    assert sampling.params == given and sampling.stop == ("x",)
+    wire.ignore_eos = False
+    assert parse_sampling(wire, EOS, VOCAB).params.stop_token_ids == {7, 9, 99}
 
 
 @pytest.mark.parametrize(

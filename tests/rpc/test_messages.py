@@ -10,14 +10,22 @@ from icarus.types import (
     Grant,
     LeaseId,
     SamplingParams,
+    TokenLogprob,
+    TokenLogprobs,
     Usage,
     WorkerId,
 )
 
 
 def test_round_trips():
-    sampling = SamplingParams(7, 0.5, 0.25, 3, 2**64 - 1, frozenset({9, 2}))
-    assert messages.sampling_from_wire(messages.sampling_to_wire(sampling)) == sampling
+    for logprobs in (None, 0, 5):
+        sampling = SamplingParams(7, 0.5, 0.25, 3, 2**64 - 1, frozenset({9, 2}), 2, 0.125, -0.5, 1.5, 1.25, logprobs)
+        assert messages.sampling_from_wire(messages.sampling_to_wire(sampling)) == sampling
+    for top in ((), (TokenLogprob(9, -0.5), TokenLogprob(4, -1.5))):
+        entry = TokenLogprobs(TokenLogprob(4, -1.5), top)
+        assert messages.generated_logprobs_from_wire(4, messages.generated_logprobs_to_wire(entry)) == entry
+        public = messages.logprobs_to_wire(entry)
+        assert (public.chosen.token_id, [item.token_id for item in public.top]) == (4, [item.token_id for item in top])
     usage = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
     assert messages.usage_to_wire(usage).cached_tokens == 9
     assert messages.usage_from_wire(messages.usage_to_wire(usage)) == usage
