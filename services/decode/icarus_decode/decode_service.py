@@ -8,7 +8,8 @@ import grpc.aio
 
 from icarus.engine.request import Admitted, Finished, Sampled
 from icarus.errors import DeadlineError, InvalidInputError
-from icarus.rpc.messages import grant_from_wire, sampling_from_wire, source_from_wire
+from icarus.rpc.messages import generated_logprobs_to_wire, grant_from_wire, sampling_from_wire, source_from_wire
+from icarus.worker.phases import TurnPhase
 from icarus.worker.turn import WorkerTurn
 from icarus.worker.v1 import decode_service_pb2 as pb
 from icarus.worker.v1 import decode_service_pb2_grpc as pb_grpc
@@ -24,9 +25,11 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
     ) -> AsyncIterator[pb.DecodeResponse]:
         begin = await _begin(request_iterator)
         spec = _spec(begin)
-        async with self._worker.turn(spec) as turn:
+        async with await self._worker.turn(spec) as turn:
             admitted = await turn.submit()
             yield pb.DecodeResponse(reserved=pb.TurnReserved(num_local_blocks=admitted.num_local_blocks))
+            if admitted.landing:
+                await self._worker.gates.pass_through(TurnPhase.RESERVED)
             if begin.await_prefill:
                 staged = await self._staged(request_iterator, begin.turn_id)
                 await _land_staged(turn, admitted, staged)
@@ -36,7 +39,8 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
             try:
                 async for event in turn.events():
                     if isinstance(event, Sampled):
-                        yield pb.DecodeResponse(tokens=pb.TokensGenerated(token_ids=[event.token_id]))
+                        await self._worker.gates.pass_through(TurnPhase.STREAMING)
+                        yield pb.DecodeResponse(tokens=_tokens(event))
                     elif isinstance(event, Finished):
                         yield pb.DecodeResponse(finished=_finished(event, turn))
             finally:
@@ -68,6 +72,7 @@ def _spec(begin: pb.BeginTurn) -> TurnSpec:
         turn_id=begin.turn_id,
         token_ids=begin.token_ids,
         adapter=begin.adapter,
+        adapter_digest=begin.adapter_digest,
         sampling=sampling_from_wire(begin.sampling),
         sources=[source_from_wire(source) for source in begin.sources],
         num_earlier_output=begin.num_output_tokens,
@@ -89,6 +94,11 @@ async def _finish_on_request(turn: WorkerTurn, requests: AsyncIterator[pb.Decode
         async for request in requests:
             if request.WhichOneof("event") == "finish":
                 await turn.finish()
+
+
+def _tokens(event: Sampled) -> pb.TokensGenerated:
+    logprobs = [generated_logprobs_to_wire(event.logprobs)] if event.logprobs is not None else []
+    return pb.TokensGenerated(token_ids=[event.token_id], logprobs=logprobs)
 
 
 def _finished(event: Finished, turn: WorkerTurn) -> pb.DecodeFinished:

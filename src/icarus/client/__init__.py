@@ -4,6 +4,7 @@ from icarus.client.aio import AsyncClient, AsyncSession, AsyncTurnStream
 from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, Route, SessionState, TurnResult, Worker
 from icarus.client.retry import RetryPolicy
 from icarus.client.sync import Client, Session, TurnStream
+from icarus.types import TokenLogprob, TokenLogprobs
 
 __all__ = [
     "Appended",
@@ -19,6 +20,8 @@ __all__ = [
     "Route",
     "Session",
     "SessionState",
+    "TokenLogprob",
+    "TokenLogprobs",
     "TurnResult",
     "TurnStream",
     "Worker",
