@@ -99,6 +99,9 @@ class WorkerScript:
     """UNAVAILABLE while it waits for `staged`, once the event is set."""
     refusal: Exception | None = None
     stall_after: int | None = None
+    pause_after: int | None = None
+    """Waits for `go_on` once this many tokens of an attempt were sent."""
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
     finish_lost: bool = False
     """UNAVAILABLE in place of DecodeFinished."""
     num_local_blocks: int = 0
@@ -111,6 +114,10 @@ class WorkerScript:
     staged: list[decode_service_pb2.PrefillStaged] = field(default_factory=list)
     prefilled: list[prefill_service_pb2.PrefillRequest] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)
+    load_requests: list[adapter_service_pb2.LoadAdapterRequest] = field(default_factory=list)
+    pins: dict[str, bool] = field(default_factory=dict)
+    refusals: dict[str, Exception] = field(default_factory=dict)
+    """By the adapter's digest."""
     finishes: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     prefill_cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -124,8 +131,8 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
         script, finish, watching = self.script, asyncio.Event(), None
         begin = (await anext(request_iterator)).begin
         script.begun.append(begin)
-        if script.refusal:
-            raise script.refusal
+        if refusal := script.refusal or script.refusals.get(begin.adapter_digest):
+            raise refusal
         try:
             if begin.await_prefill:
                 yield decode_service_pb2.DecodeResponse(
@@ -144,6 +151,8 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             for token in script.answer[first : begin.sampling.max_tokens]:
                 if sent - first == script.die_after:
                     raise UnavailableError("gone")
+                if sent - first == script.pause_after:
+                    await script.go_on.wait()
                 if sent - first == script.stall_after:
                     await asyncio.sleep(60)
                 sent += 1
@@ -210,9 +219,14 @@ class AdapterHost(adapter_service_pb2_grpc.AdapterServiceServicer):
     async def LoadAdapter(self, request, context):
         if self.script.load_error:
             raise self.script.load_error
+        self.script.load_requests.append(request)
         self.script.loaded[request.name] = request.mode or "shared"
         mode = self.script.loaded[request.name]
         return adapter_service_pb2.LoadAdapterResponse(digest=self.script.digest, mode=mode, rank=4)
+
+    async def PinAdapter(self, request, context):
+        self.script.pins[request.name] = request.pinned
+        return adapter_service_pb2.PinAdapterResponse()
 
     async def UnloadAdapter(self, request, context):
         del self.script.loaded[request.name]

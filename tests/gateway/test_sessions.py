@@ -1,12 +1,17 @@
 import pytest
-from icarus_gateway.sessions import History, MemorySessionStore
+from icarus_gateway.history import History
+from icarus_gateway.sessions import MemorySessionStore
 
-from icarus.errors import ConflictError, NotFoundError, OverloadedError
+from icarus.errors import ConfigError, ConflictError, InvalidInputError, NotFoundError, OverloadedError
+
+
+def of(*ids):
+    return History().extended(ids)
 
 
 def test_a_session_belongs_to_its_tenant():
     store = MemorySessionStore(10)
-    session = store.create("a", History((1, 2)))
+    session = store.create("a", of(1, 2))
     assert store.get("a", session.session_id) == session
     for use in (store.get, store.delete, lambda *key: store.hold(*key).__enter__()):
         with pytest.raises(NotFoundError, match=session.session_id):
@@ -18,7 +23,7 @@ def test_a_session_belongs_to_its_tenant():
 
 def test_one_at_a_time_and_nothing_without_commit():
     store = MemorySessionStore(10)
-    key = ("a", store.create("a", History((1,))).session_id)
+    key = ("a", store.create("a", of(1)).session_id)
     with pytest.raises(RuntimeError), store.hold(*key) as session:
         for use in (store.delete, lambda *key: store.hold(*key).__enter__()):
             with pytest.raises(ConflictError, match=key[1]):
@@ -26,19 +31,19 @@ def test_one_at_a_time_and_nothing_without_commit():
         assert store.get(*key).history.token_ids == (1,)
         session.history.extended([2])
         raise RuntimeError
-    assert store.get(*key).history == History((1,))
+    assert store.get(*key).history == of(1)
     with store.hold(*key) as session:
         session.commit(session.history.extended([2]))
-    assert store.get(*key).history == History((1, 2))
+    assert store.get(*key).history == of(1).extended([2])
 
 
 def test_history_only_grows():
     store = MemorySessionStore(10)
-    key = ("a", store.create("a", History((1, 2))).session_id)
+    key = ("a", store.create("a", of(1, 2)).session_id)
     with store.hold(*key) as session:
         for wrong in ((1,), (1, 3, 4), ()):
             with pytest.raises(ValueError, match="append-only"):
-                session.commit(History(wrong))
+                session.commit(of(*wrong))
     assert store.get(*key).history.token_ids == (1, 2)
 
 
@@ -46,6 +51,110 @@ def test_there_is_a_limit():
     store = MemorySessionStore(1)
     first = store.create("a", History())
     with pytest.raises(OverloadedError, match="at most 1 sessions"):
-        store.create("a", History())
+        store.create("b", History())
     store.delete("a", first.session_id)
-    store.create("a", History())
+    store.create("b", History())
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_session_without_use_is_forgotten():
+    clock = Clock()
+    store = MemorySessionStore(10, 30.0, clock)
+    short = store.create("a", of(1), 10.0)
+    long = store.create("a", of(2))
+    assert (short.expires_in_seconds, long.expires_in_seconds) == (10.0, 30.0)
+    clock.now += 9
+    assert [s.expires_in_seconds for s in store.list("a", 0, 9).sessions] == [1.0, 21.0]
+    assert store.get("a", short.session_id).expires_in_seconds == 10.0
+    clock.now += 9
+    assert store.sweep() == 0 and store.get("a", short.session_id)
+    clock.now += 10
+    assert [s.session_id for s in store.list("a", 0, 9).sessions] == [long.session_id]
+    for use in (store.get, store.delete, lambda *key: store.hold(*key).__enter__()):
+        with pytest.raises(NotFoundError, match=short.session_id):
+            use("a", short.session_id)
+    clock.now += 30
+    assert store.sweep() == 1 and store.sweep() == 0
+    assert not store._tenants
+
+
+def test_a_turn_keeps_its_session_alive():
+    clock = Clock()
+    store = MemorySessionStore(1, 10.0, clock)
+    key = ("a", store.create("a", of(1)).session_id)
+    with store.hold(*key) as session:
+        clock.now += 100
+        assert store.sweep() == 0
+        assert store.list("a", 0, 9).sessions[0].expires_in_seconds == 10.0
+        with pytest.raises(OverloadedError):
+            store.create("b", of(2))
+        session.commit(session.history.extended([2]))
+    clock.now += 9
+    assert store.get(*key).history.token_ids == (1, 2)
+    clock.now += 10
+    store.create("b", of(2))
+    with pytest.raises(NotFoundError):
+        store.get(*key)
+
+
+def test_ttls_out_of_range():
+    store = MemorySessionStore(10, 30.0)
+    for ttl in (0.0, -1.0, 30.1, float("nan"), float("inf")):
+        with pytest.raises(InvalidInputError, match=f"ttl_seconds is {ttl}"):
+            store.create("a", History(), ttl)
+        assert not store.list("a", 0, 9).sessions
+    with pytest.raises(ConfigError, match="session_ttl_seconds is 0"):
+        MemorySessionStore(10, 0)
+
+
+def test_pages_go_on_where_the_last_one_ended():
+    store = MemorySessionStore(10)
+    ids = [store.create("a", of(i)).session_id for i in range(5)]
+    store.create("b", History())
+    page = store.list("a", 0, 2)
+    assert [s.session_id for s in page.sessions] == ids[:2] and page.next_after
+    store.delete("a", ids[1])
+    store.delete("a", ids[2])
+    ids.append(store.create("a", History()).session_id)
+    page = store.list("a", page.next_after, 2)
+    assert [s.session_id for s in page.sessions] == ids[3:5] and page.next_after
+    page = store.list("a", page.next_after, 2)
+    assert [s.session_id for s in page.sessions] == ids[5:] and page.next_after is None
+    assert store.list("c", 0, 2).sessions == ()
+
+
+def places_of(history):
+    end = history.end
+    return len(history.token_ids), end.num_turns, end.after_messages, end.answer_open
+
+
+def test_the_first_tokens_of_a_history():
+    asked = of(1, 2, 3).extended((4, 5), after_messages=True).extended((6,), answer_open=True)
+    whole = asked.extended((7, 8, 9), finishes_turn=True).extended((10, 11), answer_open=False)
+    whole = whole.extended((12, 13), after_messages=True)
+    expected = {
+        0: (0, 0, False, False),
+        3: (3, 0, False, False),
+        4: (4, 0, False, False),  # within messages
+        5: (5, 0, True, False),
+        6: (6, 0, False, True),
+        8: (8, 0, False, True),  # within the answer
+        9: (9, 1, False, True),
+        10: (10, 1, False, True),  # within what closes it
+        11: (11, 1, False, False),
+        13: (13, 1, True, False),
+    }
+    for num_tokens, place in expected.items():
+        first = whole.first(num_tokens)
+        assert places_of(first) == place and first.token_ids == whole.token_ids[:num_tokens]
+        assert first.first(num_tokens) == first
+    assert whole.first(13) == whole
+    for wrong in (-1, 14):
+        with pytest.raises(InvalidInputError, match=f"num_tokens is {wrong}; the session has 13"):
+            whole.first(wrong)

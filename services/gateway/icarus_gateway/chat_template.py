@@ -27,10 +27,11 @@ _ASSISTANT = ChatMessage("assistant", "icarus-dummy-answer")
 
 
 class ChatTemplate:
-    """A model's template.
+    """A model's template, as text.
 
-    `delta_problem` is None where the template can render deltas, and else says why it cannot; `delta`,
-    `closing` and `generation_prompt` then raise FailedPreconditionError.
+    `delta_problem` is None where the template can render deltas, and else says why it cannot: `split`, `closing` and
+    `generation_prompt` then raise FailedPreconditionError. `system_problem` says the same of conversations that begin
+    with a system message.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None):
@@ -41,6 +42,9 @@ class ChatTemplate:
             raise ConfigError(f"the model's chat template is not valid: {error}") from None
         self._special_tokens = dict(special_tokens or {})
         self._closing = self._generation_prompt = ""
+        self.answer_gap = ""
+        """White space that the template puts before an answer; the model writes it itself."""
+        self.system_problem: str | None = None
         self.delta_problem = self._find_delta_problem()
 
     def full(self, messages: Sequence[ChatMessage], generation_prompt: bool = False) -> str:
@@ -50,15 +54,27 @@ class ChatTemplate:
         except _RENDER_ERRORS as error:
             raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
 
+    def first(self, messages: Sequence[ChatMessage]) -> str:
+        """The beginning of a session: as `full`, if deltas can follow it."""
+        self._require_deltas()
+        if self.system_problem and any(message.role == "system" for message in messages):
+            raise FailedPreconditionError(
+                f"the model's chat template takes no system message in sessions: {self.system_problem}; "
+                "put the text into a user's message, or use the stateless call"
+            )
+        return self.full(messages)
+
     def delta(self, messages: Sequence[ChatMessage]) -> str:
         """What `messages` add to a conversation whose last turn is closed."""
+        return self.split(messages)[1]
+
+    def split(self, messages: Sequence[ChatMessage]) -> tuple[str, str]:
+        """(a dummy conversation, what `messages` add to it). Raises InvalidInputError where they cannot follow one."""
         self._require_deltas()
-        before = _before(messages)
-        prefix, whole = self.full(before), self.full([*before, *messages])
-        if not whole.startswith(prefix):
-            roles = ", ".join(message.role for message in messages)
-            raise InvalidInputError(f"the model's chat template cannot append messages of these roles: {roles}")
-        return whole[len(prefix) :]
+        try:
+            return self._split(messages)
+        except _RENDER_ERRORS as error:
+            raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
 
     @property
     def closing(self) -> str:
@@ -74,10 +90,7 @@ class ChatTemplate:
 
     def _require_deltas(self) -> None:
         if self.delta_problem:
-            raise FailedPreconditionError(
-                f"the model's chat template does not work for sessions: {self.delta_problem}; "
-                "use text or token ids, or the stateless call"
-            )
+            raise sessions_error(self.delta_problem)
 
     def _render(self, messages: Sequence[ChatMessage], generation_prompt: bool = False) -> str:
         return self._template.render(
@@ -85,6 +98,17 @@ class ChatTemplate:
             add_generation_prompt=generation_prompt,
             **self._special_tokens,
         )
+
+    def _split(self, messages: Sequence[ChatMessage]) -> tuple[str, str]:
+        if messages[0].role == "assistant":  # for templates that insist on alternation
+            before, whole = self._render([_USER]), self._render([_USER, *messages])
+        else:
+            whole = self._render([_USER, _ASSISTANT, *messages])
+            before = "".join(whole.partition(_ASSISTANT.content)[:2]) + self._closing
+        if not whole.startswith(before):
+            roles = ", ".join(message.role for message in messages)
+            raise ValueError(f"messages of these roles cannot be appended to a conversation: {roles}")
+        return before, whole[len(before) :]
 
     def _find_delta_problem(self) -> str | None:
         try:
@@ -98,38 +122,39 @@ class ChatTemplate:
             return "it drops an assistant's content"
         self._generation_prompt = prompted[len(asked) :]
         self._closing = answered.rpartition(_ASSISTANT.content)[2]
-        return self._compare_with_full()
-
-    def _compare_with_full(self) -> str | None:
-        """Plays conversations piece by piece and compares with rendering them whole."""
         try:
-            if problem := self._compare_from([ChatMessage("user", "first question")]):
+            if problem := self._compare_with_full([_USER]):
                 return problem
         except _RENDER_ERRORS as error:
             return f"it refuses a second question ({error})"
-        try:
-            return self._compare_from([ChatMessage("system", "rules"), _USER])
-        except _RENDER_ERRORS:  # a model without system turns; who sends one is told then
-            return None
-
-    def _compare_from(self, start: Sequence[ChatMessage]) -> str | None:
-        answer, follow_up = ChatMessage("assistant", "some answer"), ChatMessage("user", "second question")
-        pieces = self._render(start) + self._generation_prompt + answer.content + self._closing
-        if pieces != self._render([*start, answer]):
-            return "an answer after its generation prompt is not what it renders for that answer"
-        pieces += self._suffix([follow_up]) + self._generation_prompt
-        if pieces != self._render([*start, answer, follow_up], generation_prompt=True):
-            return "later messages change how earlier ones are rendered"
+        self._find_system_problem()
         return None
 
-    def _suffix(self, messages: Sequence[ChatMessage]) -> str:
-        before = _before(messages)
-        return self._render([*before, *messages])[len(self._render(before)) :]
+    def _find_system_problem(self) -> None:
+        try:
+            self.system_problem = self._compare_with_full([ChatMessage("system", "rules"), _USER])
+        except _RENDER_ERRORS:  # a model without system turns; who sends one is told then
+            self.system_problem = None
+
+    def _compare_with_full(self, start: Sequence[ChatMessage]) -> str | None:
+        """Plays a conversation piece by piece and compares with rendering it whole."""
+        answer, follow_up = ChatMessage("assistant", "some answer"), ChatMessage("user", "second question")
+        whole = self._render([*start, answer, follow_up], generation_prompt=True)
+        pieces = self._render(start) + self._generation_prompt
+        if not whole.startswith(pieces):
+            return "later messages change how earlier ones are rendered"
+        gap = whole[len(pieces) :].partition(answer.content)[0]
+        if gap.strip():
+            return "an answer after its generation prompt is not what it renders for that answer"
+        self.answer_gap = gap
+        pieces += gap + answer.content + self._closing + self._split([follow_up])[1] + self._generation_prompt
+        return None if pieces == whole else "later messages change how earlier ones are rendered"
 
 
-def _before(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """A dummy beginning after which `messages` can follow in templates that insist on alternation."""
-    return [_USER] if messages and messages[0].role == "assistant" else [_USER, _ASSISTANT]
+def sessions_error(problem: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"the model's chat template does not work for sessions: {problem}; use text or token ids, or the stateless call"
+    )
 
 
 class _TemplateRefusal(jinja2.TemplateError):

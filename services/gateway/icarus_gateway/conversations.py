@@ -1,30 +1,34 @@
 """What callers do with sessions and prompts: content in, a driven turn out, the history kept right."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
 from icarus_gateway.content import Content
+from icarus_gateway.history import History
 from icarus_gateway.prompt import append, open_answer, stateless_prompt
 from icarus_gateway.served_model import ServedModel
-from icarus_gateway.sessions import History, Session, SessionStore
+from icarus_gateway.sessions import Session, SessionPage, SessionStore
 from icarus_gateway.turn import TurnDriver
+from icarus_gateway.turn_call import TurnCall
 from icarus_gateway.turn_events import Delta, TurnEvent, TurnRequest
+from icarus_gateway.turn_runs import TurnKey, TurnRuns
 from icarus_gateway.validation import Sampling, check_length
 
 
 class Conversations:
     """Turns on sessions and without one. Input has been checked by itself, not yet against a history's length."""
 
-    def __init__(self, model: ServedModel, store: SessionStore, driver: TurnDriver):
+    def __init__(self, model: ServedModel, store: SessionStore, driver: TurnDriver, runs: TurnRuns):
         self._model = model
         self._store = store
         self._driver = driver
+        self._runs = runs
 
-    def create(self, tenant: str, content: Content | None) -> Session:
+    def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
         history = History() if content is None else append(self._model, History(), content)
         self._check_history(history)
-        return self._store.create(tenant, history)
+        return self._store.create(tenant, history, ttl_seconds)
 
     def append(self, tenant: str, session_id: str, content: Content) -> tuple[int, int]:
         """(tokens appended, tokens in the history now). Raises ConflictError while a turn is under way."""
@@ -35,37 +39,67 @@ class Conversations:
             session.commit(history)
             return len(history.token_ids) - before, len(history.token_ids)
 
+    def fork(self, tenant: str, session_id: str, num_tokens: int | None) -> Session:
+        """A session of its own, with the same ttl. A turn under way is not part of it."""
+        session = self._store.get(tenant, session_id)
+        history = session.history if num_tokens is None else session.history.first(num_tokens)
+        return self._store.create(tenant, history, session.ttl_seconds)
+
     def get(self, tenant: str, session_id: str) -> Session:
         return self._store.get(tenant, session_id)
+
+    def list(self, tenant: str, after: int, limit: int) -> SessionPage:
+        return self._store.list(tenant, after, limit)
 
     def delete(self, tenant: str, session_id: str) -> None:
         self._store.delete(tenant, session_id)
 
-    async def generate_turn(
-        self, tenant: str, session_id: str, turn_id: str, model: str, content: Content | None, sampling: Sampling
+    def generate_turn(
+        self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
         """The history grows when the turn's End comes, just before it is yielded; otherwise it stays as it was."""
-        with self._store.hold(tenant, session_id) as session:
+        return self._watch(call, lambda: self._turn_of_session(call, session_id, model, content, sampling))
+
+    def generate(self, call: TurnCall, model: str, content: Content, sampling: Sampling) -> AsyncGenerator[TurnEvent]:
+        return self._watch(call, lambda: self._turn(call, model, content, sampling))
+
+    async def _watch(
+        self, call: TurnCall, source: Callable[[], AsyncGenerator[TurnEvent]]
+    ) -> AsyncGenerator[TurnEvent]:
+        if call.fingerprint is None:
+            run = self._runs.start(source())
+        else:
+            key = TurnKey(call.tenant, call.turn_id, call.fingerprint)
+            run = await self._runs.find_or_start(key, source, call.resume_from)
+        async with aclosing(run.watch(call.resume_from, call.resumable)) as events:
+            async for event in events:
+                yield event
+
+    async def _turn_of_session(
+        self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
+    ) -> AsyncGenerator[TurnEvent]:
+        with self._store.hold(call.tenant, session_id) as session:
             history = session.history if content is None else append(self._model, session.history, content)
             history = open_answer(self._model, history)
             self._check_turn(history.token_ids, sampling)
-            request = TurnRequest(tenant, turn_id, model, history.token_ids, sampling, after=history.mark)
+            request = TurnRequest(call.tenant, call.turn_id, model, history.token_ids, sampling, after=history.mark)
             output: list[int] = []
             async with aclosing(self._driver.run(request)) as events:
                 async for event in events:
                     if isinstance(event, Delta):
                         output += event.token_ids
                     else:
-                        longer = history.extended(output)
-                        session.commit(replace(longer, num_turns=history.num_turns + 1, mark=event.mark))
+                        longer = history.extended(output, finishes_turn=True)
+                        session.commit(replace(longer, mark=event.mark))
                     yield event
 
-    async def generate(
-        self, tenant: str, turn_id: str, model: str, content: Content, sampling: Sampling
+    async def _turn(
+        self, call: TurnCall, model: str, content: Content, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
         prompt = stateless_prompt(self._model, content)
         self._check_turn(prompt, sampling)
-        async with aclosing(self._driver.run(TurnRequest(tenant, turn_id, model, prompt, sampling))) as events:
+        request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling)
+        async with aclosing(self._driver.run(request)) as events:
             async for event in events:
                 yield event
 

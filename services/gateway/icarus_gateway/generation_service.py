@@ -8,8 +8,9 @@ from icarus.v1 import generation_service_pb2 as pb
 from icarus.v1 import generation_service_pb2_grpc as pb_grpc
 from icarus_gateway.conversations import Conversations
 from icarus_gateway.served_model import ServedModel
+from icarus_gateway.turn_call import parse_turn_call
 from icarus_gateway.turn_events import event_to_wire
-from icarus_gateway.validation import parse_content, parse_sampling, parse_tenant, parse_turn_id
+from icarus_gateway.validation import parse_content, parse_sampling
 
 
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
@@ -19,8 +20,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         turn = self._conversations.generate(
-            parse_tenant(request.tenant),
-            parse_turn_id(request.turn_id),
+            parse_turn_call(request),
             request.model,
             parse_content(request.content, self._model.vocab_size),
             parse_sampling(request.sampling, self._model.eos_token_ids, self._model.vocab_size),

@@ -1,10 +1,12 @@
 """The gateway process, put together."""
 
 import asyncio
+import dataclasses
 import logging
 
 from icarus.cache.index import PrefixIndex
-from icarus.config import Config
+from icarus.config import Config, GatewaySection
+from icarus.errors import ConfigError
 from icarus.model.hub import resolve_model
 from icarus.rpc.server import Server, Service, make_server, serve_until_signal
 from icarus.v1 import (
@@ -24,16 +26,19 @@ from icarus_gateway.cluster_service import ClusterServicer
 from icarus_gateway.conversations import Conversations
 from icarus_gateway.generation_service import GenerationServicer
 from icarus_gateway.model_service import ModelServicer
+from icarus_gateway.placement import Weights
 from icarus_gateway.registry_service import RegistryServicer
 from icarus_gateway.routing import Router
 from icarus_gateway.served_model import ServedModel, load_served_model
 from icarus_gateway.session_service import SessionServicer
-from icarus_gateway.sessions import MemorySessionStore
+from icarus_gateway.sessions import MemorySessionStore, SessionStore
 from icarus_gateway.turn import TurnDriver
+from icarus_gateway.turn_runs import TurnRuns
 from icarus_gateway.workers import WorkerTable
 
 log = logging.getLogger(__name__)
 
+_SWEEP_SECONDS = 60.0
 _STAGE_MARGIN = 0.9  # the decode worker gives up its reservation at the whole of `stage_timeout_seconds`
 
 
@@ -41,28 +46,53 @@ async def serve(config: Config) -> None:
     """Loads the tokenizer, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
     model = await asyncio.to_thread(_load_model, config)
     workers = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
+    store = make_session_store(config)
+    sweeping = asyncio.create_task(_sweep(store))
     try:
-        await serve_until_signal(build_server(config, model, workers))
+        await serve_until_signal(build_server(config, model, workers, store))
     finally:
+        sweeping.cancel()
         await workers.close()
 
 
 def _load_model(config: Config) -> ServedModel:
     folder = resolve_model(config.model.path, log.info)
     model = load_served_model(folder, config.model.served_name)
-    if model.template is not None and model.template.delta_problem:
-        log.warning("no messages in sessions", extra={"model": model.name, "reason": model.template.delta_problem})
+    if model.chat is not None and model.chat.problem:
+        log.warning("no messages in sessions", extra={"model": model.name, "reason": model.chat.problem})
     return model
 
 
-def build_server(config: Config, model: ServedModel, workers: WorkerTable) -> Server:
+def make_session_store(config: Config) -> MemorySessionStore:
+    return MemorySessionStore(config.gateway.max_sessions, config.gateway.session_ttl_seconds)
+
+
+async def _sweep(store: SessionStore) -> None:
+    """Forgets expired sessions that nobody asks for."""
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        if num_expired := store.sweep():
+            log.info("sessions expired", extra={"count": num_expired})
+
+
+def _weights(settings: GatewaySection) -> Weights:
+    names = [field.name for field in dataclasses.fields(Weights)]
+    for name in names:
+        if getattr(settings, name) < 0:
+            raise ConfigError(f"[gateway] {name} is {getattr(settings, name)}; it must be 0 or more")
+    return Weights(**{name: getattr(settings, name) for name in names})
+
+
+def build_server(config: Config, model: ServedModel, workers: WorkerTable, store: SessionStore | None = None) -> Server:
     """The bound server with every service of the gateway. Raises ConfigError where the address is taken."""
     settings = config.gateway
     reports = BlockReports(PrefixIndex())
-    router = Router(workers, reports.index, model.name, settings.load_penalty_tokens, settings.prefill_threshold_tokens)
+    router = Router(workers, reports.index, model.name, _weights(settings))
     prefill_timeout_seconds = config.transfer.stage_timeout_seconds * _STAGE_MARGIN
     driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_timeout_seconds)
-    conversations = Conversations(model, MemorySessionStore(settings.max_sessions), driver)
+    store = store or make_session_store(config)
+    runs = TurnRuns(settings.max_remembered_turns, settings.remember_turn_seconds, settings.resume_grace_seconds)
+    conversations = Conversations(model, store, driver, runs)
     services = [
         Service(
             session_service_pb2.DESCRIPTOR.services_by_name["SessionService"],

@@ -1,10 +1,12 @@
 """The base model as the gateway sees it: names and numbers, tokenizer, template. No weights."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from icarus.model.config import ModelConfig
 from icarus_gateway.chat_template import ChatTemplate, load_chat_template
+from icarus_gateway.chat_tokens import ChatTokens
 from icarus_gateway.model_files import read_json, special_tokens
 from icarus_gateway.tokenizer import Tokenizer
 
@@ -17,6 +19,11 @@ class ServedModel:
     eos_token_ids: frozenset[int]
     tokenizer: Tokenizer
     template: ChatTemplate | None
+
+    @cached_property
+    def chat(self) -> ChatTokens | None:
+        """None for a model without a chat template."""
+        return None if self.template is None else ChatTokens(self.template, self.tokenizer)
 
 
 def load_served_model(folder: Path, name: str) -> ServedModel:

@@ -1,38 +1,16 @@
-"""Conversations: append-only token ids, one turn at a time."""
+"""Where conversations are kept: one turn at a time, forgotten after some time without use."""
 
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-from icarus.errors import ConflictError, NotFoundError, OverloadedError
-from icarus.types import WorkerId
+from icarus.errors import ConfigError, ConflictError, InvalidInputError, NotFoundError, OverloadedError
+from icarus_gateway.history import History
 
-
-@dataclass(frozen=True)
-class BlockMark:
-    """Where a turn left its blocks: all of them are known once the worker's changes before `sequence` are."""
-
-    worker_id: WorkerId
-    sequence: int
-
-
-@dataclass(frozen=True)
-class History:
-    """A session's truth. Never changed in place: a turn builds the next one and it is committed or forgotten."""
-
-    token_ids: tuple[int, ...] = ()
-    num_turns: int = 0
-    after_messages: bool = False
-    """The last thing appended was messages: an answer begins with the generation prompt."""
-    answer_open: bool = False
-    """The assistant's turn was opened and never closed."""
-    mark: BlockMark | None = None
-    """Of the last turn."""
-
-    def extended(self, token_ids: tuple[int, ...] | list[int]) -> "History":
-        return replace(self, token_ids=(*self.token_ids, *token_ids))
+DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +18,17 @@ class Session:
     tenant: str
     session_id: str
     history: History
+    ttl_seconds: float
+    expires_in_seconds: float
+    """Until it is forgotten, unless it is used."""
+
+
+@dataclass(frozen=True)
+class SessionPage:
+    """Sessions, oldest first. `next_after` is where the next page begins; None after the last."""
+
+    sessions: tuple[Session, ...]
+    next_after: int | None
 
 
 class HeldSession(Protocol):
@@ -53,13 +42,20 @@ class HeldSession(Protocol):
 
 
 class SessionStore(Protocol):
-    """Where sessions are kept. A session is found only under its own tenant: NotFoundError otherwise."""
+    """Where sessions are kept. A session is found only under its own tenant, and until it expires: NotFoundError.
 
-    def create(self, tenant: str, history: History) -> Session:
-        """Raises OverloadedError where there is no room."""
+    Every call that names a session keeps it alive for its ttl from then on, and holding it for as long as it is held.
+    """
+
+    def create(self, tenant: str, history: History, ttl_seconds: float | None = None) -> Session:
+        """Raises OverloadedError where there is no room, InvalidInputError for a ttl beyond the store's own."""
         ...
 
     def get(self, tenant: str, session_id: str) -> Session: ...
+
+    def list(self, tenant: str, after: int, limit: int) -> SessionPage:
+        """At most `limit` sessions of those that are younger than number `after`. Keeps none of them alive."""
+        ...
 
     def delete(self, tenant: str, session_id: str) -> None:
         """Raises ConflictError while a turn is under way."""
@@ -69,10 +65,18 @@ class SessionStore(Protocol):
         """The sole right to change the session, within a `with`. Raises ConflictError while somebody else has it."""
         ...
 
+    def sweep(self) -> int:
+        """Forgets every session that has expired; how many."""
+        ...
+
 
 class _Entry:
-    def __init__(self, history: History):
+    def __init__(self, number: int, history: History, ttl_seconds: float, now: float):
+        self.number = number
+        """Sessions are numbered as they are created."""
         self.history = history
+        self.ttl_seconds = ttl_seconds
+        self.used_at = now
         self.held = False
 
     def commit(self, history: History) -> None:
@@ -80,32 +84,58 @@ class _Entry:
             raise ValueError("a session's history is append-only")
         self.history = history
 
+    def expires_in(self, now: float) -> float:
+        return self.ttl_seconds if self.held else self.ttl_seconds - (now - self.used_at)
+
 
 class MemorySessionStore:
     """Sessions of one gateway process, in memory. Used from one event loop."""
 
-    def __init__(self, max_sessions: int):
+    def __init__(
+        self, max_sessions: int, ttl_seconds: float = DAY_SECONDS, clock: Callable[[], float] = time.monotonic
+    ):
+        """Raises ConfigError where `ttl_seconds` is not positive."""
+        if not ttl_seconds > 0:
+            raise ConfigError(f"[gateway] session_ttl_seconds is {ttl_seconds}; it must be above 0")
         self._max_sessions = max_sessions
-        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._ttl_seconds = ttl_seconds
+        self._clock = clock
+        self._num_created = 0
+        self._tenants: dict[str, dict[str, _Entry]] = {}
+        """Each tenant's sessions, oldest first."""
 
-    def create(self, tenant: str, history: History) -> Session:
-        if len(self._entries) >= self._max_sessions:
+    def create(self, tenant: str, history: History, ttl_seconds: float | None = None) -> Session:
+        ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
+        if not 0 < ttl <= self._ttl_seconds:
+            raise InvalidInputError(f"ttl_seconds is {ttl}; it must be above 0 and at most {self._ttl_seconds}")
+        if self._is_full() and (self.sweep() == 0 or self._is_full()):
             raise OverloadedError(f"the gateway keeps at most {self._max_sessions} sessions; delete some", 10.0)
         session_id = secrets.token_hex(12)
-        self._entries[tenant, session_id] = _Entry(history)
-        return Session(tenant, session_id, history)
+        self._num_created += 1
+        entry = _Entry(self._num_created, history, ttl, self._clock())
+        self._tenants.setdefault(tenant, {})[session_id] = entry
+        return _session(tenant, session_id, entry, entry.used_at)
 
     def get(self, tenant: str, session_id: str) -> Session:
-        return Session(tenant, session_id, self._entry(tenant, session_id).history)
+        entry = self._use(tenant, session_id)
+        return _session(tenant, session_id, entry, entry.used_at)
+
+    def list(self, tenant: str, after: int, limit: int) -> SessionPage:
+        now = self._clock()
+        entries = self._tenants.get(tenant, {}).items()
+        found = [(key, entry) for key, entry in entries if entry.number > after and entry.expires_in(now) > 0]
+        page = found[:limit]
+        sessions = tuple(_session(tenant, key, entry, now) for key, entry in page)
+        return SessionPage(sessions, page[-1][1].number if len(found) > len(page) else None)
 
     def delete(self, tenant: str, session_id: str) -> None:
-        if self._entry(tenant, session_id).held:
+        if self._use(tenant, session_id).held:
             raise ConflictError(f"session {session_id!r} has a turn under way; cancel it or wait for its end")
-        del self._entries[tenant, session_id]
+        self._forget(tenant, session_id)
 
     @contextmanager
     def hold(self, tenant: str, session_id: str) -> Iterator[HeldSession]:
-        entry = self._entry(tenant, session_id)
+        entry = self._use(tenant, session_id)
         if entry.held:
             raise ConflictError(f"session {session_id!r} has a turn under way; wait for its end")
         entry.held = True
@@ -113,9 +143,39 @@ class MemorySessionStore:
             yield entry
         finally:
             entry.held = False
+            entry.used_at = self._clock()
 
-    def _entry(self, tenant: str, session_id: str) -> _Entry:
-        try:
-            return self._entries[tenant, session_id]
-        except KeyError:
-            raise NotFoundError(f"session {session_id!r} is not here; create one with CreateSession") from None
+    def sweep(self) -> int:
+        now = self._clock()
+        expired = [
+            (tenant, session_id)
+            for tenant, entries in self._tenants.items()
+            for session_id, entry in entries.items()
+            if entry.expires_in(now) <= 0
+        ]
+        for key in expired:
+            self._forget(*key)
+        return len(expired)
+
+    def _use(self, tenant: str, session_id: str) -> _Entry:
+        now = self._clock()
+        entry = self._tenants.get(tenant, {}).get(session_id)
+        if entry is not None and entry.expires_in(now) <= 0:
+            self._forget(tenant, session_id)
+            entry = None
+        if entry is None:
+            raise NotFoundError(f"session {session_id!r} is not here (any more); create one with CreateSession")
+        entry.used_at = now
+        return entry
+
+    def _forget(self, tenant: str, session_id: str) -> None:
+        del self._tenants[tenant][session_id]
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
+
+    def _is_full(self) -> bool:
+        return sum(map(len, self._tenants.values())) >= self._max_sessions
+
+
+def _session(tenant: str, session_id: str, entry: _Entry, now: float) -> Session:
+    return Session(tenant, session_id, entry.history, entry.ttl_seconds, entry.expires_in(now))

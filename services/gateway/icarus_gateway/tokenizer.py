@@ -33,6 +33,19 @@ class Tokenizer:
         """Token ids of `text`. `begin` adds what the tokenizer puts around a fresh text (BOS, for some models)."""
         return self._raw.encode(text, add_special_tokens=begin).ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of `text`, none of them special: what it would say if it were not a control token."""
+        self._raw.encode_special_tokens = True
+        try:
+            return self._raw.encode(text, add_special_tokens=False).ids
+        finally:
+            self._raw.encode_special_tokens = False
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts of the control tokens."""
+        return [token.content for token in self._raw.get_added_tokens_decoder().values() if token.special]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text without special tokens; ids that the tokenizer does not know come to nothing."""
         return self._raw.decode(list(token_ids), skip_special_tokens=True)

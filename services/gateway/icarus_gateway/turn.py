@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import grpc.aio
 
-from icarus.errors import IcarusError, OverloadedError, UnavailableError
-from icarus.rpc.messages import sampling_to_wire, source_to_wire
+from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError, UnavailableError
+from icarus.rpc.messages import generated_logprobs_from_wire, sampling_to_wire, source_to_wire
 from icarus.rpc.status import error_from_rpc
 from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
@@ -18,8 +18,9 @@ from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
 from icarus.worker.v1 import prefill_service_pb2_grpc as prefill_grpc
 from icarus_gateway.block_reports import BlockReports
 from icarus_gateway.decode_call import DecodeCall
+from icarus_gateway.history import BlockMark
 from icarus_gateway.routing import Route, Router
-from icarus_gateway.sessions import BlockMark
+from icarus_gateway.staged_lease import StagedLease
 from icarus_gateway.stop_strings import OutputText
 from icarus_gateway.tokenizer import Detokenizer, Tokenizer
 from icarus_gateway.turn_events import Delta, End, TurnEvent, TurnRequest
@@ -41,6 +42,8 @@ class _Progress:
     output: list[int] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     """Instance ids of workers that failed it."""
+    renewed: bool = False
+    """Whether the adapter's name was looked up again."""
     num_resumed: int = 0
     """Output tokens at the end of the running attempt's prompt."""
     prefill_worker: WorkerId | None = None
@@ -53,11 +56,16 @@ class _Progress:
         self.transfer_reads += answer.transfer_reads
         self.transfer_bytes += answer.transfer_bytes
 
-    def take(self, token_ids: list[int]) -> Delta | None:
-        """Adds tokens of the worker; those after a stop string are not the turn's."""
-        taken, text = self.text.push(token_ids)
-        self.output += taken
-        return Delta(tuple(taken), text) if taken else None
+    def take(self, tokens: decode_pb.TokensGenerated) -> Iterator[Delta]:
+        """Adds tokens of the worker, a delta each; those after a stop string are not the turn's."""
+        for i, token_id in enumerate(tokens.token_ids):
+            taken, text = self.text.push((token_id,))
+            if not taken:
+                return
+            self.output += taken
+            if self.reason() is not None:
+                text += self.text.flush()
+            yield Delta((token_id,), text, tuple(map(generated_logprobs_from_wire, taken, tokens.logprobs[i : i + 1])))
 
     def reason(self) -> FinishReason | None:
         """Why the turn is over, as far as its tokens tell; None while it goes on."""
@@ -93,7 +101,8 @@ class TurnDriver:
         adapter = self._router.adapter(request.model)
         if request.after is not None:
             await self._reports.wait_for(request.after.worker_id, request.after.sequence, _INDEX_WAIT_SECONDS)
-        text = OutputText(Detokenizer(self._tokenizer, request.prompt), request.sampling.stop)
+        sampling = request.sampling
+        text = OutputText(Detokenizer(self._tokenizer, request.prompt), sampling.stop, sampling.params.min_tokens)
         progress = _Progress(request, adapter, text)
         failure: IcarusError | None = None
         while True:
@@ -103,13 +112,14 @@ class TurnDriver:
                     async for event in events:
                         yield event
                 return
-            except (UnavailableError, OverloadedError) as error:
-                failure = error
+            except (UnavailableError, OverloadedError, NotFoundError, FailedPreconditionError) as error:
+                failure = error  # the last two: the worker does not have the adapter's weights any more
             if progress.reason() is not None:  # only the word that it is over got lost
                 for event in _end(progress, route, finished=None):
                     yield event
                 return
-            self._leave_out(progress, route.decode, failure)
+            if not (isinstance(failure, NotFoundError) and await self._renew_adapter(progress, route.decode)):
+                self._leave_out(progress, route.decode, failure)
 
     def _route(self, progress: _Progress, failure: IcarusError | None) -> Route:
         """`failure` is what the last attempt failed with: raised where nobody else can take the turn."""
@@ -123,6 +133,18 @@ class TurnDriver:
         names = {"decode": route.decode.worker_id, "prefill": route.prefill.worker_id if route.prefill else ""}
         log.debug("turn routed", extra={"turn": request.turn_id, **names})
         return route
+
+    async def _renew_adapter(self, progress: _Progress, worker: Worker) -> bool:
+        """Looks up what the adapter's name stands for by now; once, and only before the turn's first token.
+
+        False where that is what it stood for. Raises NotFoundError where nobody has it any more.
+        """
+        if progress.adapter is None or progress.output or progress.renewed:
+            return False
+        progress.renewed = True
+        await self._workers.next_heartbeat(worker)
+        before, progress.adapter = progress.adapter, self._router.adapter(progress.request.model)
+        return progress.adapter is not None and progress.adapter.digest != before.digest
 
     def _leave_out(self, progress: _Progress, worker: Worker, failure: IcarusError) -> None:
         """Leaves the worker out of further attempts; raises `failure` when there were enough."""
@@ -141,18 +163,19 @@ class TurnDriver:
         progress.num_resumed = len(progress.output)
         is_lost: Callable[[], bool] = lambda: self._workers.is_lost(worker)  # noqa: E731
         call = DecodeCall(worker.channel, worker.worker_id, is_lost, self._workers.heartbeat_seconds)
-        with self._workers.assigned(worker):
+        with self._workers.assigned(worker), StagedLease() as lease:
             async with call:
                 await call.send(decode_pb.DecodeRequest(begin=_begin(progress, route)))
                 if route.prefill is not None:
-                    await self._stage(progress, route, route.prefill, call)
+                    await self._stage(progress, route, route.prefill, call, lease)
                 finishing = False
                 while True:
                     message = await call.read()
+                    lease.taken_over()
                     if message.HasField("finished"):
                         await call.close()
                         break
-                    if delta := progress.take(list(message.tokens.token_ids)):
+                    for delta in progress.take(message.tokens):
                         yield delta
                     if progress.text.stopped and not finishing:
                         finishing = True
@@ -160,12 +183,15 @@ class TurnDriver:
         for event in _end(progress, route, message.finished):
             yield event
 
-    async def _stage(self, progress: _Progress, route: Route, prefill: Worker, call: DecodeCall) -> None:
+    async def _stage(
+        self, progress: _Progress, route: Route, prefill: Worker, call: DecodeCall, lease: StagedLease
+    ) -> None:
         """Has the prompt prefilled once the decode worker has room, and says so to the decode worker."""
         reserved = await call.read()
         if not reserved.HasField("reserved"):
             raise IcarusError(f"worker {route.decode.worker_id} did not answer with TurnReserved")
-        prefilling = asyncio.ensure_future(self._prefill(progress, route, prefill, reserved.reserved.num_local_blocks))
+        first_block = reserved.reserved.num_local_blocks
+        prefilling = asyncio.ensure_future(self._prefill(progress, route, prefill, first_block, lease))
         failing = asyncio.ensure_future(call.wait_readable())  # it has nothing to say before `staged` but an error
         try:
             await asyncio.wait((prefilling, failing), return_when=asyncio.FIRST_COMPLETED)
@@ -179,7 +205,7 @@ class TurnDriver:
                     await task
 
     async def _prefill(
-        self, progress: _Progress, route: Route, worker: Worker, first_block: int
+        self, progress: _Progress, route: Route, worker: Worker, first_block: int, lease: StagedLease
     ) -> decode_pb.StagedBlocks | None:
         """None where the prefill failed: the decode worker computes then."""
         request, adapter = progress.request, progress.adapter
@@ -189,6 +215,7 @@ class TurnDriver:
             token_ids=(*request.prompt, *progress.output),
             adapter=adapter.name if adapter else "",
             adapter_mode=adapter.mode.value if adapter else "",
+            adapter_digest=adapter.digest if adapter else "",
             first_block=first_block,
             sources=[source_to_wire(source) for source in route.prefill_sources],
         )
@@ -201,6 +228,7 @@ class TurnDriver:
             worker.failed = worker.failed or isinstance(error, UnavailableError)
             log.warning("prefill failed", extra={"turn": request.turn_id, "reason": str(error)})
             return None
+        lease.hold(worker.channel, answer.grant.lease_id)
         progress.add_cost(answer)
         progress.prefill_worker = worker.worker_id
         return decode_pb.StagedBlocks(
@@ -219,6 +247,7 @@ def _begin(progress: _Progress, route: Route) -> decode_pb.BeginTurn:
         token_ids=(*request.prompt, *progress.output),
         num_output_tokens=len(progress.output),
         adapter=progress.adapter.name if progress.adapter else "",
+        adapter_digest=progress.adapter.digest if progress.adapter else "",
         sampling=sampling_to_wire(request.sampling.params),
         sources=[source_to_wire(source) for source in route.decode_sources],
         await_prefill=route.prefill is not None,

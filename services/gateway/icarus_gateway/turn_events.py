@@ -1,11 +1,12 @@
 """What a turn is made of, from the request to its end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from icarus.rpc.messages import finish_reason_to_wire, usage_to_wire
-from icarus.types import FinishReason, Usage, WorkerId
+from icarus.rpc.messages import finish_reason_to_wire, logprobs_to_wire, usage_to_wire
+from icarus.types import FinishReason, TokenLogprobs, Usage, WorkerId
 from icarus.v1 import generation_pb2
-from icarus_gateway.sessions import BlockMark
+from icarus_gateway.history import BlockMark
 from icarus_gateway.validation import Sampling
 
 
@@ -24,10 +25,15 @@ class TurnRequest:
 
 @dataclass(frozen=True)
 class Delta:
-    """New tokens, and the text that is certain by now."""
+    """New tokens, and the text that is certain by now.
+
+    A turn makes one delta a token, and at most one without a token, at its end; `join` makes one of several.
+    """
 
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One entry a token where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,21 @@ class End:
 TurnEvent = Delta | End
 
 
+def join(deltas: Sequence[Delta]) -> Delta:
+    """One delta of several that follow each other."""
+    return Delta(
+        tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        "".join(delta.text for delta in deltas),
+        tuple(entry for delta in deltas for entry in delta.logprobs),
+    )
+
+
 def event_to_wire(event: TurnEvent) -> generation_pb2.TurnEvent:
     if isinstance(event, Delta):
-        return generation_pb2.TurnEvent(delta=generation_pb2.TurnDelta(token_ids=event.token_ids, text=event.text))
+        logprobs = map(logprobs_to_wire, event.logprobs)
+        return generation_pb2.TurnEvent(
+            delta=generation_pb2.TurnDelta(token_ids=event.token_ids, text=event.text, logprobs=logprobs)
+        )
     route = generation_pb2.Route(decode_worker=event.decode_worker, prefill_worker=event.prefill_worker)
     return generation_pb2.TurnEvent(
         finished=generation_pb2.TurnFinished(

@@ -1,0 +1,80 @@
+"""A session's truth: token ids, append-only, and what is known of where in a conversation they end."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from icarus.errors import InvalidInputError
+from icarus.types import WorkerId
+
+
+@dataclass(frozen=True)
+class BlockMark:
+    """Where a turn left its blocks: all of them are known once the worker's changes before `sequence` are."""
+
+    worker_id: WorkerId
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position in a history, and what stands before it."""
+
+    num_tokens: int = 0
+    num_turns: int = 0
+    """Turns that finished."""
+    after_messages: bool = False
+    """The last thing appended was messages: an answer begins with the generation prompt."""
+    answer_open: bool = False
+    """The assistant's turn was opened and never closed."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Never changed in place: a turn builds the next one and it is committed or forgotten."""
+
+    token_ids: tuple[int, ...] = ()
+    places: tuple[Place, ...] = (Place(),)
+    """Where each piece ended; the first is the beginning, the last the end."""
+    mark: BlockMark | None = None
+    """Of the last turn."""
+
+    @property
+    def end(self) -> Place:
+        return self.places[-1]
+
+    def extended(
+        self,
+        token_ids: Sequence[int],
+        *,
+        after_messages: bool = False,
+        answer_open: bool | None = None,
+        finishes_turn: bool = False,
+    ) -> "History":
+        """With one more piece. An answer that is open stays open unless `answer_open` says otherwise."""
+        longer = (*self.token_ids, *token_ids)
+        end = Place(
+            len(longer),
+            self.end.num_turns + finishes_turn,
+            after_messages,
+            self.end.answer_open if answer_open is None else answer_open,
+        )
+        return replace(self, token_ids=longer, places=(*self.places, end))
+
+    def first(self, num_tokens: int) -> "History":
+        """Its first `num_tokens` tokens. Cut within a piece, an answer on either side of the cut counts as open.
+
+        Raises InvalidInputError where it has not that many.
+        """
+        if not 0 <= num_tokens <= len(self.token_ids):
+            raise InvalidInputError(f"num_tokens is {num_tokens}; the session has {len(self.token_ids)} tokens")
+        if num_tokens == len(self.token_ids):
+            return self
+        index = bisect_left(self.places, num_tokens, key=lambda place: place.num_tokens)
+        if self.places[index].num_tokens == num_tokens:
+            places = self.places[: index + 1]
+        else:
+            before, after = self.places[index - 1], self.places[index]
+            cut = Place(num_tokens, before.num_turns, answer_open=before.answer_open or after.answer_open)
+            places = (*self.places[:index], cut)
+        return replace(self, token_ids=self.token_ids[:num_tokens], places=places)
