@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 
 class FrozenCache:
-    """Answers every layer of a whole-text forward with another model's K and V and drops what it is given."""
+    """Answers every layer of a whole-text forward with another model's K and V and drops what it is given.
+
+    Its K and V are of the whole text in windowed layers too: there transformers' mask hides what is outside.
+    """
 
     is_compileable = False
     is_initialized = True
@@ -40,13 +43,13 @@ class FrozenCache:
         return -1
 
 
-def base_logits(model: LlamaForCausalLM, token_ids: Sequence[int]) -> Tensor:
+def base_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
     """Logits [tokens, vocab] of the base model."""
     with torch.no_grad():
         return model(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
 
 
-def base_kv(model: LlamaForCausalLM, token_ids: Sequence[int]) -> Tensor:
+def base_kv(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
     """K and V of the base model: [layers, 2, tokens, kv_heads, head_dim]."""
     cache = DynamicCache()
     with torch.no_grad():

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from icarus.adapters.lora import LoraWeights
 from icarus.types import AdapterMode
@@ -24,8 +25,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_llama(
+def tiny_model(
     path: Path,
+    family: str,
     heads: int = 4,
     kv_heads: int = 2,
     vocab: int = 320,
@@ -34,37 +36,48 @@ def tiny_llama(
     *,
     layers: int = 3,
     head_dim: int = 16,
+    hidden: int | None = None,
     context: int = 512,
-    bias: bool = False,
     max_shard_size: str = "1GB",
     dtype: torch.dtype = torch.float32,
+    **settings: Any,
 ) -> Path:
-    """Writes a random Llama with a byte-level ChatML tokenizer to `path` and returns it. `vocab` >= 259."""
+    """Writes a random model with a byte-level ChatML tokenizer to `path` and returns it. `vocab` >= 259.
+
+    `family` is transformers' model type ("qwen3"); `settings` are of its configuration. `hidden` is heads * head_dim
+    unless given: only some families let it differ.
+    """
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=heads * head_dim,
-        intermediate_size=3 * heads * head_dim // 2,
+    hidden = hidden or heads * head_dim
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden // 2,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=head_dim,
         vocab_size=vocab,
         max_position_embeddings=context,
         tie_word_embeddings=tie,
-        attention_bias=bias,
-        mlp_bias=bias,
         initializer_range=0.15,
         bos_token_id=1,
         eos_token_id=EOS,
         pad_token_id=0,
+        **({} if family == "qwen2" else {"head_dim": head_dim}),
+        **settings,
     )
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             parameter.data += 0.1 * torch.randn(parameter.shape)
     model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
     tiny_tokenizer().save_pretrained(path)
     return path
+
+
+def tiny_llama(path: Path, *args: Any, bias: bool = False, **kwargs: Any) -> Path:
+    """`tiny_model` of the family that most tests use."""
+    return tiny_model(path, "llama", *args, attention_bias=bias, mlp_bias=bias, **kwargs)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -85,9 +98,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def load_reference(path: Path) -> LlamaForCausalLM:
-    """The model as transformers sees it, in float32."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+def load_reference(path: Path, **kwargs: Any) -> PreTrainedModel:
+    """The model as transformers sees it, in float32. `kwargs` as from_pretrained has them."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **kwargs).eval()
 
 
 def tiny_adapter(

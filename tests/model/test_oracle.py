@@ -1,108 +1,17 @@
-"""The model against transformers + peft (tests/oracle.py): tiny random Llamas in float32, logits within 1e-4."""
-
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+"""The model against transformers + peft (tests/oracle.py): tiny random models in float32, logits within 1e-4."""
 
 import oracle
 import pytest
-import tiny
 import torch
-from peft import PeftModel
-from transformers import LlamaForCausalLM
+from model.setups import MODELS, NUM_BLOCKS, TOLERANCE, Setup, last_step, make_setup, new_pool, prefill, run, tokens
 
-from icarus.adapters.lora import LoraWeights
-from icarus.cache.kv import KVPool
-from icarus.model.batch import RowPlan, StepBatch
-from icarus.model.loading import load_model
-from icarus.model.two_stream import TwoStreamModel
+from icarus.model.batch import RowPlan
 from icarus.types import AdapterMode
 
-TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-NUM_BLOCKS = 64
-SHAPES = {"group 1, untied": (3, 3, False), "group 3, tied": (6, 2, True), "group 4, untied": (8, 2, False)}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@dataclass
-class Setup:
-    folder: Path
-    model: TwoStreamModel
-    adapters: dict[str, LoraWeights]
-    adapter_folders: dict[str, Path]
-
-    @cached_property
-    def base(self) -> LlamaForCausalLM:
-        return tiny.load_reference(self.folder)
-
-    @cached_property
-    def adapted(self) -> dict[str, PeftModel]:
-        return {name: tiny.load_adapted_reference(self.folder, path) for name, path in self.adapter_folders.items()}
-
-    def expected(self, adapter: str | None, token_ids: list[int]) -> torch.Tensor:
-        """The oracle's logits of the last token."""
-        if adapter is None:
-            return oracle.base_logits(self.base, token_ids)[-1]
-        run = oracle.private_logits if adapter == "private" else oracle.shared_logits
-        return run(self.adapted[adapter], token_ids)[-1]
-
-    def adapter(self, name: str | None) -> LoraWeights | None:
-        return None if name is None else self.adapters[name]
-
-
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+@pytest.fixture(scope="module", params=MODELS)
 def setup(request, tmp_path_factory) -> Setup:
-    heads, kv_heads, tie = request.param
-    root = tmp_path_factory.mktemp("model")
-    folder = tiny.tiny_llama(root / "base", heads, kv_heads, tie=tie, seed=heads, bias=heads == 6)
-    make = tiny.tiny_adapter
-    folders = {
-        "a": make(root / "a", folder, rank=4, seed=1),
-        "b": make(root / "b", folder, rank=7, seed=2, rslora=True),
-        "c": make(root / "c", folder, rank=1, seed=3, targets=("q_proj", "down_proj")),
-        "d": make(root / "d", folder, rank=16, seed=4),
-        "zero": make(root / "zero", folder, rank=4, seed=5, zero=True),
-        "private": make(root / "private", folder, rank=5, seed=6, targets=tiny.PRIVATE_TARGETS),
-    }
-    modes = {name: AdapterMode.PRIVATE if name == "private" else AdapterMode.SHARED for name in folders}
-    adapters = {name: tiny.read_adapter(path, modes[name]) for name, path in folders.items()}
-    return Setup(folder, load_model(folder, "float32"), adapters, folders)
-
-
-def new_pool(setup: Setup, block_size: int) -> KVPool:
-    """Poisoned: a read of what nobody wrote shows as NaN."""
-    pool = KVPool(setup.model.config, NUM_BLOCKS, block_size, "float32", "cpu")
-    pool.tensor.fill_(torch.nan)
-    return pool
-
-
-def tokens(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 259, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def run(setup: Setup, pool: KVPool, *plans: RowPlan) -> torch.Tensor:
-    return setup.model.forward(StepBatch.build(plans, pool.block_size, "cpu"), pool)
-
-
-def last_step(setup: Setup, pool: KVPool, adapter: str | None, ids: list[int], blocks: list[int]) -> RowPlan:
-    """The plan of the last token of `ids`, once the KV of the others is there."""
-    weights = setup.adapter(adapter)
-    shared = weights is not None and weights.mode is AdapterMode.SHARED
-    return RowPlan(ids[-1:], len(ids) - 1, 1, shared, True, blocks, weights)
-
-
-def prefill(setup: Setup, pool: KVPool, ids: list[int], blocks: list[int], chunk: int, adapter=None) -> None:
-    for start in range(0, len(ids), chunk):
-        part = ids[start : start + chunk]
-        logits = run(setup, pool, RowPlan(part, start, len(part), False, False, blocks, setup.adapter(adapter)))
-        assert logits.shape == (0, setup.model.config.vocab_size)
+    return make_setup(request.param, tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
