@@ -17,6 +17,10 @@ from icarus_gateway.workers import Worker, WorkerTable
 
 log = logging.getLogger(__name__)
 
+_MAX_NAME_LENGTH = 128
+_MAX_PATH_LENGTH = 1024
+"""Both are repeated in errors, which travel in HTTP headers of a few KiB."""
+
 
 class Adapters:
     """Loads adapters on workers and unloads them. `base_model` is a name that no adapter may take."""
@@ -44,6 +48,11 @@ class Adapters:
         """
         if not name or not path:
             raise InvalidInputError(f"name is {name!r} and path is {path!r}; both are needed to load an adapter")
+        if len(name) > _MAX_NAME_LENGTH or len(path) > _MAX_PATH_LENGTH:
+            raise InvalidInputError(
+                f"name has {len(name)} characters and path has {len(path)}; at most {_MAX_NAME_LENGTH} and "
+                f"{_MAX_PATH_LENGTH} are taken"
+            )
         if name == self._base_model:
             raise AlreadyExistsError(f"{name!r} is the base model's name; choose another for the adapter")
         request = pb.LoadAdapterRequest(
@@ -138,7 +147,7 @@ async def _load_on(
 
 
 def _half_replaced(error: IcarusError, name: str, worker_ids: Sequence[str]) -> IcarusError:
-    return type(error)(f"{error}; {', '.join(worker_ids)} have the new weights of {name!r} already: replace it again")
+    return type(error)(f"{error}; the new weights of {name!r} are on {', '.join(worker_ids)} already: replace it again")
 
 
 def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusError:

@@ -11,7 +11,7 @@ from icarus.errors import InvalidInputError
 def resolve_folder(path: str | Path, name: str, root: str) -> Path:
     """The real folder behind `path`, symlinks and `..` resolved; a relative path begins at `root` ("": anywhere).
 
-    Raises InvalidInputError where the folder, or a file of it that would be read, is outside of `root`.
+    Raises InvalidInputError where it is no folder, or where it or a file of it that would be read is outside of `root`.
     """
     try:
         real_root = Path(root).resolve()
@@ -22,6 +22,10 @@ def resolve_folder(path: str | Path, name: str, root: str) -> Path:
                     f"adapter {name!r}: {read} leads outside of this worker's adapter root; put the adapter under "
                     f"{real_root} ([worker] adapter_root)"
                 )
+        is_folder = folder.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of symlinks, a NUL, a name that is too long
-        raise InvalidInputError(f"adapter {name!r}: {str(path)!r} is no path to a folder: {error}") from None
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise InvalidInputError(f"adapter {name!r}: {str(path)[:200]!r} is no path to a folder: {problem}") from None
+    if not is_folder:
+        raise InvalidInputError(f"adapter {name!r}: {folder} is not a folder; give a folder that PEFT saved")
     return folder
