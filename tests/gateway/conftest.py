@@ -261,7 +261,7 @@ class FakeWorker:
             base_digest="b",
             cache_fingerprint="f",
             block_size=4,
-            num_blocks=100,
+            num_blocks=1000,
             context_length=4096,
             adapters=self.adapters,
         )

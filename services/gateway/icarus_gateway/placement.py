@@ -1,4 +1,4 @@
-"""Where a turn runs. Pure functions of what is known; the weights are settings of the gateway."""
+"""Where a turn runs: one cost rule (docs/placement.md). Pure functions of what is known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,25 @@ _MAX_SOURCES = 4
 
 
 @dataclass(frozen=True)
+class Weights:
+    """What things cost, in prompt tokens. Settings of the gateway, under the same names."""
+
+    load_penalty_tokens: int
+    adapter_penalty_tokens: int
+    prefill_threshold_tokens: int
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A worker that could take the turn."""
 
     worker_id: WorkerId
     load: int
     """Requests that it has now."""
-    available_blocks: int = 0
+    available_tokens: int = 0
+    """What its free and evictable blocks hold."""
+    resident: bool = True
+    """Whether the adapter that the turn needs there, if any, is in memory."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +43,47 @@ def place(
     cached_tokens: Mapping[WorkerId, int],
     decoders: Sequence[Candidate],
     prefillers: Sequence[Candidate],
-    load_penalty_tokens: int,
-    prefill_threshold_tokens: int,
+    weights: Weights,
 ) -> Placement:
-    """`cached_tokens`: leading tokens of the prompt that each worker holds, of any role. `decoders` is not empty.
-
-    A prefill worker is used where at least `prefill_threshold_tokens` of the prompt are cached nowhere: what is cached
-    anywhere is read by the decode worker itself, and a short rest is cheaper computed there than moved.
-    """
-    decode = choose(decoders, cached_tokens, load_penalty_tokens)
+    """`cached_tokens`: leading tokens of the prompt that each worker holds, of any role. `decoders` is not empty."""
+    decode = cheapest(decoders, num_prompt_tokens, cached_tokens, weights)
+    roomy = [worker for worker in prefillers if _has_room(worker, num_prompt_tokens, cached_tokens)]
+    if not roomy:
+        return Placement(decode.worker_id)
+    prefill = cheapest(roomy, num_prompt_tokens, cached_tokens, weights)
     uncached = num_prompt_tokens - max(cached_tokens.values(), default=0)
-    if uncached < prefill_threshold_tokens or not prefillers:
-        return Placement(decode)
-    return Placement(decode, choose(prefillers, cached_tokens, load_penalty_tokens))
+    worthwhile = uncached >= _detour_cost(prefill, decode, weights)
+    return Placement(decode.worker_id, prefill.worker_id if worthwhile else None)
 
 
-def choose(
-    candidates: Sequence[Candidate], cached_tokens: Mapping[WorkerId, int], load_penalty_tokens: int
-) -> WorkerId:
-    """The highest `cached tokens - load_penalty_tokens * load`; then less load, more room, the name."""
+def cheapest(
+    candidates: Sequence[Candidate], num_prompt_tokens: int, cached_tokens: Mapping[WorkerId, int], weights: Weights
+) -> Candidate:
+    """One with room for the prompt if there is any, of those the least `cost`; then less load, more room, the name."""
 
-    def rank(candidate: Candidate) -> tuple[int, int, int, str]:
-        score = cached_tokens.get(candidate.worker_id, 0) - load_penalty_tokens * candidate.load
-        return -score, candidate.load, -candidate.available_blocks, candidate.worker_id
+    def rank(worker: Candidate) -> tuple[bool, int, int, int, str]:
+        full = not _has_room(worker, num_prompt_tokens, cached_tokens)
+        missing = num_prompt_tokens - cached_tokens.get(worker.worker_id, 0)
+        return full, cost(worker, missing, weights), worker.load, -worker.available_tokens, worker.worker_id
 
-    return min(candidates, key=rank).worker_id
+    return min(candidates, key=rank)
+
+
+def cost(worker: Candidate, num_missing_tokens: int, weights: Weights) -> int:
+    """What the turn costs on a worker that lacks so many tokens of its prompt, in tokens."""
+    adapter = 0 if worker.resident else weights.adapter_penalty_tokens
+    return num_missing_tokens + weights.load_penalty_tokens * worker.load + adapter
+
+
+def _detour_cost(prefill: Candidate, decode: Candidate, weights: Weights) -> int:
+    """Uncached tokens from which it pays to have them computed on a prefill worker: its longer queue counts."""
+    queue = weights.load_penalty_tokens * max(0, prefill.load - decode.load)
+    adapter = 0 if prefill.resident else weights.adapter_penalty_tokens
+    return weights.prefill_threshold_tokens + queue + adapter
+
+
+def _has_room(worker: Candidate, num_prompt_tokens: int, cached_tokens: Mapping[WorkerId, int]) -> bool:
+    return num_prompt_tokens - cached_tokens.get(worker.worker_id, 0) <= worker.available_tokens
 
 
 def rank_sources(num_blocks: Mapping[WorkerId, int], reader: WorkerId) -> list[WorkerId]:

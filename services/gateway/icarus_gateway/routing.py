@@ -7,7 +7,7 @@ from icarus.cache.hashing import block_hashes, root_hash
 from icarus.cache.index import PrefixIndex
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, UnavailableError
 from icarus.types import AdapterInfo, AdapterMode, BlockSource, Role, WorkerId
-from icarus_gateway.placement import Candidate, place, rank_sources
+from icarus_gateway.placement import Candidate, Weights, place, rank_sources
 from icarus_gateway.workers import Worker, WorkerTable
 
 
@@ -29,14 +29,12 @@ class Router:
         workers: WorkerTable,
         index: PrefixIndex,
         base_model: str,
-        load_penalty_tokens: int,
-        prefill_threshold_tokens: int,
+        weights: Weights,
     ):
         self._workers = workers
         self._index = index
         self._base_model = base_model
-        self._load_penalty_tokens = load_penalty_tokens
-        self._prefill_threshold_tokens = prefill_threshold_tokens
+        self._weights = weights
 
     def adapter(self, model: str) -> AdapterInfo | None:
         """The specialist of that name; None for the base model.
@@ -72,10 +70,9 @@ class Router:
         placement = place(
             len(token_ids),
             {worker_id: count * block_size for worker_id, count in num_blocks.items()},
-            [_candidate(worker) for worker in decoders],
-            [_candidate(worker) for worker in prefillers],
-            self._load_penalty_tokens,
-            self._prefill_threshold_tokens,
+            [_candidate(worker, adapter) for worker in decoders],
+            [_candidate(worker, private) for worker in prefillers],
+            self._weights,
         )
 
         def sources(reader: WorkerId) -> tuple[BlockSource, ...]:
@@ -110,5 +107,11 @@ def _can_serve(worker: Worker, adapter: AdapterInfo | None, excluded: Collection
     return loaded is not None and (loaded.digest, loaded.mode) == (adapter.digest, adapter.mode)
 
 
-def _candidate(worker: Worker) -> Candidate:
-    return Candidate(worker.worker_id, worker.load, worker.heartbeat.available_blocks)
+def _candidate(worker: Worker, adapter: AdapterInfo | None) -> Candidate:
+    """`adapter`: the one whose weights the turn needs on this worker."""
+    return Candidate(
+        worker_id=worker.worker_id,
+        load=worker.load,
+        available_tokens=worker.available_blocks * worker.info.block_size,
+        resident=adapter is None or worker.adapters[adapter.name].resident,
+    )

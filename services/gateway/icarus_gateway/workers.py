@@ -46,7 +46,8 @@ class Heartbeat:
     engine_age_seconds: float = 0.0
     num_requests: int = 0
     """Running and waiting."""
-    available_blocks: int = 0
+    available_blocks: int | None = None
+    """None before the first one."""
 
 
 @dataclass
@@ -74,6 +75,12 @@ class Worker:
     @property
     def load(self) -> int:
         return self.num_assigned + self.num_foreign
+
+    @property
+    def available_blocks(self) -> int:
+        """Free or evictable: all of a worker that has not said yet."""
+        told = self.heartbeat.available_blocks
+        return self.info.num_blocks if told is None else told
 
 
 class WorkerTable:

@@ -21,7 +21,7 @@ _UP_SECTIONS: Sections = {
 }
 _DEMO_SECTIONS: Sections = {
     **{name: ALL for name in WORKER_SECTIONS if name != "worker"},
-    "gateway": ("prefill_threshold_tokens", "load_penalty_tokens"),
+    "gateway": ("prefill_threshold_tokens", "load_penalty_tokens", "adapter_penalty_tokens"),
 }
 _GATEWAY_ADDRESS = GatewaySection().address
 
