@@ -65,6 +65,82 @@ def test_windows(folder, tmp_path, changes, windows):
     assert ModelConfig.from_folder(changed(folder, tmp_path, **{"num_key_value_heads": 2} | changes)).windows == windows
 
 
+COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "vocab_size": 1000, "intermediate_size": 512}
+PUBLISHED = {
+    "llama 3.2": {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 2048,
+        "head_dim": 64,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 16,
+        "max_position_embeddings": 131072,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+    },
+    "qwen 2.5": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 896,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 24,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 21,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+    },
+    "qwen 3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 28,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    },
+    "mistral 0.1": {
+        "architectures": ["MistralForCausalLM"],
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 32768,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "head_dim", "window", "biased", "rope"),
+    [
+        ("llama 3.2", 64, None, 0, "llama3 factor=32.0 low=1.0 high=4.0 original=8192 theta=500000.0 dim=64"),
+        ("qwen 2.5", 64, None, 3, "default theta=1000000.0 dim=64"),
+        ("qwen 3", 128, None, 0, "default theta=1000000.0 dim=128"),
+        ("mistral 0.1", 128, 4096, 0, "default theta=10000.0 dim=128"),
+    ],
+)
+def test_files_as_they_are_published(tmp_path, name, head_dim, window, biased, rope):
+    """In the form of transformers 4: without `rope_parameters` and `layer_types`."""
+    (tmp_path / "config.json").write_text(json.dumps(COMMON | PUBLISHED[name]))
+    config = ModelConfig.from_folder(tmp_path)
+    assert (config.head_dim, set(config.windows), len(config.traits.biased)) == (head_dim, {window}, biased)
+    assert config.rope.canonical() == rope and config.traits.qk_norm == (name == "qwen 3")
+
+
 def test_defaults_of_the_family(folder, tmp_path):
     raw = {"architectures": ["Qwen3ForCausalLM"], "head_dim": ..., "num_attention_heads": 32}
     config = ModelConfig.from_folder(changed(folder, tmp_path, **raw, num_key_value_heads=...))
