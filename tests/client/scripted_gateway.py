@@ -1,6 +1,7 @@
 """A real gRPC server of `icarus.v1` that answers by script: what the client does is tested without a model.
 
-The prompt decides: each of its token ids is answered as one delta, and a few texts ask for trouble (`TROUBLE`).
+The prompt decides: each of its token ids is answered as one delta, and a few texts ask for trouble (`TROUBLE`) or time
+("endless", "slow"). Turns are known by their id and can be resumed, as in the real one.
 """
 
 import asyncio
@@ -30,13 +31,70 @@ TROUBLE: dict[str, IcarusError] = {
     "conflict": ConflictError("another turn of the session is under way"),
 }
 
+_PATIENT_WITH_PINGS = (
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 100),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class _Turn:
+    """A turn under way or done, in a task of its own."""
+
+    def __init__(self, script: AsyncIterator[generation_pb2.TurnEvent]):
+        self.events: list[generation_pb2.TurnEvent] = []
+        self.error: BaseException | None = None
+        self.resumable = False
+        self.num_watchers = 0
+        self._news = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run(script))
+
+    async def _run(self, script: AsyncIterator[generation_pb2.TurnEvent]) -> None:
+        try:
+            async for event in script:
+                self.events.append(event)
+                self._tell()
+        except IcarusError as error:
+            self.error = error
+        finally:
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def watch(self, resume_from: int, resumable: bool) -> AsyncIterator[generation_pb2.TurnEvent]:
+        """Events after the first `resume_from` deltas (of one token each)."""
+        self.num_watchers += 1
+        self.resumable |= resumable
+        try:
+            num_sent = resume_from
+            while num_sent < len(self.events) or not self.task.done():
+                if num_sent == len(self.events):
+                    await self._news.wait()
+                    continue
+                yield self.events[num_sent]
+                num_sent += 1
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.num_watchers -= 1
+            if not self.num_watchers and not self.resumable:
+                self.task.cancel()
+
 
 class ScriptedGateway:
-    """The server in a thread of its own. `requests` holds what came in, `cancelled` the turn ids that were given up."""
+    """The server in a thread of its own. `requests` holds what came in, `cancelled` the turn ids that were given up.
+
+    The next calls fail with `failures`, in order. "slow" turns take `pause_seconds` before each token but the first.
+    """
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.cancelled: list[str] = []
+        self.failures: list[IcarusError] = []
+        self.pause_seconds = 0.05
+        self._turns: dict[str, _Turn] = {}
         self.address = ""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -47,7 +105,7 @@ class ScriptedGateway:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._server.stop(0), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
@@ -55,8 +113,12 @@ class ScriptedGateway:
         """The latest request of a type."""
         return next(request for request in reversed(self.requests) if isinstance(request, kind))
 
+    def forget(self, turn_id: str) -> None:
+        """What a restart does to a turn."""
+        self._loop.call_soon_threadsafe(self._turns.pop(turn_id).task.cancel)
+
     async def _start(self) -> None:
-        self._server = grpc.aio.server(interceptors=(ErrorInterceptor(),))
+        self._server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_PATIENT_WITH_PINGS)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(_Generation(self), self._server)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(_Sessions(self), self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), self._server)
@@ -64,7 +126,33 @@ class ScriptedGateway:
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         await self._server.start()
 
+    async def _stop(self) -> None:
+        await self._server.stop(0)
+        for turn in self._turns.values():
+            turn.task.cancel()
+        await asyncio.gather(*(turn.task for turn in self._turns.values()), return_exceptions=True)
+
+    def receive(self, request: Any) -> None:
+        """Every call begins here."""
+        self.requests.append(request)
+        if self.failures:
+            raise self.failures.pop(0)
+
     async def play(self, request: Any, prompt: list[int]) -> AsyncIterator[generation_pb2.TurnEvent]:
+        """The turn of this id from `resume_from` on; a new one if there is none."""
+        turn = self._turns.get(request.turn_id)
+        if turn is None or turn.error is not None or turn.task.cancelled():
+            if request.resume_from:
+                raise NotFoundError(f"turn {request.turn_id!r} is not known")
+            turn = self._turns[request.turn_id] = _Turn(self._script(request, prompt))
+        async for event in turn.watch(request.resume_from, request.resumable):
+            yield event
+
+    def cancel(self, turn_id: str) -> None:
+        if turn_id in self._turns:
+            self._turns[turn_id].task.cancel()
+
+    async def _script(self, request: Any, prompt: list[int]) -> AsyncIterator[generation_pb2.TurnEvent]:
         """One delta a prompt token, then the end, as the request's text wants it."""
         text = request.content.text
         if text in TROUBLE:
@@ -72,13 +160,15 @@ class ScriptedGateway:
         if request.model == "missing":
             raise NotFoundError("no model 'missing'; there are base, alpha")
         try:
-            for token_id in prompt:
+            for i, token_id in enumerate(prompt):
+                if text == "slow" and i:
+                    await asyncio.sleep(self.pause_seconds)
                 yield generation_pb2.TurnEvent(delta={"token_ids": [token_id], "text": f"<{token_id}>"})
             if text == "endless":
                 await asyncio.sleep(60)
             if text == "late trouble":
                 raise OverloadedError("no room any more")
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             self.cancelled.append(request.turn_id)
             raise
         if text != "cut":
@@ -104,10 +194,14 @@ class _Generation(generation_service_pb2_grpc.GenerationServiceServicer):
         self._gateway = gateway
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        self._gateway.requests.append(request)
+        self._gateway.receive(request)
         prompt = list(request.content.token_ids.ids) or [1, 2, 3]
         async for event in self._gateway.play(request, prompt):
             yield generation_service_pb2.GenerateResponse(event=event)
+
+    async def CancelTurn(self, request: Any, context: Any) -> Any:
+        self._gateway.cancel(request.turn_id)
+        return generation_service_pb2.CancelTurnResponse()
 
 
 class _Sessions(session_service_pb2_grpc.SessionServiceServicer):
@@ -116,13 +210,13 @@ class _Sessions(session_service_pb2_grpc.SessionServiceServicer):
         self._sessions: dict[str, session_service_pb2.Session] = {}
 
     def _find(self, request: Any) -> session_service_pb2.Session:
-        self._gateway.requests.append(request)
+        self._gateway.receive(request)
         if request.session_id not in self._sessions:
             raise NotFoundError(f"no session {request.session_id!r}")
         return self._sessions[request.session_id]
 
     async def CreateSession(self, request: Any, context: Any) -> Any:
-        self._gateway.requests.append(request)
+        self._gateway.receive(request)
         session = session_service_pb2.Session(session_id=f"s{len(self._sessions)}")
         session.token_ids.extend(request.content.token_ids.ids)
         self._sessions[session.session_id] = session
@@ -155,10 +249,11 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
         self._models = {"base": model_service_pb2.Model(name="base", is_base=True, worker_ids=["decode-0"])}
 
     async def ListModels(self, request: Any, context: Any) -> Any:
+        self._gateway.receive(request)
         return model_service_pb2.ListModelsResponse(models=self._models.values(), context_length=2048)
 
     async def LoadAdapter(self, request: Any, context: Any) -> Any:
-        self._gateway.requests.append(request)
+        self._gateway.receive(request)
         model = model_service_pb2.Model(
             name=request.name, mode=request.mode, digest="d1", worker_ids=request.worker_ids
         )

@@ -2,20 +2,28 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Self, Unpack
 
 import grpc.aio
 from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # its stubs lack it
 
 from icarus.client import messages as m
-from icarus.client.connection import DEFAULT_ADDRESS, DEFAULT_KEEPALIVE_SECONDS, Stubs, channel_options
+from icarus.client.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_KEEPALIVE_SECONDS,
+    FAREWELL_SECONDS,
+    Stubs,
+    channel_options,
+)
 from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, TurnResult
 from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
-from icarus.client.turn import TurnRecord
+from icarus.client.turn import Abandon, OpenCall, TurnRecord
 from icarus.errors import IcarusError
 from icarus.rpc.status import error_from_rpc
 from icarus.types import DEFAULT_TENANT, AdapterMode
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
+from icarus.v1 import generation_service_pb2 as generation_pb2
 from icarus.v1 import model_service_pb2 as model_pb2
 from icarus.v1 import session_service_pb2 as session_pb2
 
@@ -27,8 +35,8 @@ class AsyncTurnStream(TurnRecord):
     `icarus.errors` class when the turn fails. Cancelling the task that waits here cancels the turn.
     """
 
-    def __init__(self, open_call: Callable[[int, float | None], Any], turn_id: str, attempts: Attempts):
-        super().__init__(open_call, turn_id, attempts, asyncio.Event())
+    def __init__(self, open_call: OpenCall, abandon: Abandon, turn_id: str, attempts: Attempts):
+        super().__init__(open_call, abandon, turn_id, attempts, asyncio.Event())
 
     def __aiter__(self) -> Self:
         return self
@@ -116,6 +124,7 @@ class AsyncClient:
         self.retry = retry
         self._channel = grpc.aio.insecure_channel(address, options=channel_options(address, keepalive_seconds))
         self._stubs = Stubs(self._channel)
+        self._farewells: set[asyncio.Task[None]] = set()
 
     def generate(
         self,
@@ -130,12 +139,12 @@ class AsyncClient:
     ) -> AsyncTurnStream:
         """Answers one prompt, given in one of three forms. The caller keeps the history."""
         content = m.build_content(prompt, messages, token_ids)
-        turn = m.build_turn(self.tenant, model, content, turn_id, sampling)
+        turn = m.build_turn(self.tenant, model, content, turn_id, sampling, self.retry.resumes)
 
         def open_call(resume_from: int, seconds_left: float | None) -> Any:
             return self._stubs.generation.Generate(turn.without_session(resume_from), timeout=seconds_left)
 
-        return AsyncTurnStream(open_call, turn.turn_id, self._attempts(timeout))
+        return AsyncTurnStream(open_call, self._abandon, turn.turn_id, self._attempts(timeout))
 
     async def create_session(
         self,
@@ -169,15 +178,25 @@ class AsyncClient:
         mode: AdapterMode | str | None = None,
         workers: Sequence[str] = (),
         *,
+        replace: bool = False,
+        pin: bool = False,
         timeout: float | None = None,
     ) -> Model:
         """Loads a PEFT folder, as the workers see it, on the named workers or on every suitable one.
 
-        `mode` None takes what the adapter's own metadata says. Raises AlreadyExistsError, FailedPreconditionError
-        (made for another base), InvalidInputError (cannot be served, and why).
+        `mode` None takes what the adapter's own metadata says. `replace` puts it in the place of other weights of this
+        name: running turns keep what they began with, new turns get these. `pin` keeps its weights in memory.
+
+        Raises AlreadyExistsError, FailedPreconditionError (made for another base), InvalidInputError (cannot be served,
+        and why), OverloadedError (every slot is pinned).
         """
-        request = m.build_load_adapter(name, path, mode, workers)
+        request = m.build_load_adapter(name, path, mode, workers, replace, pin)
         return m.parse_model((await self._call(self._stubs.models.LoadAdapter, request, timeout)).model)
+
+    async def pin_adapter(self, name: str, pinned: bool = True, *, timeout: float | None = None) -> None:
+        """Keeps an adapter's weights in every worker's memory, or lets them be evicted again when slots run out."""
+        request = model_pb2.PinAdapterRequest(name=name, pinned=pinned)
+        await self._call(self._stubs.models.PinAdapter, request, timeout, repeatable=True)
 
     async def unload_adapter(self, name: str, *, timeout: float | None = None) -> None:
         """Unloads an adapter everywhere. Running turns finish on the weights they began with."""
@@ -191,6 +210,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connection and what still runs on it."""
+        await asyncio.gather(*self._farewells)
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -198,6 +218,18 @@ class AsyncClient:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+    def _abandon(self, turn_id: str) -> None:
+        """Tells the gateway, without waiting for it, that nobody will come back for a turn."""
+        if self.retry.resumes:
+            farewell = asyncio.ensure_future(self._cancel_turn(turn_id))
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+
+    async def _cancel_turn(self, turn_id: str) -> None:
+        request = generation_pb2.CancelTurnRequest(tenant=self.tenant, turn_id=turn_id)
+        with suppress(grpc.aio.AioRpcError):
+            await self._stubs.generation.CancelTurn(request, timeout=FAREWELL_SECONDS, wait_for_ready=True)
 
     def _attempts(self, timeout: float | None) -> Attempts:
         return Attempts(self.retry, timeout or self.timeout)
@@ -255,12 +287,12 @@ class AsyncSession:
         Both content and answer join the history when the turn finishes; a failed or cancelled turn changes nothing.
         """
         content = m.build_content(text, messages, token_ids)
-        turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling)
+        turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling, self._client.retry.resumes)
 
         def open_call(resume_from: int, seconds_left: float | None) -> Any:
             return self._stub.GenerateTurn(turn.of_session(self.session_id, resume_from), timeout=seconds_left)
 
-        return AsyncTurnStream(open_call, turn.turn_id, self._client._attempts(timeout))
+        return AsyncTurnStream(open_call, self._client._abandon, turn.turn_id, self._client._attempts(timeout))
 
     async def get(self, *, timeout: float | None = None) -> SessionState:
         """The session's history."""

@@ -11,6 +11,8 @@ from icarus.v1 import (
 
 DEFAULT_ADDRESS = "127.0.0.1:7080"
 DEFAULT_KEEPALIVE_SECONDS = 20.0
+FAREWELL_SECONDS = 1.0
+"""What a closing client waits at most until the gateway knows which turns it has given up."""
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
@@ -33,6 +35,8 @@ def channel_options(address: str, keepalive_seconds: float = DEFAULT_KEEPALIVE_S
     options = [
         ("grpc.keepalive_time_ms", int(keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", int(keepalive_seconds * 500)),
+        # gRPC sends no ping while another one, such as those that measure bandwidth, has no answer: 60 s by default.
+        ("grpc.http2.ping_timeout_ms", int(keepalive_seconds * 500)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, Route, SessionState, Worker
 from icarus.errors import InvalidInputError
-from icarus.types import AdapterMode, FinishReason, Role, Usage
+from icarus.types import AdapterMode, FinishReason, Role, TokenLogprob, TokenLogprobs, Usage
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
 from icarus.v1 import generation_pb2 as pb2
 from icarus.v1 import generation_service_pb2 as generation_pb2
@@ -28,6 +28,13 @@ class Sampling(TypedDict, total=False):
     seed: int
     stop: str | Sequence[str]
     ignore_eos: bool
+    min_tokens: int
+    min_p: float
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    stop_token_ids: Sequence[int]
+    logprobs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +46,13 @@ class Turn:
     model: str
     content: pb2.Content | None
     sampling: pb2.SamplingParams
+    resumable: bool
 
-    def without_session(self) -> generation_pb2.GenerateRequest:
-        return generation_pb2.GenerateRequest(**vars(self))
+    def without_session(self, resume_from: int) -> generation_pb2.GenerateRequest:
+        return generation_pb2.GenerateRequest(resume_from=resume_from, **vars(self))
 
-    def of_session(self, session_id: str) -> session_pb2.GenerateTurnRequest:
-        return session_pb2.GenerateTurnRequest(session_id=session_id, **vars(self))
+    def of_session(self, session_id: str, resume_from: int) -> session_pb2.GenerateTurnRequest:
+        return session_pb2.GenerateTurnRequest(session_id=session_id, resume_from=resume_from, **vars(self))
 
 
 def build_turn(
@@ -53,9 +61,10 @@ def build_turn(
     content: pb2.Content | None,
     turn_id: str | None,
     sampling: Sampling,
+    resumable: bool,
 ) -> Turn:
     """Raises InvalidInputError naming the sampling option that cannot be sent."""
-    return Turn(turn_id or uuid.uuid4().hex, tenant, model, content, build_sampling(sampling))
+    return Turn(turn_id or uuid.uuid4().hex, tenant, model, content, build_sampling(sampling), resumable)
 
 
 def build_content(text: str | None, messages: Messages | None, token_ids: Sequence[int] | None) -> pb2.Content | None:
@@ -94,7 +103,7 @@ def build_sampling(options: Sampling) -> pb2.SamplingParams:
 
 
 def build_load_adapter(
-    name: str, path: str, mode: AdapterMode | str | None, workers: Sequence[str]
+    name: str, path: str, mode: AdapterMode | str | None, workers: Sequence[str], replace: bool, pin: bool
 ) -> model_pb2.LoadAdapterRequest:
     modes = {
         None: model_pb2.ADAPTER_MODE_UNSPECIFIED,
@@ -103,11 +112,21 @@ def build_load_adapter(
     }
     if mode not in modes:
         raise InvalidInputError(f"mode is 'shared', 'private' or None, not {mode!r}")
-    return model_pb2.LoadAdapterRequest(name=name, path=path, mode=modes[mode], worker_ids=workers)
+    return model_pb2.LoadAdapterRequest(
+        name=name, path=path, mode=modes[mode], worker_ids=workers, replace=replace, pin=pin
+    )
 
 
 def parse_delta(message: pb2.TurnDelta) -> Delta:
-    return Delta(tuple(message.token_ids), message.text)
+    return Delta(tuple(message.token_ids), message.text, tuple(map(_token_logprobs, message.logprobs)))
+
+
+def _token_logprobs(message: pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(_token_logprob(message.chosen), tuple(map(_token_logprob, message.top)))
+
+
+def _token_logprob(message: pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(message.token_id, message.logprob)
 
 
 def parse_finish_reason(message: pb2.TurnFinished) -> FinishReason:
@@ -143,7 +162,15 @@ def parse_models(message: model_pb2.ListModelsResponse) -> ModelList:
 
 def parse_model(message: model_pb2.Model) -> Model:
     modes = {model_pb2.ADAPTER_MODE_SHARED: AdapterMode.SHARED, model_pb2.ADAPTER_MODE_PRIVATE: AdapterMode.PRIVATE}
-    return Model(message.name, message.is_base, modes.get(message.mode), message.digest, tuple(message.worker_ids))
+    return Model(
+        message.name,
+        message.is_base,
+        modes.get(message.mode),
+        message.digest,
+        tuple(message.worker_ids),
+        message.pinned,
+        tuple(message.resident_worker_ids),
+    )
 
 
 def parse_cluster(message: cluster_pb2.GetClusterResponse) -> Cluster:

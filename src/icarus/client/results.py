@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from icarus.types import AdapterMode, FinishReason, Role, Usage
+from icarus.types import AdapterMode, FinishReason, Role, TokenLogprobs, Usage
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,8 @@ class Delta:
     token_ids: tuple[int, ...]
     text: str
     """May lag behind the ids by an unfinished character or a possible stop string."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One entry a token where `logprobs` was asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class TurnResult:
     usage: Usage | None
     route: Route | None
     seed: int | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One entry a token where `logprobs` was asked for."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class Model:
     """None for the base."""
     digest: str
     worker_ids: tuple[str, ...]
+    pinned: bool = False
+    """Whether its weights may not be evicted."""
+    resident_worker_ids: tuple[str, ...] = ()
+    """The workers that hold an adapter's weights now; the others read them again when a turn asks."""
 
 
 @dataclass(frozen=True)

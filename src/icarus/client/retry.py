@@ -24,6 +24,11 @@ class RetryPolicy:
     """Also after OverloadedError, not before the delay that the gateway asks for. Then any call, since it was refused
     before it did anything."""
 
+    @property
+    def resumes(self) -> bool:
+        """Whether turns are asked to outlive their connection for a while."""
+        return self.retries > 0
+
     def __post_init__(self) -> None:
         for name in ("retries", "first_delay_seconds", "max_delay_seconds"):
             if getattr(self, name) < 0:

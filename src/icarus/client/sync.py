@@ -8,14 +8,21 @@ from typing import Any, Self, Unpack, cast
 import grpc
 
 from icarus.client import messages as m
-from icarus.client.connection import DEFAULT_ADDRESS, DEFAULT_KEEPALIVE_SECONDS, Stubs, channel_options
+from icarus.client.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_KEEPALIVE_SECONDS,
+    FAREWELL_SECONDS,
+    Stubs,
+    channel_options,
+)
 from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, TurnResult
 from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
-from icarus.client.turn import TurnRecord
+from icarus.client.turn import Abandon, OpenCall, TurnRecord
 from icarus.errors import IcarusError
 from icarus.rpc.status import error_from_rpc
 from icarus.types import DEFAULT_TENANT, AdapterMode
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
+from icarus.v1 import generation_service_pb2 as generation_pb2
 from icarus.v1 import model_service_pb2 as model_pb2
 from icarus.v1 import session_service_pb2 as session_pb2
 
@@ -27,8 +34,8 @@ class TurnStream(TurnRecord):
     `icarus.errors` class when the turn fails.
     """
 
-    def __init__(self, open_call: Callable[[int, float | None], Any], turn_id: str, attempts: Attempts):
-        super().__init__(open_call, turn_id, attempts, threading.Event())
+    def __init__(self, open_call: OpenCall, abandon: Abandon, turn_id: str, attempts: Attempts):
+        super().__init__(open_call, abandon, turn_id, attempts, threading.Event())
 
     def __iter__(self) -> Self:
         return self
@@ -98,6 +105,7 @@ class Client:
         self.retry = retry
         self._channel = grpc.insecure_channel(address, options=channel_options(address, keepalive_seconds))
         self._stubs = Stubs(self._channel)
+        self._farewells: set[Any] = set()
 
     def generate(
         self,
@@ -112,12 +120,12 @@ class Client:
     ) -> TurnStream:
         """Answers one prompt, given in one of three forms. The caller keeps the history."""
         content = m.build_content(prompt, messages, token_ids)
-        turn = m.build_turn(self.tenant, model, content, turn_id, sampling)
+        turn = m.build_turn(self.tenant, model, content, turn_id, sampling, self.retry.resumes)
 
         def open_call(resume_from: int, seconds_left: float | None) -> Any:
             return self._stubs.generation.Generate(turn.without_session(resume_from), timeout=seconds_left)
 
-        return TurnStream(open_call, turn.turn_id, self._attempts(timeout))
+        return TurnStream(open_call, self._abandon, turn.turn_id, self._attempts(timeout))
 
     def create_session(
         self,
@@ -151,15 +159,25 @@ class Client:
         mode: AdapterMode | str | None = None,
         workers: Sequence[str] = (),
         *,
+        replace: bool = False,
+        pin: bool = False,
         timeout: float | None = None,
     ) -> Model:
         """Loads a PEFT folder, as the workers see it, on the named workers or on every suitable one.
 
-        `mode` None takes what the adapter's own metadata says. Raises AlreadyExistsError, FailedPreconditionError
-        (made for another base), InvalidInputError (cannot be served, and why).
+        `mode` None takes what the adapter's own metadata says. `replace` puts it in the place of other weights of this
+        name: running turns keep what they began with, new turns get these. `pin` keeps its weights in memory.
+
+        Raises AlreadyExistsError, FailedPreconditionError (made for another base), InvalidInputError (cannot be served,
+        and why), OverloadedError (every slot is pinned).
         """
-        request = m.build_load_adapter(name, path, mode, workers)
+        request = m.build_load_adapter(name, path, mode, workers, replace, pin)
         return m.parse_model(self._call(self._stubs.models.LoadAdapter, request, timeout).model)
+
+    def pin_adapter(self, name: str, pinned: bool = True, *, timeout: float | None = None) -> None:
+        """Keeps an adapter's weights in every worker's memory, or lets them be evicted again when slots run out."""
+        request = model_pb2.PinAdapterRequest(name=name, pinned=pinned)
+        self._call(self._stubs.models.PinAdapter, request, timeout, repeatable=True)
 
     def unload_adapter(self, name: str, *, timeout: float | None = None) -> None:
         """Unloads an adapter everywhere. Running turns finish on the weights they began with."""
@@ -173,6 +191,8 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection and what still runs on it."""
+        for farewell in list(self._farewells):
+            farewell.exception()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -180,6 +200,14 @@ class Client:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _abandon(self, turn_id: str) -> None:
+        """Tells the gateway, without waiting for it, that nobody will come back for a turn."""
+        if self.retry.resumes:
+            request = generation_pb2.CancelTurnRequest(tenant=self.tenant, turn_id=turn_id)
+            farewell = self._stubs.generation.CancelTurn.future(request, timeout=FAREWELL_SECONDS, wait_for_ready=True)
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
 
     def _attempts(self, timeout: float | None) -> Attempts:
         return Attempts(self.retry, timeout or self.timeout)
@@ -237,12 +265,12 @@ class Session:
         Both content and answer join the history when the turn finishes; a failed or cancelled turn changes nothing.
         """
         content = m.build_content(text, messages, token_ids)
-        turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling)
+        turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling, self._client.retry.resumes)
 
         def open_call(resume_from: int, seconds_left: float | None) -> Any:
             return self._stub.GenerateTurn(turn.of_session(self.session_id, resume_from), timeout=seconds_left)
 
-        return TurnStream(open_call, turn.turn_id, self._client._attempts(timeout))
+        return TurnStream(open_call, self._client._abandon, turn.turn_id, self._client._attempts(timeout))
 
     def get(self, *, timeout: float | None = None) -> SessionState:
         """The session's history."""

@@ -6,19 +6,22 @@ from typing import Any
 from icarus.client.messages import parse_delta, parse_finish_reason, parse_route, parse_usage
 from icarus.client.results import Delta, Route, TurnResult
 from icarus.client.retry import Attempts
-from icarus.errors import IcarusError, UnavailableError
+from icarus.errors import DeadlineError, IcarusError, UnavailableError
 from icarus.types import FinishReason, TokenLogprobs, Usage
 from icarus.v1 import generation_pb2 as pb2
+
+OpenCall = Callable[[int, float | None], Any]
+Abandon = Callable[[str], None]
 
 
 class TurnRecord:
     """A turn under way. Everything here may be read at any time.
 
-    `open_call(resume_from, timeout)` sends the turn, or asks for its stream from an output token on. `stop` is an event
-    (of threading or asyncio) that ends the wait before that.
+    `open_call(resume_from, timeout)` sends the turn, or asks for its stream from an output token on; `abandon(turn_id)`
+    tells the gateway that nobody wants it any more. `stop` is an event (of threading or asyncio) that ends a wait.
     """
 
-    def __init__(self, open_call: Callable[[int, float | None], Any], turn_id: str, attempts: Attempts, stop: Any):
+    def __init__(self, open_call: OpenCall, abandon: Abandon, turn_id: str, attempts: Attempts, stop: Any):
         self.turn_id = turn_id
         self.finish_reason: FinishReason | None = None
         """None while the turn runs, and where it failed."""
@@ -26,6 +29,7 @@ class TurnRecord:
         self.route: Route | None = None
         self.seed: int | None = None
         self._open_call = open_call
+        self._abandon = abandon
         self._attempts = attempts
         self._stop = stop
         self._call = open_call(0, attempts.seconds_left())
@@ -57,6 +61,7 @@ class TurnRecord:
             self.finish_reason = FinishReason.CANCELLED
             self._stop.set()
             self._call.cancel()
+            self._abandon(self.turn_id)
 
     close = cancel
 
@@ -89,6 +94,8 @@ class TurnRecord:
             return self._attempts.delay_after(error, repeatable=True)
         except IcarusError:
             self._error = error
+            if isinstance(error, DeadlineError):
+                self._abandon(self.turn_id)
             raise
 
     def _resume(self) -> None:

@@ -1,0 +1,273 @@
+"""What the client does when the way to the gateway is bad: a real TCP proxy between it and a scripted gateway."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from client.proxy import Proxy
+
+from icarus.client import AsyncClient, Client, RetryPolicy
+from icarus.client.retry import Attempts
+from icarus.errors import InvalidInputError, NotFoundError, OverloadedError, UnavailableError
+from icarus.types import FinishReason
+from icarus.v1 import generation_service_pb2 as generation_pb2
+from icarus.v1 import session_service_pb2 as session_pb2
+
+QUICK = RetryPolicy(retries=5, first_delay_seconds=0.05, max_delay_seconds=0.2)
+NEVER = RetryPolicy(retries=0)
+LOST = UnavailableError("no worker is there")
+TOKENS = tuple(range(20, 60))
+TEXT = "".join(f"<{token_id}>" for token_id in TOKENS)
+
+
+@pytest.fixture
+def proxy(gateway):
+    with Proxy(gateway.address) as proxy:
+        yield proxy
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+def slow_session(client):
+    """A session whose turns bring TOKENS one by one when asked "slow"."""
+    return client.create_session(token_ids=TOKENS)
+
+
+def resumes(gateway):
+    asked = [request for request in gateway.requests if isinstance(request, session_pb2.GenerateTurnRequest)]
+    return [request.resume_from for request in asked]
+
+
+def test_a_stream_that_is_cut_goes_on_where_it_broke(gateway, proxy):
+    with Client(proxy.address, retry=QUICK, timeout=30) as client:
+        stream = slow_session(client).generate("alpha", "slow", turn_id="t1")
+        arrived = [next(stream), next(stream)]
+        proxy.cut()
+        arrived += list(stream)
+        assert tuple(token_id for delta in arrived for token_id in delta.token_ids) == TOKENS
+        result = stream.result()
+    assert (result.token_ids, result.text, result.finish_reason) == (TOKENS, TEXT, FinishReason.LENGTH)
+    assert proxy.connections == 2 and len(resumes(gateway)) >= 2
+    assert resumes(gateway)[0] == 0 and resumes(gateway)[-1] >= 2
+    last = gateway.last(session_pb2.GenerateTurnRequest)
+    assert (last.turn_id, last.resumable) == ("t1", True)
+    assert gateway.cancelled == []
+
+
+async def test_the_same_for_asyncio(gateway, proxy):
+    async with AsyncClient(proxy.address, retry=QUICK, timeout=30) as client:
+        session = await client.create_session(token_ids=TOKENS)
+        stream = session.generate("alpha", "slow")
+        for _ in range(3):
+            await anext(stream)
+            await asyncio.to_thread(proxy.cut)
+        result = await stream.result()
+    assert (result.token_ids, result.text) == (TOKENS, TEXT)
+    assert proxy.connections == 4 and gateway.cancelled == []
+
+
+def test_what_comes_resets_the_count(gateway, proxy):
+    with Client(proxy.address, retry=RetryPolicy(retries=2, first_delay_seconds=0.3), timeout=30) as client:
+        stream = slow_session(client).generate("alpha", "slow")
+        for _ in range(5):
+            next(stream)
+            proxy.cut()
+        assert stream.result().token_ids == TOKENS
+
+
+def test_without_retries_a_broken_stream_is_an_error_and_the_turn_ends(gateway, proxy):
+    with Client(proxy.address, retry=NEVER, timeout=30) as client:
+        stream = slow_session(client).generate("alpha", "slow")
+        next(stream)
+        proxy.cut()
+        with pytest.raises(UnavailableError):
+            list(stream)
+    assert resumes(gateway) == [0] and not gateway.last(session_pb2.GenerateTurnRequest).resumable
+    wait_until(lambda: gateway.cancelled == [stream.turn_id])
+
+
+def test_retries_have_an_end(gateway, proxy):
+    policy = RetryPolicy(retries=3, first_delay_seconds=0.01)
+    with Client(proxy.address, retry=policy, timeout=30) as client:
+        stream = slow_session(client).generate("alpha", "slow")
+        next(stream)
+        proxy.refuse()
+        with pytest.raises(UnavailableError):
+            stream.result()
+        with pytest.raises(UnavailableError):
+            stream.result()
+        assert stream.token_ids == TOKENS[: len(stream.token_ids)] and stream.token_ids
+
+
+def test_a_turn_that_the_gateway_forgot_is_not_begun_anew(gateway, proxy):
+    with Client(proxy.address, retry=QUICK, timeout=30) as client:
+        stream = slow_session(client).generate("alpha", "slow", turn_id="t1")
+        next(stream)
+        gateway.forget("t1")
+        proxy.cut()
+        with pytest.raises(NotFoundError, match="t1"):
+            stream.result()
+
+
+def test_cancellation_wins_over_a_wait(gateway, proxy):
+    patient = RetryPolicy(retries=9, first_delay_seconds=60, max_delay_seconds=60)
+    with Client(proxy.address, retry=patient) as client:
+        stream = slow_session(client).generate("alpha", "slow")
+        next(stream)
+        proxy.cut()
+        started = time.monotonic()
+        threading.Timer(0.5, stream.cancel).start()
+        assert stream.result().finish_reason is FinishReason.CANCELLED
+        assert time.monotonic() - started < 20
+        wait_until(lambda: gateway.cancelled == [stream.turn_id])
+
+
+async def test_cancelling_the_task_wins_over_a_wait(gateway, proxy):
+    patient = RetryPolicy(retries=9, first_delay_seconds=60, max_delay_seconds=60)
+    async with AsyncClient(proxy.address, retry=patient) as client:
+        stream = (await client.create_session(token_ids=TOKENS)).generate("alpha", "slow")
+        await anext(stream)
+        await asyncio.to_thread(proxy.cut)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stream.result(), 0.5)
+        assert stream.finish_reason is FinishReason.CANCELLED
+    await asyncio.to_thread(wait_until, lambda: gateway.cancelled == [stream.turn_id])
+
+
+def test_a_client_that_closes_at_once_has_cancelled(gateway):
+    with Client(gateway.address) as client:
+        stream = client.generate("alpha", "endless")
+        next(stream)
+        stream.cancel()
+    wait_until(lambda: gateway.cancelled == [stream.turn_id])
+
+
+def test_the_deadline_counts_for_all_attempts(gateway, proxy):
+    started = time.monotonic()
+    with Client(proxy.address, retry=RetryPolicy(retries=100, max_delay_seconds=0.3), timeout=1.5) as client:
+        session = client.session("s0")
+        proxy.refuse()
+        with pytest.raises(UnavailableError):
+            session.get()
+        assert time.monotonic() - started < 10
+    with pytest.raises(UnavailableError):
+        Attempts(QUICK, timeout=0.01).delay_after(LOST, repeatable=True)
+
+
+def test_a_turn_is_sent_again_until_a_worker_is_there(gateway):
+    gateway.failures += [LOST, LOST]
+    with Client(gateway.address, retry=QUICK) as client:
+        assert client.generate("alpha", "hi", turn_id="t1").result().token_ids == (1, 2, 3)
+    asked = [request.turn_id for request in gateway.requests if isinstance(request, generation_pb2.GenerateRequest)]
+    assert asked == ["t1"] * 3
+
+
+def test_reading_calls_are_repeated(gateway):
+    with Client(gateway.address, retry=QUICK) as client:
+        session = client.create_session(token_ids=[1])
+        gateway.failures += [LOST, LOST]
+        assert session.token_ids() == (1,)
+        gateway.failures += [LOST]
+        assert client.models().context_length == 2048
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.create_session(token_ids=[1]),
+        lambda client: client.session("s0").append(token_ids=[1]),
+        lambda client: client.load_adapter("alpha", "/a"),
+    ],
+)
+def test_calls_that_would_act_twice_are_made_once(gateway, call):
+    with Client(gateway.address, retry=QUICK) as client:
+        gateway.failures += [LOST, LOST]
+        with pytest.raises(UnavailableError):
+            call(client)
+        assert len(gateway.failures) == 1
+
+
+@pytest.mark.parametrize("error", [OverloadedError("full", 0.3), InvalidInputError("never")])
+def test_other_errors_are_not_retried(gateway, error):
+    with Client(gateway.address, retry=QUICK) as client:
+        gateway.failures += [error, error]
+        with pytest.raises(type(error)):
+            client.models()
+        with pytest.raises(type(error)):
+            client.generate("alpha", "hi").result()
+
+
+def test_who_asks_waits_as_long_as_an_overloaded_gateway_says(gateway):
+    policy = RetryPolicy(retries=3, first_delay_seconds=0.01, wait_when_overloaded=True)
+    with Client(gateway.address, retry=policy) as client:
+        gateway.failures += [OverloadedError("full", 0.6)]
+        started = time.monotonic()
+        assert client.generate("alpha", "hi").result().token_ids == (1, 2, 3)
+        assert time.monotonic() - started >= 0.6
+        gateway.failures += [OverloadedError("full", 0.1)]
+        assert client.create_session(token_ids=[1]).token_ids() == (1,)
+
+
+async def test_unary_calls_for_asyncio(gateway):
+    async with AsyncClient(gateway.address, retry=QUICK) as client:
+        gateway.failures += [LOST, LOST]
+        assert (await client.models()).context_length == 2048
+        gateway.failures += [LOST]
+        with pytest.raises(UnavailableError):
+            await client.create_session(token_ids=[1])
+
+
+def test_pings_keep_a_connection_that_is_idle(gateway):
+    gateway.pause_seconds = 3.5
+    with (
+        Proxy(gateway.address, idle_seconds=2.0) as proxy,
+        Client(proxy.address, retry=NEVER, keepalive_seconds=0.5) as client,
+    ):
+        assert client.generate("alpha", "slow", timeout=60).result().token_ids == (1, 2, 3)
+        assert proxy.connections == 1
+        time.sleep(3)  # between calls
+        client.models()
+        assert proxy.connections == 1
+
+
+def test_without_pings_the_proxy_drops_it_and_the_stream_is_resumed(gateway):
+    gateway.pause_seconds = 2.0
+    with (
+        Proxy(gateway.address, idle_seconds=1.0) as proxy,
+        Client(proxy.address, retry=QUICK, keepalive_seconds=60) as client,
+    ):
+        assert client.generate("alpha", "slow", timeout=60).result().token_ids == (1, 2, 3)
+        assert proxy.connections > 1
+
+
+def test_a_connection_that_went_silent_is_noticed(gateway, proxy):
+    with Client(proxy.address, retry=QUICK, keepalive_seconds=0.5) as client:
+        stream = slow_session(client).generate("alpha", "slow", timeout=60)
+        next(stream)
+        proxy.silence()
+        assert stream.result().token_ids == TOKENS
+        assert proxy.connections == 2
+
+
+def test_delays_grow_to_the_limit_and_begin_again():
+    attempts = Attempts(RetryPolicy(retries=6, first_delay_seconds=1.0, max_delay_seconds=4.0), timeout=None)
+    delays = [attempts.delay_after(LOST, repeatable=True) for _ in range(6)]
+    for delay, most in zip(delays, (1, 2, 4, 4, 4, 4), strict=True):
+        assert most / 2 <= delay <= most
+    with pytest.raises(UnavailableError):
+        attempts.delay_after(LOST, repeatable=True)
+    attempts.succeeded()
+    assert attempts.delay_after(LOST, repeatable=True) <= 1
+    with pytest.raises(UnavailableError):
+        attempts.delay_after(LOST, repeatable=False)
+
+
+def test_a_policy_that_makes_no_sense_is_refused():
+    with pytest.raises(InvalidInputError, match="retries is -1"):
+        RetryPolicy(retries=-1)
