@@ -63,6 +63,10 @@ class Conversations:
     def generate(self, call: TurnCall, model: str, content: Content, sampling: Sampling) -> AsyncGenerator[TurnEvent]:
         return self._watch(call, lambda: self._turn(call, model, content, sampling))
 
+    def cancel(self, tenant: str, turn_id: str) -> None:
+        """Ends a turn, if it is under way, however many listen."""
+        self._runs.cancel(tenant, turn_id)
+
     async def _watch(
         self, call: TurnCall, source: Callable[[], AsyncGenerator[TurnEvent]]
     ) -> AsyncGenerator[TurnEvent]:

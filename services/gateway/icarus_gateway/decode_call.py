@@ -28,6 +28,7 @@ class DecodeCall:
         self._is_lost = is_lost
         self._poll_seconds = poll_seconds
         self._next: asyncio.Future[Any] | None = None
+        self._is_broken = False
 
     async def __aenter__(self) -> "DecodeCall":
         return self
@@ -41,8 +42,10 @@ class DecodeCall:
 
     async def send(self, request: pb.DecodeRequest) -> None:
         """A stream that is broken already says so at the next `read`, with its status."""
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        try:
             await self._call.write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            self._is_broken = True
 
     async def read(self) -> pb.DecodeResponse:
         """The next message. Raises the worker's error, or UnavailableError where the worker is lost."""
@@ -72,6 +75,8 @@ class DecodeCall:
         try:
             message = reading.result()
         except grpc.aio.AioRpcError as error:
+            if self._is_broken and error.code() is grpc.StatusCode.INTERNAL:  # grpc's own, for the write that failed
+                raise UnavailableError(f"worker {self._name} has ended the turn's stream") from None
             raise error_from_rpc(error, f"worker {self._name}") from None
         if not isinstance(message, pb.DecodeResponse):  # EOF
             raise IcarusError(f"worker {self._name} ended the turn's stream without finishing the turn")

@@ -10,7 +10,7 @@ from icarus_gateway.conversations import Conversations
 from icarus_gateway.served_model import ServedModel
 from icarus_gateway.turn_call import parse_turn_call
 from icarus_gateway.turn_events import event_to_wire
-from icarus_gateway.validation import parse_content, parse_sampling
+from icarus_gateway.validation import parse_content, parse_sampling, parse_tenant
 
 
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
@@ -28,3 +28,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         async with aclosing(turn) as events:
             async for event in events:
                 yield pb.GenerateResponse(event=event_to_wire(event))
+
+    async def CancelTurn(self, request: pb.CancelTurnRequest, context: Any) -> pb.CancelTurnResponse:
+        self._conversations.cancel(parse_tenant(request.tenant), request.turn_id)
+        return pb.CancelTurnResponse()
