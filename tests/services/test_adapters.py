@@ -18,7 +18,7 @@ from tiny import PRIVATE_TARGETS, SHARED_TARGETS, load_reference
 from icarus.adapters.generate import write_random_adapter
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli.local import LocalCluster
-from icarus.client import Client
+from icarus.client import AsyncClient, Client
 from icarus.client.results import Model
 from icarus.config import CacheSection, Config, EngineSection, GatewaySection, ModelSection, WorkerSection
 from icarus.errors import AlreadyExistsError, FailedPreconditionError, InvalidInputError, NotFoundError
@@ -252,6 +252,16 @@ def test_pins_are_listed_and_lifted(zoo, client, root):
     assert not model(client, "live").pinned
     with pytest.raises(NotFoundError, match="'nosuch'"):
         client.pin_adapter("nosuch")
+
+
+async def test_the_asyncio_client_does_the_same(zoo, root):
+    async with AsyncClient(zoo.address, timeout=60) as client:
+        await client.load_adapter("live", str(root / "old"))
+        loaded = await client.load_adapter("live", str(root / "new"), replace=True, pin=True)
+        assert loaded.pinned and loaded.resident_worker_ids == loaded.worker_ids == ("decode-0", "decode-1")
+        await client.pin_adapter("live", pinned=False)
+        assert not next(model for model in await client.models() if model.name == "live").pinned
+        await client.unload_adapter("live")
 
 
 def test_ranks_and_alphas_by_pattern_with_rslora(zoo, client):

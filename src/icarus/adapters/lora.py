@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from icarus.types import AdapterInfo, AdapterMode
+from icarus.types import AdapterMode
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,3 @@ class LoraWeights:
     """The largest rank of any module."""
     modules: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
     """(layer, "q_proj") -> A [rank, in], B [out, rank]; B is already multiplied by its scaling."""
-
-    @property
-    def info(self) -> AdapterInfo:
-        return AdapterInfo(self.name, self.digest, self.mode, self.rank)
