@@ -1,7 +1,18 @@
 """What agent backends import: `Client` and `AsyncClient`, the same calls in two flavours. No torch."""
 
 from icarus.client.aio import AsyncClient, AsyncSession, AsyncTurnStream
-from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, Route, SessionState, TurnResult, Worker
+from icarus.client.results import (
+    Appended,
+    Cluster,
+    Delta,
+    Model,
+    ModelList,
+    Route,
+    SessionState,
+    SessionSummary,
+    TurnResult,
+    Worker,
+)
 from icarus.client.retry import RetryPolicy
 from icarus.client.sync import Client, Session, TurnStream
 from icarus.types import TokenLogprob, TokenLogprobs
@@ -20,6 +31,7 @@ __all__ = [
     "Route",
     "Session",
     "SessionState",
+    "SessionSummary",
     "TokenLogprob",
     "TokenLogprobs",
     "TurnResult",

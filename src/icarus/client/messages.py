@@ -5,7 +5,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, Route, SessionState, Worker
+from icarus.client.results import (
+    Appended,
+    Cluster,
+    Delta,
+    Model,
+    ModelList,
+    Route,
+    SessionState,
+    SessionSummary,
+    Worker,
+)
 from icarus.errors import InvalidInputError
 from icarus.types import AdapterMode, FinishReason, Role, TokenLogprob, TokenLogprobs, Usage
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
@@ -149,7 +159,11 @@ def parse_route(message: pb2.Route) -> Route:
 
 
 def parse_session(message: session_pb2.Session) -> SessionState:
-    return SessionState(message.session_id, tuple(message.token_ids), message.num_turns)
+    return SessionState(message.session_id, tuple(message.token_ids), message.num_turns, message.expires_in_seconds)
+
+
+def parse_summary(message: session_pb2.SessionSummary) -> SessionSummary:
+    return SessionSummary(message.session_id, message.num_tokens, message.num_turns, message.expires_in_seconds)
 
 
 def parse_appended(message: session_pb2.AppendContentResponse) -> Appended:

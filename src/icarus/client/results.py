@@ -48,6 +48,18 @@ class SessionState:
     session_id: str
     token_ids: tuple[int, ...]
     num_turns: int
+    expires_in_seconds: float
+    """Until it is forgotten, unless it is used."""
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """A session, without its tokens."""
+
+    session_id: str
+    num_tokens: int
+    num_turns: int
+    expires_in_seconds: float
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, Unpack, cast
 
 import grpc
@@ -15,7 +15,7 @@ from icarus.client.connection import (
     Stubs,
     channel_options,
 )
-from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, TurnResult
+from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, SessionSummary, TurnResult
 from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
 from icarus.client.turn import Abandon, OpenCall, TurnRecord
 from icarus.errors import IcarusError
@@ -115,15 +115,21 @@ class Client:
         messages: m.Messages | None = None,
         token_ids: Sequence[int] | None = None,
         turn_id: str | None = None,
+        resume_from: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[m.Sampling],
     ) -> TurnStream:
-        """Answers one prompt, given in one of three forms. The caller keeps the history."""
+        """Answers one prompt, given in one of three forms. The caller keeps the history.
+
+        `turn_id` names the turn: the same call again gives the same stream, and with `resume_from` goes on after that
+        many of its output tokens, which the result then leaves out.
+        """
         content = m.build_content(prompt, messages, token_ids)
         turn = m.build_turn(self.tenant, model, content, turn_id, sampling, self.retry.resumes)
 
-        def open_call(resume_from: int, seconds_left: float | None) -> Any:
-            return self._stubs.generation.Generate(turn.without_session(resume_from), timeout=seconds_left)
+        def open_call(num_received: int, seconds_left: float | None) -> Any:
+            request = turn.without_session(resume_from + num_received)
+            return self._stubs.generation.Generate(request, timeout=seconds_left)
 
         return TurnStream(open_call, self._abandon, turn.turn_id, self._attempts(timeout))
 
@@ -133,11 +139,15 @@ class Client:
         *,
         messages: m.Messages | None = None,
         token_ids: Sequence[int] | None = None,
+        ttl_seconds: float | None = None,
         timeout: float | None = None,
     ) -> "Session":
-        """Opens a session whose history begins with the content, if any is given."""
+        """Opens a session whose history begins with the content, if any is given.
+
+        It is forgotten after `ttl_seconds` without use; None takes the gateway's setting, which is also the most.
+        """
         request = session_pb2.CreateSessionRequest(
-            tenant=self.tenant, content=m.build_content(text, messages, token_ids)
+            tenant=self.tenant, content=m.build_content(text, messages, token_ids), ttl_seconds=ttl_seconds
         )
         response = self._call(self._stubs.sessions.CreateSession, request, timeout)
         return Session(self, response.session.session_id)
@@ -145,6 +155,17 @@ class Client:
     def session(self, session_id: str) -> "Session":
         """A session opened earlier. Asks nobody: an unknown one raises NotFoundError at its first call."""
         return Session(self, session_id)
+
+    def sessions(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[SessionSummary]:
+        """The tenant's sessions, oldest first, asked for `page_size` at a time (0: as many as the gateway likes)."""
+        request = session_pb2.ListSessionsRequest(tenant=self.tenant, page_size=page_size)
+        while True:
+            page = self._call(self._stubs.sessions.ListSessions, request, timeout, repeatable=True)
+            for summary in page.sessions:
+                yield m.parse_summary(summary)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def models(self, *, timeout: float | None = None) -> ModelList:
         """What can be asked for."""
@@ -257,18 +278,23 @@ class Session:
         messages: m.Messages | None = None,
         token_ids: Sequence[int] | None = None,
         turn_id: str | None = None,
+        resume_from: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[m.Sampling],
     ) -> TurnStream:
         """Lets one specialist answer the history and the content, if any is given.
 
         Both content and answer join the history when the turn finishes; a failed or cancelled turn changes nothing.
+
+        `turn_id` names the turn: the same call again gives the same stream, and with `resume_from` goes on after that
+        many of its output tokens, which the result then leaves out.
         """
         content = m.build_content(text, messages, token_ids)
         turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling, self._client.retry.resumes)
 
-        def open_call(resume_from: int, seconds_left: float | None) -> Any:
-            return self._stub.GenerateTurn(turn.of_session(self.session_id, resume_from), timeout=seconds_left)
+        def open_call(num_received: int, seconds_left: float | None) -> Any:
+            request = turn.of_session(self.session_id, resume_from + num_received)
+            return self._stub.GenerateTurn(request, timeout=seconds_left)
 
         return TurnStream(open_call, self._client._abandon, turn.turn_id, self._client._attempts(timeout))
 
@@ -276,6 +302,14 @@ class Session:
         """The session's history."""
         request = session_pb2.GetSessionRequest(tenant=self._client.tenant, session_id=self.session_id)
         return m.parse_session(self._client._call(self._stub.GetSession, request, timeout, repeatable=True).session)
+
+    def fork(self, num_tokens: int | None = None, *, timeout: float | None = None) -> "Session":
+        """A second session with the same history, or with its first tokens. Both then go their own ways."""
+        request = session_pb2.ForkSessionRequest(
+            tenant=self._client.tenant, session_id=self.session_id, num_tokens=num_tokens
+        )
+        response = self._client._call(self._stub.ForkSession, request, timeout)
+        return Session(self._client, response.session.session_id)
 
     def token_ids(self, *, timeout: float | None = None) -> tuple[int, ...]:
         """Every token of the history."""
