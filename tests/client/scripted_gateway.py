@@ -94,6 +94,7 @@ class ScriptedGateway:
         self.cancelled: list[str] = []
         self.failures: list[IcarusError] = []
         self.pause_seconds = 0.05
+        self.models = {"base": model_service_pb2.Model(name="base", is_base=True, worker_ids=["decode-0"])}
         self._turns: dict[str, _Turn] = {}
         self.address = ""
         self._loop = asyncio.new_event_loop()
@@ -112,6 +113,10 @@ class ScriptedGateway:
     def last(self, kind: type) -> Any:
         """The latest request of a type."""
         return next(request for request in reversed(self.requests) if isinstance(request, kind))
+
+    def load(self, name: str) -> None:
+        """Adds an adapter before anybody asks."""
+        self.models[name] = model_service_pb2.Model(name=name, worker_ids=["decode-0"])
 
     def forget(self, turn_id: str) -> None:
         """What a restart does to a turn."""
@@ -246,22 +251,21 @@ class _Sessions(session_service_pb2_grpc.SessionServiceServicer):
 class _Models(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, gateway: ScriptedGateway):
         self._gateway = gateway
-        self._models = {"base": model_service_pb2.Model(name="base", is_base=True, worker_ids=["decode-0"])}
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         self._gateway.receive(request)
-        return model_service_pb2.ListModelsResponse(models=self._models.values(), context_length=2048)
+        return model_service_pb2.ListModelsResponse(models=self._gateway.models.values(), context_length=2048)
 
     async def LoadAdapter(self, request: Any, context: Any) -> Any:
         self._gateway.receive(request)
         model = model_service_pb2.Model(
             name=request.name, mode=request.mode, digest="d1", worker_ids=request.worker_ids
         )
-        self._models[request.name] = model
+        self._gateway.models[request.name] = model
         return model_service_pb2.LoadAdapterResponse(model=model)
 
     async def UnloadAdapter(self, request: Any, context: Any) -> Any:
-        if self._models.pop(request.name, None) is None:
+        if self._gateway.models.pop(request.name, None) is None:
             raise NotFoundError(f"no adapter {request.name!r}")
         return model_service_pb2.UnloadAdapterResponse()
 

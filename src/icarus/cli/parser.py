@@ -48,8 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_up(commands)
     _add_generate(commands)
+    _add_chat(commands)
     _add_models(commands)
     _add_demo(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -114,6 +116,26 @@ def _add_generate(commands: _Commands) -> None:
     parser.add_argument("--session", metavar="ID", help="go on with this session; 'new' opens one and shows its id")
     _add_client_flags(parser)
     add_sampling_flags(parser)
+
+
+def _add_chat(commands: _Commands) -> None:
+    parser = _add(commands, "chat", "hold a conversation that passes from specialist to specialist", "chat")
+    parser.add_argument("--model", metavar="NAME", help="who answers first (default: the base model)")
+    text = "go on with this conversation (default: a new one)"
+    parser.add_argument("--session", metavar="ID", help=text)
+    parser.add_argument("--system", metavar="TEXT", help="the system message that a new conversation begins with")
+    text = "send lines as they are, without the model's chat template"
+    parser.add_argument("--plain", action="store_true", help=text)
+    _add_client_flags(parser)
+    add_sampling_flags(parser)
+
+
+def _add_doctor(commands: _Commands) -> None:
+    parser = _add(commands, "doctor", "check this machine, and a gateway if one is named", "doctor")
+    text = "also check the gateway that listens here, and its workers"
+    parser.add_argument("--gateway", "--address", metavar="HOST:PORT", help=text)
+    text = "MiB to read when the path between two processes is measured (default: 256)"
+    parser.add_argument("--read-mib", type=int, default=256, metavar="N", help=text)
 
 
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,66 @@
+"""What `icarus doctor` finds at a running gateway."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from icarus.cli.doctor_finding import Finding, fail, ok, warn
+from icarus.client import Client, RetryPolicy, Worker
+from icarus.client.connection import channel_options
+from icarus.errors import IcarusError
+from icarus.types import Role
+
+_LIMIT_SECONDS = 10.0
+
+
+def examine_gateway(address: str) -> Iterator[Finding]:
+    """Its health, its workers, what can be asked for."""
+    health = _health(address)
+    yield health
+    if health.advice:
+        return
+    with Client(address, timeout=_LIMIT_SECONDS, retry=RetryPolicy(retries=0)) as client:
+        try:
+            workers = client.cluster().workers
+            yield from map(_worker, workers)
+            yield _roles(workers)
+            yield ok("models", ", ".join(model.name for model in client.models()))
+        except IcarusError as error:
+            yield fail("gateway", str(error), "the gateway's log says more")
+
+
+def _health(address: str) -> Finding:
+    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
+        try:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            status = stub.Check(health_pb2.HealthCheckRequest(), timeout=_LIMIT_SECONDS).status
+        except grpc.RpcError as error:
+            code = error.code().name  # pyright: ignore[reportAttributeAccessIssue]
+            return fail("gateway", f"{address}: {code}", "start one ('icarus up'), or name another address")
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+    if status != health_pb2.HealthCheckResponse.SERVING:
+        return fail("gateway", f"{address}: {name}", "it is stopping, or starting: try again")
+    return ok("gateway", f"{address}: {name}")
+
+
+def _worker(worker: Worker) -> Finding:
+    name = f"worker {worker.worker_id}"
+    usable = worker.free_blocks + worker.cached_blocks
+    value = (
+        f"{worker.role} at {worker.address}, {usable} of {worker.total_blocks} blocks usable, "
+        f"{worker.running_requests} requests running, {worker.waiting_requests} waiting"
+    )
+    if worker.quarantined_blocks:
+        advice = "a worker that it read from hangs or has died; restart this one if it stays so"
+        return warn(name, f"{value}, {worker.quarantined_blocks} blocks in quarantine", advice)
+    return ok(name, value)
+
+
+def _roles(workers: tuple[Worker, ...]) -> Finding:
+    count = {role: sum(worker.role is role for worker in workers) for role in Role}
+    value = f"{count[Role.DECODE]} decode, {count[Role.PREFILL]} prefill"
+    if not count[Role.DECODE]:
+        return fail("workers", value, "start one: icarus serve decode --worker-gateways ADDRESS")
+    return ok("workers", value if count[Role.PREFILL] else f"{value}: decode workers do it")

@@ -1,0 +1,80 @@
+"""`icarus doctor` as a process; what it measures is real."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from icarus.cli.doctor_path import transport_of
+from icarus.cli.main import main
+
+LINE = re.compile(r"(ok|warn|fail)\s+(\S.*?)\s{2,}(\S.*)")
+
+
+def doctor(*arguments: str, **environment: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    command = [sys.executable, "-m", "icarus.cli.main", "doctor", "--read-mib", "64", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, **environment}
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    matches = [LINE.fullmatch(line) for line in done.stdout.splitlines()]
+    assert matches and all(matches), done.stdout
+    return done.returncode, {match[2]: (match[1], match[3]) for match in matches if match}
+
+
+def test_it_measures_the_path_and_fails_for_failures_alone(gateway, tmp_path):
+    pytest.importorskip("nixl")
+    code, lines = doctor("--gateway", gateway.address, XDG_CACHE_HOME=str(tmp_path), UCX_TLS="tcp")
+    level, path = lines["measured path"]
+    assert level == "warn" and re.search(r"64 MiB at \d+\.\d\d GB/s over tcp/", path) and "namespace" in path
+    assert lines["model cache"] == ("ok", "empty: 'icarus up' or 'icarus demo' fills it")
+    assert lines["icarus"][0] == lines["torch"][0] == lines["nixl"][0] == "ok"
+    assert "UCX" in lines["nixl plugins"][1]
+    assert lines["gateway"][0] == "fail" and "UNIMPLEMENTED" in lines["gateway"][1]  # the script has no health service
+    assert code == 1
+
+
+def test_without_torch_and_nixl_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("icarus.cli.doctor_machine.is_installed", lambda name: name == "grpcio")
+    monkeypatch.setattr("icarus.cli.doctor_path.is_installed", lambda name: False)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "warn  torch" in out and "warn  nixl" in out and "unknown: torch" in out
+    assert re.search(r"warn  measured path +not measured: nixl is not installed", out)
+
+
+def test_a_gateway_that_is_not_there_is_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr("icarus.cli.doctor_path.is_installed", lambda name: False)
+    assert main(["doctor", "--address", "127.0.0.1:1"]) == 1
+    assert "fail  gateway" in capsys.readouterr().out
+
+
+def test_the_model_cache_is_listed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("icarus.cli.doctor_path.is_installed", lambda name: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = tmp_path / "icarus" / "models" / "0123-v1" / "Tiny"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}" * 1024)
+    assert main(["doctor"]) == 0
+    assert "Tiny (2 KiB)" in capsys.readouterr().out
+
+
+def table(title: str, *rows: str) -> str:
+    return "\n".join(
+        f"[1.0] [vm:1 :0]   | {line} |" for line in (*title.split("\n"), "Range | Description | Config", *rows)
+    )
+
+
+READ = "remote memory read by ucp_get*(multi) into host memory from host"
+
+
+def test_the_transport_is_read_out_of_ucx_own_report():
+    itself = table(f"x self cfg#0\n{READ}", "0..inf | zero-copy | cma/memory")
+    write = table("x intra-node cfg#1\nremote memory write by ucp_put*", "0..inf | zero-copy | sysv/memory")
+    read = table(f"x intra-node cfg#1\n{READ}", "0..99 | short | tcp/lo", "100..inf | zero-copy | rc_mlx5/mlx5_0:1")
+    emulated = table(f"x inter-node cfg#1\n{READ}", "0..inf | software emulation | tcp/eth0")
+    assert transport_of("\n".join([itself, write, read])) == "rc_mlx5/mlx5_0:1"
+    assert transport_of("\n".join([itself, emulated, write])) == "tcp/eth0 (emulated by messages)"
+    assert transport_of("\n".join([itself, write])) is None
