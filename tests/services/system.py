@@ -63,6 +63,10 @@ class System:
     def signal(self, name: str, which: signal.Signals) -> None:
         os.kill(self._cluster.pids()[name], which)
 
+    def log(self, name: str) -> str:
+        """What a process has logged: gateway, prefill-0, decode-0, ..."""
+        return (self._cluster.log_dir / f"{name}.log").read_text()
+
     def check_greedy(self, model: str, prompt: list[int], result: TurnResult) -> None:
         """Every token is the oracle's choice for this model."""
         name = "" if model == "tiny" else model

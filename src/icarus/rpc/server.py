@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,13 +81,23 @@ def make_server(address: str, services: Sequence[Service]) -> Server:
 
 def _bind(server: grpc.aio.Server, address: str) -> int:
     try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        raise ConfigError(f"cannot listen on {address}: the port is taken or the host is not this machine's; "
-                          "choose another address, or port 0 for a free port")  # fmt: skip
-    return port
+        _try_to_bind(address)
+        return server.add_insecure_port(address)
+    except (OSError, OverflowError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"cannot listen on {address}: {reason}; choose a free port of this machine, or port 0 for any"
+        ) from None
+
+
+def _try_to_bind(address: str) -> None:
+    """The system says what is wrong; gRPC says only that something is, and writes to stderr by itself."""
+    host, _, port = address.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, _, _, name = found[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(name)
 
 
 async def stop_signal() -> str:

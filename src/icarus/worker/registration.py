@@ -43,6 +43,8 @@ class GatewayLink:
         self._needs_snapshot = True
         self._wake = asyncio.Event()
         self._heard = False
+        self._trouble = ""
+        """Why the gateway was lost or would not have us, last time."""
         worker.changes.listen(self._add_changes)
 
     async def run(self) -> None:
@@ -60,15 +62,18 @@ class GatewayLink:
         answer = await registry.Register(self._introduction())
         logger.info("registered", extra={"gateway": self._gateway_address})
         self._heard = self._needs_snapshot = True
+        self._trouble = ""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._send_heartbeats(registry, answer.heartbeat_interval_seconds))
             group.create_task(self._send_reports(registry))
 
     def _lost(self, error: BaseException) -> None:
-        """Says so once; a gateway that is not up yet is no news."""
-        if self._heard or not (isinstance(error, grpc.aio.AioRpcError) and _is_unavailable(error)):
-            logger.warning("gateway %s lost, trying again: %s", self._gateway_address, _detail(error))
-        self._heard = False
+        """Says each new trouble once; a gateway that is not up yet is no news."""
+        trouble = _detail(error)
+        is_news = self._heard or not (isinstance(error, grpc.aio.AioRpcError) and _is_unavailable(error))
+        if is_news and trouble != self._trouble:
+            logger.warning("gateway %s does not have this worker, trying again: %s", self._gateway_address, trouble)
+        self._heard, self._trouble = False, trouble
 
     def _introduction(self) -> pb.RegisterRequest:
         identity = self._worker.identity
