@@ -6,7 +6,7 @@ from typing import Any
 from icarus.client.messages import parse_delta, parse_finish_reason, parse_route, parse_usage
 from icarus.client.results import Delta, Route, TurnResult
 from icarus.client.retry import Attempts
-from icarus.errors import DeadlineError, IcarusError, UnavailableError
+from icarus.errors import DeadlineError, IcarusError, NotFoundError, UnavailableError
 from icarus.types import FinishReason, TokenLogprobs, Usage
 from icarus.v1 import generation_pb2 as pb2
 
@@ -34,6 +34,8 @@ class TurnRecord:
         self._stop = stop
         self._call = open_call(0, attempts.seconds_left())
         self._error: IcarusError | None = None
+        self._broken: IcarusError | None = None
+        """Why the stream was last resumed."""
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
@@ -90,13 +92,18 @@ class TurnRecord:
 
     def _delay_after(self, error: IcarusError) -> float:
         """Seconds until the stream may be resumed. Raises and records the error where it may not."""
+        if self._token_ids and self._broken is not None and isinstance(error, NotFoundError):
+            self._error = UnavailableError(f"{self._broken}; then, when the turn was to be resumed: {error}")
+            raise self._error
         try:
-            return self._attempts.delay_after(error, repeatable=True)
+            delay = self._attempts.delay_after(error, repeatable=True)
         except IcarusError:
             self._error = error
             if isinstance(error, DeadlineError):
                 self._abandon(self.turn_id)
             raise
+        self._broken = error
+        return delay
 
     def _resume(self) -> None:
         """Asks for the rest of the stream."""
