@@ -122,7 +122,18 @@ async def test_adapters_are_those_of_the_live(table):
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
     assert table.adapters() == {}
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [adapter])
+    assert table.adapters() == {"math": adapter}
     table._clock.now += 4
+    assert table.adapters() == {}
+
+
+async def test_a_heartbeat_from_before_an_answer_does_not_undo_it(table):
+    adapter = AdapterInfo("math", "digest", AdapterMode.SHARED, 8)
+    worker = table.register(info("d1"), 1, [])
+    worker.learn_adapters([adapter], revision=3)
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [], adapters_revision=2)
+    assert list(table.adapters()) == ["math"]
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [], adapters_revision=4)
     assert table.adapters() == {}
 
 

@@ -141,7 +141,7 @@ async def _load_on(
         if known is not None and (known.digest, known.mode) != (info.digest, info.mode):
             raise _mismatch(worker, known, info)
         known = info
-        worker.adapters = {**worker.adapters, name: info}
+        worker.learn_adapters([*_without(worker, name), info], answer.adapters_revision)
     assert known is not None
     return known
 
@@ -163,11 +163,14 @@ def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusEr
 
 async def _unload_from(worker: Worker, name: str) -> None:
     try:
-        await pb_grpc.AdapterServiceStub(worker.channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
+        answer = await pb_grpc.AdapterServiceStub(worker.channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error, f"worker {worker.worker_id}") from None
-    finally:
-        worker.adapters = {key: info for key, info in worker.adapters.items() if key != name}
+    worker.learn_adapters(_without(worker, name), answer.adapters_revision)
+
+
+def _without(worker: Worker, name: str) -> list[AdapterInfo]:
+    return [info for info in worker.adapters.values() if info.name != name]
 
 
 async def _unload_all(workers: Sequence[Worker], name: str) -> None:
@@ -177,13 +180,14 @@ async def _unload_all(workers: Sequence[Worker], name: str) -> None:
 
 async def _pin_on(worker: Worker, name: str, pinned: bool) -> None:
     try:
-        await pb_grpc.AdapterServiceStub(worker.channel).PinAdapter(pb.PinAdapterRequest(name=name, pinned=pinned))
+        request = pb.PinAdapterRequest(name=name, pinned=pinned)
+        answer = await pb_grpc.AdapterServiceStub(worker.channel).PinAdapter(request)
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error, f"worker {worker.worker_id}") from None
     info = worker.adapters.get(name)
     if info is not None:
         changed = replace(info, pinned=pinned, resident=pinned or info.resident)
-        worker.adapters = {**worker.adapters, name: changed}
+        worker.learn_adapters([*_without(worker, name), changed], answer.adapters_revision)
 
 
 async def _ask_all(calls: Sequence[Coroutine[Any, Any, None]], tolerated: type[Exception] | tuple[()] = ()) -> None:

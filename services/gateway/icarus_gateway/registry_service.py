@@ -24,7 +24,8 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         for worker_id in self._workers.forget_silent():
             self._reports.index.drop(worker_id)
         info = _info(request)
-        self._workers.register(info, request.protocol_version, _adapters(request.adapters))
+        adapters = _adapters(request.adapters)
+        self._workers.register(info, request.protocol_version, adapters, request.adapters_revision)
         await self._workers.close_unused()
         log.info(
             "worker registered", extra={"worker": info.worker_id, "role": info.role.value, "address": info.address}
@@ -35,7 +36,8 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         heartbeat = Heartbeat(
             request.engine_age_seconds, request.running_requests + request.waiting_requests, request.available_blocks
         )
-        self._workers.beat(WorkerId(request.worker_id), request.instance_id, heartbeat, _adapters(request.adapters))
+        adapters, revision = _adapters(request.adapters), request.adapters_revision
+        self._workers.beat(WorkerId(request.worker_id), request.instance_id, heartbeat, adapters, revision)
         return pb.HeartbeatResponse()
 
     async def ReportBlocks(self, request: pb.ReportBlocksRequest, context: Any) -> pb.ReportBlocksResponse:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -58,6 +58,8 @@ class Worker:
     channel: grpc.aio.Channel
     adapters: Mapping[str, AdapterInfo]
     last_seen: float
+    adapters_revision: int = 0
+    """Of the list above, by the worker's own count."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     failed: bool = False
     """A call did not reach it; cleared by its next heartbeat."""
@@ -71,6 +73,12 @@ class Worker:
     @property
     def worker_id(self) -> WorkerId:
         return self.info.worker_id
+
+    def learn_adapters(self, adapters: Iterable[AdapterInfo], revision: int) -> None:
+        """Takes the worker's list, unless it is from before what the worker has answered since: a heartbeat may cross
+        an answer."""
+        if revision >= self.adapters_revision:
+            self.adapters, self.adapters_revision = {adapter.name: adapter for adapter in adapters}, revision
 
     @property
     def load(self) -> int:
@@ -95,7 +103,9 @@ class WorkerTable:
         self._workers: dict[WorkerId, Worker] = {}
         self._closing: list[grpc.aio.Channel] = []
 
-    def register(self, info: WorkerInfo, protocol_version: int, adapters: Sequence[AdapterInfo]) -> Worker:
+    def register(
+        self, info: WorkerInfo, protocol_version: int, adapters: Sequence[AdapterInfo], adapters_revision: int = 0
+    ) -> Worker:
         """Takes a worker in; a new instance of a known name takes its place.
 
         Raises FailedPreconditionError where it does not fit this gateway or the live workers.
@@ -110,11 +120,13 @@ class WorkerTable:
                 _require_same_model(info, other.info)
         old = self._workers.get(info.worker_id)
         if old is not None and old.info == info:  # it only lost touch: its turns and its channel live on
-            old.last_seen, old.failed, old.adapters = self._clock(), False, _by_name(adapters)
+            old.last_seen, old.failed = self._clock(), False
+            old.learn_adapters(adapters, adapters_revision)
             return old
         if old is not None:
             self._retire(old, info)
-        worker = Worker(info, open_channel(info.address), _by_name(adapters), last_seen=self._clock())
+        worker = Worker(info, open_channel(info.address), {}, last_seen=self._clock())
+        worker.learn_adapters(adapters, adapters_revision)
         self._workers[info.worker_id] = worker
         return worker
 
@@ -127,7 +139,12 @@ class WorkerTable:
         self._closing.append(old.channel)
 
     def beat(
-        self, worker_id: WorkerId, instance_id: str, heartbeat: Heartbeat, adapters: Sequence[AdapterInfo]
+        self,
+        worker_id: WorkerId,
+        instance_id: str,
+        heartbeat: Heartbeat,
+        adapters: Sequence[AdapterInfo],
+        adapters_revision: int = 0,
     ) -> None:
         """Notes a heartbeat. Raises NotFoundError for an instance that is not registered."""
         worker = self.instance(worker_id, instance_id)
@@ -135,7 +152,7 @@ class WorkerTable:
         worker.failed = False
         worker.heartbeat = heartbeat
         worker.num_foreign = max(0, heartbeat.num_requests - worker.num_assigned)
-        worker.adapters = _by_name(adapters)
+        worker.learn_adapters(adapters, adapters_revision)
         worker.heard.set()
 
     async def next_heartbeat(self, worker: Worker) -> None:
@@ -210,10 +227,6 @@ class WorkerTable:
         self._closing.extend(worker.channel for worker in self._workers.values())
         self._workers.clear()
         await self.close_unused()
-
-
-def _by_name(adapters: Sequence[AdapterInfo]) -> dict[str, AdapterInfo]:
-    return {adapter.name: adapter for adapter in adapters}
 
 
 def _require_same_model(info: WorkerInfo, other: WorkerInfo) -> None:

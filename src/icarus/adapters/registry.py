@@ -37,6 +37,8 @@ class AdapterRegistry:
         self._max_resident = max_resident
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """Least recently used first."""
+        self.revision = 0
+        """Counts the changes that `list` shows."""
 
     def add(self, weights: LoraWeights, folder: Path, replace: bool = False, pin: bool = False) -> AdapterInfo:
         """Makes a name stand for weights that were read from `folder`. A name that was pinned stays so.
@@ -64,6 +66,7 @@ class AdapterRegistry:
         """Raises NotFoundError."""
         self._entry(name)
         del self._entries[name]
+        self.revision += 1
 
     def info(self, name: str) -> AdapterInfo:
         """Raises NotFoundError."""
@@ -105,6 +108,7 @@ class AdapterRegistry:
     def set_pinned(self, name: str, pinned: bool) -> None:
         """An adapter must be resident when it is pinned (see `use`). Raises NotFoundError."""
         self._entry(name).pinned = pinned
+        self.revision += 1
 
     def require_slot(self, name: str) -> None:
         """Raises OverloadedError where `name` has no slot and each is pinned by another."""
@@ -124,6 +128,7 @@ class AdapterRegistry:
         evictable = (other for other in resident if not other.pinned and other is not entry)
         for _, other in zip(range(excess), evictable, strict=False):
             other.weights = None
+        self.revision += 1
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:

@@ -35,6 +35,11 @@ class AdapterHost:
         self._restoring: dict[tuple[str, str], asyncio.Task[LoraWeights]] = {}
         """By name and digest: who asks for the same weights waits for the same read."""
 
+    @property
+    def revision(self) -> int:
+        """Counts the changes that `list` shows."""
+        return self._registry.revision
+
     def list(self) -> tuple[AdapterInfo, ...]:
         """By name."""
         return self._registry.list()

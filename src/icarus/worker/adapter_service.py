@@ -17,19 +17,21 @@ class AdapterServicer(pb_grpc.AdapterServiceServicer):
         self, request: pb.LoadAdapterRequest, context: grpc.aio.ServicerContext
     ) -> pb.LoadAdapterResponse:
         info = await self._adapters.load(request.name, request.path, _mode(request.mode), request.replace, request.pin)
-        return pb.LoadAdapterResponse(digest=info.digest, mode=info.mode.value, rank=info.rank)
+        return pb.LoadAdapterResponse(
+            digest=info.digest, mode=info.mode.value, rank=info.rank, adapters_revision=self._adapters.revision
+        )
 
     async def PinAdapter(
         self, request: pb.PinAdapterRequest, context: grpc.aio.ServicerContext
     ) -> pb.PinAdapterResponse:
         await self._adapters.pin(request.name, request.pinned)
-        return pb.PinAdapterResponse()
+        return pb.PinAdapterResponse(adapters_revision=self._adapters.revision)
 
     async def UnloadAdapter(
         self, request: pb.UnloadAdapterRequest, context: grpc.aio.ServicerContext
     ) -> pb.UnloadAdapterResponse:
         self._adapters.unload(request.name)
-        return pb.UnloadAdapterResponse()
+        return pb.UnloadAdapterResponse(adapters_revision=self._adapters.revision)
 
 
 def _mode(text: str) -> AdapterMode | None:

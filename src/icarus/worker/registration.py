@@ -89,6 +89,7 @@ class GatewayLink:
             num_blocks=identity.num_blocks,
             context_length=identity.context_length,
             adapters=self._adapters(),
+            adapters_revision=self._worker.adapters.revision,
         )
 
     def _adapters(self) -> list[pb.Adapter]:
@@ -109,6 +110,7 @@ class GatewayLink:
                     waiting_requests=state.waiting_requests,
                     available_blocks=state.pool.free + state.pool.cached,
                     adapters=self._adapters(),
+                    adapters_revision=self._worker.adapters.revision,
                 )
             )
             await asyncio.sleep(interval_seconds)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&icarus/worker/v1/adapter_service.proto\x12\x10icarus.worker.v1\"\\\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x0b\n\x03pin\x18\x05 \x01(\x08\"A\n\x13LoadAdapterResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\"1\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"\x14\n\x12PinAdapterResponse\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\xa7\x02\n\x0e\x41\x64\x61pterService\x12Z\n\x0bLoadAdapter\x12$.icarus.worker.v1.LoadAdapterRequest\x1a%.icarus.worker.v1.LoadAdapterResponse\x12W\n\nPinAdapter\x12#.icarus.worker.v1.PinAdapterRequest\x1a$.icarus.worker.v1.PinAdapterResponse\x12`\n\rUnloadAdapter\x12&.icarus.worker.v1.UnloadAdapterRequest\x1a\'.icarus.worker.v1.UnloadAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&icarus/worker/v1/adapter_service.proto\x12\x10icarus.worker.v1\"\\\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x0b\n\x03pin\x18\x05 \x01(\x08\"\\\n\x13LoadAdapterResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x19\n\x11\x61\x64\x61pters_revision\x18\x04 \x01(\x03\"1\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"/\n\x12PinAdapterResponse\x12\x19\n\x11\x61\x64\x61pters_revision\x18\x01 \x01(\x03\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x15UnloadAdapterResponse\x12\x19\n\x11\x61\x64\x61pters_revision\x18\x01 \x01(\x03\x32\xa7\x02\n\x0e\x41\x64\x61pterService\x12Z\n\x0bLoadAdapter\x12$.icarus.worker.v1.LoadAdapterRequest\x1a%.icarus.worker.v1.LoadAdapterResponse\x12W\n\nPinAdapter\x12#.icarus.worker.v1.PinAdapterRequest\x1a$.icarus.worker.v1.PinAdapterResponse\x12`\n\rUnloadAdapter\x12&.icarus.worker.v1.UnloadAdapterRequest\x1a\'.icarus.worker.v1.UnloadAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADADAPTERREQUEST']._serialized_start=60
   _globals['_LOADADAPTERREQUEST']._serialized_end=152
   _globals['_LOADADAPTERRESPONSE']._serialized_start=154
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=219
-  _globals['_PINADAPTERREQUEST']._serialized_start=221
-  _globals['_PINADAPTERREQUEST']._serialized_end=270
-  _globals['_PINADAPTERRESPONSE']._serialized_start=272
-  _globals['_PINADAPTERRESPONSE']._serialized_end=292
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=294
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=330
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=332
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=355
-  _globals['_ADAPTERSERVICE']._serialized_start=358
-  _globals['_ADAPTERSERVICE']._serialized_end=653
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=246
+  _globals['_PINADAPTERREQUEST']._serialized_start=248
+  _globals['_PINADAPTERREQUEST']._serialized_end=297
+  _globals['_PINADAPTERRESPONSE']._serialized_start=299
+  _globals['_PINADAPTERRESPONSE']._serialized_end=346
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=348
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=384
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=386
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=436
+  _globals['_ADAPTERSERVICE']._serialized_start=439
+  _globals['_ADAPTERSERVICE']._serialized_end=734
 # @@protoc_insertion_point(module_scope)

@@ -19,14 +19,16 @@ class LoadAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., mode: _Optional[str] = ..., replace: _Optional[bool] = ..., pin: _Optional[bool] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
-    __slots__ = ("digest", "mode", "rank")
+    __slots__ = ("digest", "mode", "rank", "adapters_revision")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_REVISION_FIELD_NUMBER: _ClassVar[int]
     digest: str
     mode: str
     rank: int
-    def __init__(self, digest: _Optional[str] = ..., mode: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
+    adapters_revision: int
+    def __init__(self, digest: _Optional[str] = ..., mode: _Optional[str] = ..., rank: _Optional[int] = ..., adapters_revision: _Optional[int] = ...) -> None: ...
 
 class PinAdapterRequest(_message.Message):
     __slots__ = ("name", "pinned")
@@ -37,8 +39,10 @@ class PinAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class PinAdapterResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("adapters_revision",)
+    ADAPTERS_REVISION_FIELD_NUMBER: _ClassVar[int]
+    adapters_revision: int
+    def __init__(self, adapters_revision: _Optional[int] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
     __slots__ = ("name",)
@@ -47,5 +51,7 @@ class UnloadAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class UnloadAdapterResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("adapters_revision",)
+    ADAPTERS_REVISION_FIELD_NUMBER: _ClassVar[int]
+    adapters_revision: int
+    def __init__(self, adapters_revision: _Optional[int] = ...) -> None: ...

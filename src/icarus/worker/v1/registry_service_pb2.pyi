@@ -23,7 +23,7 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., mode: _Optional[str] = ..., rank: _Optional[int] = ..., resident: _Optional[bool] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
-    __slots__ = ("worker_id", "instance_id", "role", "address", "protocol_version", "base_model", "base_digest", "cache_fingerprint", "block_size", "num_blocks", "context_length", "adapters")
+    __slots__ = ("worker_id", "instance_id", "role", "address", "protocol_version", "base_model", "base_digest", "cache_fingerprint", "block_size", "num_blocks", "context_length", "adapters", "adapters_revision")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class RegisterRequest(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_REVISION_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     instance_id: str
     role: str
@@ -48,7 +49,8 @@ class RegisterRequest(_message.Message):
     num_blocks: int
     context_length: int
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
-    def __init__(self, worker_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., protocol_version: _Optional[int] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., cache_fingerprint: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., context_length: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+    adapters_revision: int
+    def __init__(self, worker_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., protocol_version: _Optional[int] = ..., base_model: _Optional[str] = ..., base_digest: _Optional[str] = ..., cache_fingerprint: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., context_length: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., adapters_revision: _Optional[int] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
     __slots__ = ("heartbeat_interval_seconds",)
@@ -57,7 +59,7 @@ class RegisterResponse(_message.Message):
     def __init__(self, heartbeat_interval_seconds: _Optional[float] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("worker_id", "instance_id", "engine_age_seconds", "running_requests", "waiting_requests", "available_blocks", "adapters")
+    __slots__ = ("worker_id", "instance_id", "engine_age_seconds", "running_requests", "waiting_requests", "available_blocks", "adapters", "adapters_revision")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +67,7 @@ class HeartbeatRequest(_message.Message):
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_REVISION_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     instance_id: str
     engine_age_seconds: float
@@ -72,7 +75,8 @@ class HeartbeatRequest(_message.Message):
     waiting_requests: int
     available_blocks: int
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
-    def __init__(self, worker_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., engine_age_seconds: _Optional[float] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., available_blocks: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+    adapters_revision: int
+    def __init__(self, worker_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., engine_age_seconds: _Optional[float] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., available_blocks: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., adapters_revision: _Optional[int] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ()
