@@ -115,6 +115,16 @@ async def test_load_counts_our_turns_at_once_and_those_of_others_by_heartbeat(ta
     assert worker.load == 1
 
 
+async def test_a_heartbeat_that_crosses_the_end_of_a_turn_counts_it_as_nobodys(table):
+    worker = table.register(info("d1"), 1, [])
+    with table.assigned(worker):
+        pass
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(num_requests=1), [])
+    assert worker.load == 0
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(num_requests=1), [])
+    assert worker.load == 1
+
+
 async def test_adapters_are_those_of_the_live(table):
     adapter = AdapterInfo("math", "m", AdapterMode.SHARED, 4)
     table.register(info("d1"), 1, [adapter])

@@ -67,8 +67,11 @@ class Worker:
     """Set by each heartbeat."""
     num_assigned: int = 0
     """Turns that this gateway has on it now."""
+    peak_assigned: int = 0
+    """The most turns that this gateway had on it at once since its last heartbeat."""
     num_foreign: int = 0
-    """Requests of others: what its last heartbeat said, less what this gateway had on it."""
+    """Requests of others: what its last heartbeat said, less what this gateway may have had on it when it was sent: a
+    heartbeat that crosses the end of a turn must not count it as somebody else's."""
 
     @property
     def worker_id(self) -> WorkerId:
@@ -151,7 +154,8 @@ class WorkerTable:
         worker.last_seen = self._clock()
         worker.failed = False
         worker.heartbeat = heartbeat
-        worker.num_foreign = max(0, heartbeat.num_requests - worker.num_assigned)
+        worker.num_foreign = max(0, heartbeat.num_requests - worker.peak_assigned)
+        worker.peak_assigned = worker.num_assigned
         worker.learn_adapters(adapters, adapters_revision)
         worker.heard.set()
 
@@ -205,6 +209,7 @@ class WorkerTable:
     def assigned(self, worker: Worker) -> Iterator[None]:
         """Counts a turn on the worker while it runs."""
         worker.num_assigned += 1
+        worker.peak_assigned = max(worker.peak_assigned, worker.num_assigned)
         try:
             yield
         finally:
