@@ -1,4 +1,4 @@
-"""BANKING77 (folder with train.csv and test.csv) to examples for `banking`: a customer's question becomes its intent."""
+"""BANKING77 (folder with train.csv and test.csv) to examples for `banking`: a question becomes its intent."""
 
 import csv
 from pathlib import Path

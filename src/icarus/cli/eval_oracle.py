@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from icarus.adapters.metadata import read_metadata, resolve_mode
 from icarus.cli.flags import read_config
 from icarus.errors import InvalidInputError
@@ -51,6 +53,7 @@ def measure_loss(args: argparse.Namespace, records: Sequence[Record], note: Call
 
 def _load(args: argparse.Namespace, note: Callable[[str], None]) -> tuple[Path, Any, AdapterMode | None]:
     """The base's folder, the model, and the adapter's mode; None for the base alone."""
+    disable_progress_bar()
     folder = resolve_model(args.model, note)
     dtype = read_config(args).model.dtype
     if not args.adapter:

@@ -4,6 +4,7 @@ import argparse
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar
 
 from icarus.cli.train_flags import read_settings
 from icarus.training.train import Observer, StepFigures, train
@@ -11,6 +12,7 @@ from icarus.training.train import Observer, StepFigures, train
 
 def run(args: argparse.Namespace) -> int:
     settings = read_settings(args)
+    disable_progress_bar()
     console = Console(highlight=False, markup=False)
     with TrainingBar(console) as bar:
         folder = train(settings, args.out, resume=args.resume, overwrite=args.overwrite, observer=bar.observer)

@@ -39,7 +39,6 @@ def add_lora(base: PreTrainedModel, settings: TrainSettings) -> PeftModel:
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]  # a float does
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules),
-        base_model_name_or_path=settings.model,
         task_type="CAUSAL_LM",
         bias="none",
     )
@@ -47,6 +46,7 @@ def add_lora(base: PreTrainedModel, settings: TrainSettings) -> PeftModel:
     if missing := sorted(set(settings.target_modules) - names):
         raise InvalidInputError(f"target {missing[0]} is no module of model {settings.model}")
     model: Any = get_peft_model(base, config, autocast_adapter_dtype=True)
+    config.base_model_name_or_path = settings.model  # peft puts the folder there, which is this machine's affair
     return model
 
 

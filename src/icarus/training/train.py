@@ -86,7 +86,7 @@ def train(
     """
     if resume and overwrite:
         raise InvalidInputError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    accelerator = Accelerator(mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
+    accelerator = Accelerator()
     observer = observer if observer and accelerator.is_main_process else Observer()
     model_folder = resolve_model(settings.model, observer.note)
     data = read_examples(settings.data, model_folder, settings, observer.note)
@@ -228,7 +228,7 @@ class Run:
     def _describe_divergence(self, step: int, loss: float, grad_norm: float) -> str:
         return (
             f"step {step + 1} has loss {loss:g} and gradient norm {grad_norm:g}: the training diverged. "
-            f"The weights of the last checkpoint are kept in {self._folder.checkpoints}; start again with a lower --learning-rate"
+            f"The weights of the last checkpoint are kept in {self._folder.checkpoints}; start over with a lower rate"
         )
 
     def _validate(self, figures: StepFigures) -> StepFigures:

@@ -72,7 +72,7 @@ class AnswerLoss(nn.Module):
         """Raises ConfigError where transformers' own gradient checkpointing is on."""
         super().__init__()
         causal: Any = model.get_base_model()
-        if causal.is_gradient_checkpointing:
+        if causal.is_activation_checkpointing:
             raise ConfigError(
                 "transformers' gradient checkpointing drops the cache that the decoder reads, and would train an "
                 "ordinary LoRA; use `checkpoint_layers`"
