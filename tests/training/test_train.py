@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -130,7 +131,7 @@ def test_a_rate_that_is_far_too_high_diverges(settings, tmp_path):
 def test_a_folder_that_is_taken(settings, tmp_path):
     with pytest.raises(Stopped):
         train(settings(), tmp_path / "out", observer=stop_after(3))
-    with pytest.raises(AlreadyExistsError, match="--resume.*--overwrite"):
+    with pytest.raises(AlreadyExistsError, match=r"--resume.*--overwrite"):
         train(settings(), tmp_path / "out")
     with pytest.raises(InvalidInputError, match=r"rank 4, this command 8"):
         train(settings(rank=8), tmp_path / "out", resume=True)
@@ -147,29 +148,23 @@ def test_a_folder_that_is_taken(settings, tmp_path):
 def test_two_processes_train_as_one(settings, base, data, tmp_path):
     """accelerate over gloo: the same examples a step, split."""
     alone = curve(train(settings(batch_size=4, accumulation=1, steps=3), tmp_path / "alone"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m"]
-    command += [
-        "icarus.cli.main",
-        "train",
-        "--model",
-        str(base),
-        "--data",
-        str(data),
-        "--dtype",
-        "float32",
-        "--rank",
-        "4",
+    command = [sys.executable, "-m", "icarus.cli.main", "train", "--model", str(base), "--data", str(data)]
+    command += ["--dtype", "float32", "--rank", "4", "--learning-rate", "0.01", "--batch-size", "2"]
+    command += ["--accumulation", "1", "--steps", "3", "--out", str(tmp_path / "two")]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
     ]
-    command += ["--learning-rate", "0.01", "--batch-size", "2", "--accumulation", "1", "--steps", "3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    try:
+        assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     for a, b in zip(alone, curve(tmp_path / "two"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["tokens"] == b["tokens"]

@@ -23,6 +23,7 @@ def save_adapter(folder: Path, model: PeftModel, metadata: AdapterMetadata) -> N
     _sort_targets(folder / _CONFIG_FILE)
     write_metadata(folder, metadata)
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    (folder / ADAPTER_FILE).chmod(0o644)  # it comes out readable by its owner alone
 
 
 def _sort_targets(file: Path) -> None:
