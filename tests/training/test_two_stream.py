@@ -118,11 +118,11 @@ def test_transformers_own_checkpointing_trains_something_else_and_is_refused(ada
     right = loss_of(model, SHARED).item()
     loss = answer_loss(model, SHARED)
     causal = model.get_base_model()
-    causal.gradient_checkpointing_enable()
+    causal.activation_checkpointing_enable()
     batch = collate([EXAMPLES[1]])
     with pytest.raises(ConfigError, match="drops the cache"):
         answer_loss(model, SHARED)
-    causal.gradient_checkpointing_disable()
+    causal.activation_checkpointing_disable()
     assert loss_of(model, SHARED).item() == right
     assert loss(batch.input_ids, batch.positions, batch.labels).isfinite()
 
