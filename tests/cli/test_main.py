@@ -30,6 +30,8 @@ def run_python(code, *argv, **options):
         ["demo", "--help"],
         ["generate", "--help"],
         ["models", "--help"],
+        ["train", "--help"],
+        ["eval", "--help"],
         ["--version"],
     ],
 )

@@ -15,7 +15,8 @@ from icarus.errors import (
 )
 
 _USERS_MISTAKES = (AlreadyExistsError, ConfigError, FailedPreconditionError, InvalidInputError, NotFoundError)
-_DEMO_MODULES = ("gguf", "transformers")
+_EXTRAS = {"gguf": "demo", "transformers": "demo", "peft": "train", "accelerate": "train"}
+"""Module -> the extra that brings it; the engine's bring the others."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = (error.name or "").split(".")[0]
         if not missing or missing.startswith("icarus"):
             raise
-        extra = "demo" if missing in _DEMO_MODULES else "engine"
+        extra = _EXTRAS.get(missing, "engine")
         return _fail(f"this needs {missing}: pip install 'icarus-serve[{extra}]'", 2)
     except KeyboardInterrupt:
         return 130

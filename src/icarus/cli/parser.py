@@ -8,6 +8,7 @@ from typing import NoReturn, TypeAlias
 from icarus import __version__
 from icarus.cli.flags import ALL, Sections, add_flags
 from icarus.cli.sampling_flags import add_sampling_flags
+from icarus.cli.train_flags import add_train_flags
 from icarus.config import GatewaySection
 from icarus.errors import InvalidInputError
 from icarus.types import DEFAULT_TENANT
@@ -23,6 +24,7 @@ _DEMO_SECTIONS: Sections = {
     **{name: ALL for name in WORKER_SECTIONS if name != "worker"},
     "gateway": ("prefill_threshold_tokens", "load_penalty_tokens", "adapter_penalty_tokens"),
 }
+_EVAL_SECTIONS: Sections = {"model": ("dtype", "device"), "cache": ALL, "engine": ALL}
 _GATEWAY_ADDRESS = GatewaySection().address
 
 
@@ -52,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_demo(commands)
     _add_doctor(commands)
+    _add_train(commands)
+    _add_eval(commands)
     return parser
 
 
@@ -96,6 +100,35 @@ def _add_demo(commands: _Commands) -> None:
     parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
     _add_local_flags(parser)
     add_flags(parser, _DEMO_SECTIONS)
+
+
+def _add_train(commands: _Commands) -> None:
+    parser = _add(commands, "train", "fine-tune a specialist, which reads the base model's KV", "train")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the specialist goes, with its log")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in that folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
+    add_train_flags(parser)
+
+
+def _add_eval(commands: _Commands) -> None:
+    parser = _add(commands, "eval", "score a specialist's greedy answers to a test set, as it is served", "eval")
+    parser.add_argument("--model", default="smollm2", metavar="TEXT", help="the base model, as for icarus train")
+    text = "the specialist's folder, or the name it is served by at --gateway (default: the base model)"
+    parser.add_argument("--adapter", metavar="FOLDER", help=text)
+    parser.add_argument("--data", required=True, metavar="FILE", help="JSONL, as for icarus train")
+    text = "exact text, equal JSON, equal final number, or equal label"
+    parser.add_argument("--metric", required=True, choices=("exact", "json", "number", "label"), help=text)
+    parser.add_argument("--limit", type=int, metavar="N", help="the first examples alone")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    text = "turns at a time, or the oracle's batch (default: 16)"
+    parser.add_argument("--in-flight", type=int, default=16, metavar="N", help=text)
+    parser.add_argument("--oracle", action="store_true", help="answer by transformers and peft, not by serving")
+    parser.add_argument("--nll", action="store_true", help="also the loss of the right answers, by the training code")
+    text = "ask a gateway that runs already (default: start one, and a decode worker, for this)"
+    parser.add_argument("--gateway", metavar="HOST:PORT", help=text)
+    parser.add_argument("--json", metavar="FILE", help="write the score and every answer to this file")
+    parser.add_argument("--card", action="store_true", help="add the score to the adapter's model card")
+    add_flags(parser, _EVAL_SECTIONS)
 
 
 def _add_local_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,71 @@
+"""README.md of an adapter: what it was trained on, how, and how good it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from icarus.training.settings import TrainSettings
+
+FILE_NAME = "README.md"
+_NO_SCORES = "None yet: `icarus eval --card` adds them.\n"
+_HOW = {
+    "icarus": "It reads the KV cache of the frozen base model and never writes it (ICaRus), so all such specialists of "
+    "one base share one cache.",
+    "conventional": "It is an ordinary LoRA with a KV cache of its own.",
+}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run was, besides its settings."""
+
+    data_name: str
+    data_sha256: str
+    num_examples: int
+    num_left_out: int
+    num_truncated: int
+    num_steps: int
+    num_processes: int
+    num_weights: int
+    final_loss: float
+    """Mean over the last tenth of the steps, in nats an answer token."""
+    validation_loss: float | None
+
+
+def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
+    step_size = settings.batch_size * settings.accumulation * facts.num_processes
+    recipe = {
+        "base": settings.model,
+        "mode": settings.mode,
+        "targets": ", ".join(settings.target_modules),
+        "rank, alpha, dropout": f"{settings.rank}, {settings.lora_alpha:g}, {settings.dropout:g}",
+        "weights": f"{facts.num_weights:,}, saved in bfloat16",
+        "optimiser": f"AdamW 0.9/0.999, weight decay {settings.weight_decay:g}, clipped to {settings.max_grad_norm:g}",
+        "learning rate": f"{settings.learning_rate:g}, cosine, warm-up {settings.warmup:.0%}",
+        "steps": f"{facts.num_steps} of {step_size} examples",
+        "precision": f"base {settings.dtype}, LoRA float32 in training",
+        "seed": str(settings.seed),
+    }
+    left_out = f"; {facts.num_left_out} longer than {settings.max_length} tokens left out" if facts.num_left_out else ""
+    truncated = f"; {facts.num_truncated} prompts cut at their beginning" if facts.num_truncated else ""
+    loss = f"Training loss at the end: {facts.final_loss:.4f} nats an answer token."
+    if facts.validation_loss is not None:
+        loss += f" Validation loss: {facts.validation_loss:.4f}."
+    (folder / FILE_NAME).write_text(
+        f"---\nbase_model: {settings.model}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
+        f"# {folder.resolve().name}\n\nA LoRA specialist trained by `icarus train`. {_HOW[settings.mode]}\n\n"
+        f"## Data\n\n`{facts.data_name}`, {facts.num_examples:,} examples{left_out}{truncated}; "
+        f"SHA-256 `{facts.data_sha256}`.\n\n"
+        f"## Recipe\n\n{_table(recipe)}\n{loss}\n\n## Scores\n\n{_NO_SCORES}"
+    )
+
+
+def add_score(folder: Path, line: str) -> None:
+    """Puts a line at the end of the scores, which are the end of the card."""
+    file = folder / FILE_NAME
+    text = file.read_text() if file.is_file() else f"# {folder.resolve().name}\n\n## Scores\n\n"
+    file.write_text(text.replace(_NO_SCORES, "") + f"- {line}\n")
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "| | |\n| --- | --- |\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())

@@ -1,0 +1,113 @@
+"""From records to token ids, as the gateway makes them: what is trained is what is served."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from icarus.errors import ConfigError, InvalidInputError
+from icarus.training.records import Record
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids. The answer ends with the token that ends a turn; its tokens alone carry loss."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+class Renderer:
+    """A model's chat template and tokenizer."""
+
+    def __init__(self, folder: str | Path):
+        """Raises ConfigError where the model names no end-of-sequence token."""
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.end_ids = _end_ids(Path(folder), self.tokenizer)
+        self.context_length = int(getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", 1 << 30))
+        if not self.end_ids:
+            raise ConfigError(f"model {folder} names no end-of-sequence token, so an answer would never end")
+
+    def prompt_ids(self, prompt: str | Sequence[Any]) -> list[int]:
+        """Ids of text as it is, or of messages with the generation prompt."""
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        return self._encode(self._render(prompt, add_generation_prompt=True))
+
+    def example(self, record: Record) -> Example:
+        """Raises InvalidInputError where the chat template objects, or rewrites the prompt once it is answered."""
+        prompt_ids = self.prompt_ids(record.prompt)
+        return Example(tuple(prompt_ids), tuple(self._end(self._encode(self._answer_text(record)))))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _answer_text(self, record: Record) -> str:
+        if isinstance(record.prompt, str):
+            return record.answer
+        prompt = self._render(record.prompt, add_generation_prompt=True)
+        whole = self._render([*record.prompt, {"role": "assistant", "content": record.answer}])
+        if not whole.startswith(prompt):
+            raise InvalidInputError(
+                "the model's chat template renders an answered prompt unlike the prompt itself; "
+                "give 'prompt' and 'completion' instead of messages"
+            )
+        return whole[len(prompt) :]
+
+    def _end(self, ids: list[int]) -> list[int]:
+        """Up to and with the last end token; one is added where the template has none."""
+        last = next((index for index in range(len(ids) - 1, -1, -1) if ids[index] in self.end_ids), None)
+        return [*ids, self.end_ids[0]] if last is None else ids[: last + 1]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _render(self, messages: Sequence[Any], add_generation_prompt: bool = False) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (jinja2.TemplateError, ValueError) as error:
+            raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
+
+
+def _end_ids(folder: Path, tokenizer: Any) -> list[int]:
+    """The tokenizer's first; then those of generation_config.json and config.json."""
+    found = [tokenizer.eos_token_id]
+    for source in (GenerationConfig, AutoConfig):
+        try:
+            entry = getattr(source.from_pretrained(folder), "eos_token_id", None)
+        except OSError:  # not every model has both files
+            continue
+        found += entry if isinstance(entry, list) else [entry]
+    return list(dict.fromkeys(token_id for token_id in found if token_id is not None))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Examples that are short enough."""
+
+    examples: list[Example]
+    num_truncated: int
+    num_left_out: int
+
+
+def fit(examples: Iterable[Example], max_length: int, truncate: bool) -> Fitted:
+    """Cuts the beginning of prompts that are too long, or leaves their examples out. A prompt keeps its last token."""
+    kept, num_truncated, num_left_out = [], 0, 0
+    for example in examples:
+        room = max_length - len(example.answer_ids)
+        if len(example) <= max_length:
+            kept.append(example)
+        elif truncate and room >= 1:
+            kept.append(Example(example.prompt_ids[-room:], example.answer_ids))
+            num_truncated += 1
+        else:
+            num_left_out += 1
+    return Fitted(kept, num_truncated, num_left_out)

@@ -1,0 +1,99 @@
+"""The folder that a run writes: a PEFT adapter when it is done, and on the way a log and checkpoints.
+
+train.json      the settings, and what the data were
+log.jsonl       a line a step
+checkpoints/    while it runs
+adapter_config.json adapter_model.safetensors icarus.json README.md     when it is done
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from icarus.errors import AlreadyExistsError, InvalidInputError
+from icarus.training.settings import TrainSettings
+
+ADAPTER_FILE = "adapter_model.safetensors"
+_IDENTITY_FILE = "train.json"
+_FREE_TO_CHANGE = {"save_every"}
+
+
+class RunFolder:
+    """Claim it with `start` or `resume`, which check that it is what they expect."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.log = self.path / "log.jsonl"
+
+    def start(self, identity: Mapping[str, Any], overwrite: bool) -> None:
+        """An empty folder. Raises AlreadyExistsError where it is not, and cannot or must not be overwritten."""
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            if not overwrite:
+                raise AlreadyExistsError(f"{self.path} exists; go on with --resume, or replace it with --overwrite")
+            if not (self.path / _IDENTITY_FILE).is_file():
+                raise AlreadyExistsError(
+                    f"{self.path} was not made by icarus train; delete it yourself, or choose another"
+                )
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(f"folder {self.path} cannot be made: {error.strerror}") from None
+        (self.path / _IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n")
+
+    def resume(self, identity: Mapping[str, Any]) -> None:
+        """Goes on with the same run; starts it where there is nothing yet.
+
+        Raises AlreadyExistsError for a finished run, InvalidInputError for a run with other settings or data.
+        """
+        file = self.path / _IDENTITY_FILE
+        if not file.is_file():
+            return self.start(identity, overwrite=False)
+        if (self.path / ADAPTER_FILE).is_file():
+            raise AlreadyExistsError(f"the run in {self.path} is finished; replace it with --overwrite")
+        try:
+            earlier = json.loads(file.read_text())
+            if not isinstance(earlier, dict):
+                raise ValueError("it holds no object")
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{file} cannot be read: {error}") from None
+        now = json.loads(json.dumps(identity))
+        changed = [key for key in sorted({*earlier, *now} - _FREE_TO_CHANGE) if earlier.get(key) != now.get(key)]
+        if changed:
+            key = changed[0]
+            raise InvalidInputError(
+                f"the run in {self.path} has {key} {earlier.get(key)!r}, this command {now.get(key)!r} "
+                f"({len(changed)} different in all); give the same settings, or start over with --overwrite"
+            )
+
+    def cut_log(self, num_steps_done: int) -> list[float]:
+        """Drops the lines of steps that will be done again; returns the losses of the others."""
+        lines = self.log.read_text().splitlines(keepends=True)[:num_steps_done] if self.log.is_file() else []
+        self.log.write_text("".join(lines))
+        return [json.loads(line)["loss"] for line in lines]
+
+    def append_log(self, figures: Mapping[str, Any]) -> None:
+        with self.log.open("a") as stream:
+            stream.write(json.dumps(figures) + "\n")
+
+    def finish(self) -> None:
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def identity_of(settings: TrainSettings, base_digest: str, num_processes: int) -> dict[str, Any]:
+    """What two parts of one run must agree on: paths may change, contents not."""
+    fields = dataclasses.asdict(settings)
+    for name in ("data", "validation"):
+        path = fields.pop(name)
+        fields[f"{name}_sha256"] = file_digest(path) if path else None
+    return fields | {"base_digest": base_digest, "num_processes": num_processes}
+
+
+def file_digest(path: str | Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,58 @@
+"""`icarus eval`: through real processes and through the oracle, with the same scores."""
+
+import json
+
+import pytest
+from tiny import tiny_adapter
+
+from icarus.adapters.metadata import AdapterMetadata, write_metadata
+from icarus.cli import main as cli
+from icarus.model.digest import base_digest
+from icarus.training.adapted import load_base
+from icarus.training.oracle import Oracle, load_oracle
+from icarus.training.settings import DEFAULT_TARGETS
+from icarus.types import AdapterMode
+
+
+def make_adapter(folder, base, mode):
+    tiny_adapter(folder, base, seed=5, targets=DEFAULT_TARGETS[mode])
+    write_metadata(folder, AdapterMetadata(mode, base_digest(base)))
+    return folder
+
+
+@pytest.mark.parametrize("mode", [None, *AdapterMode])
+def test_a_batch_of_the_oracle_answers_as_each_alone(base, tmp_path, mode):
+    model = (
+        load_oracle(base, make_adapter(tmp_path / "a", base, mode), "float32")
+        if mode
+        else load_base(base, "float32", 0)
+    )
+    oracle = Oracle(model, mode, end_ids=[77])
+    prompts = [list(range(5, 5 + n)) for n in (3, 9, 1)]
+    together = oracle.generate(prompts, 12)
+    assert together == [oracle.generate([prompt], 12)[0] for prompt in prompts]
+
+
+def test_the_serving_path_and_the_oracle_agree(base, data, tmp_path, capsys):
+    adapter = make_adapter(tmp_path / "a", base, AdapterMode.SHARED)
+    argv = ["eval", "--model", str(base), "--adapter", str(adapter), "--data", str(data), "--metric", "exact"]
+    argv += ["--max-tokens", "8", "--limit", "12", "--model-dtype", "float32", "--engine-num-threads", "1"]
+    reports = {}
+    for name, more in (("gateway", ["--card", "--nll"]), ("oracle", ["--oracle"])):
+        assert cli.main([*argv, "--json", str(tmp_path / name), *more]) == 0, capsys.readouterr().err
+        reports[name] = json.loads((tmp_path / name).read_text())
+    served, reference = reports["gateway"], reports["oracle"]
+    assert served["examples"] == reference["examples"] and len(served["examples"]) == 12
+    assert served["completion_tokens"] == reference["completion_tokens"] > 12
+    assert served["prompt_tokens"] == reference["prompt_tokens"]
+    assert 3 < served["answer_loss"] < 20 and reference["answer_loss"] is None
+    assert "train.jsonl: exact 0.0% [0.0%, 0.0%] over 12 examples" in (adapter / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [(["--card"], "give --adapter"), (["--limit", "0"], "at least 1"), (["--oracle", "--gateway", "x"], "not both")],
+)
+def test_bad_flags(data, more, reason, capsys):
+    assert cli.main(["eval", "--data", str(data), "--metric", "exact", *more]) == 2
+    assert reason in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""The loop: it learns, it can be interrupted anywhere, and what it writes is what is served."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from oracle import shared_logits
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import load_reference
+from torch.nn import functional as F
+
+from icarus.adapters.metadata import read_metadata
+from icarus.adapters.peft_folder import load_peft_folder
+from icarus.errors import AlreadyExistsError, InvalidInputError
+from icarus.model.config import ModelConfig
+from icarus.model.digest import base_digest
+from icarus.training import train as train_module
+from icarus.training.examples import Renderer
+from icarus.training.measure import mean_answer_loss
+from icarus.training.records import read_records
+from icarus.training.train import DivergedError, Observer, train
+from icarus.training.two_stream import answer_loss
+from icarus.types import AdapterMode
+
+
+class Stopped(BaseException):
+    """Stands for the process's sudden end."""
+
+
+def stop_after(step):
+    def observe(figures):
+        if figures.step == step:
+            raise Stopped
+
+    return Observer(step=observe)
+
+
+def curve(folder):
+    """Every logged figure but the time."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("mode", ["icarus", "conventional"])
+def test_it_learns_and_the_folder_is_served(settings, base, data, tmp_path, mode):
+    folder = train(settings(mode=mode, steps=30, accumulation=1, validation=str(data), save_every=15), tmp_path / "out")
+    losses = [line["loss"] for line in curve(folder)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert not (folder / "checkpoints").exists()
+    config = ModelConfig.from_folder(base)
+    digest = base_digest(base)
+    weights = load_peft_folder(folder, "x", None, config.linear_shapes, config.num_layers, digest, torch.float32, "cpu")
+    assert weights.mode is (AdapterMode.SHARED if mode == "icarus" else AdapterMode.PRIVATE)
+    assert {module for _, module in weights.modules} == set(settings(mode=mode).target_modules)
+    metadata = read_metadata(folder)
+    assert metadata is not None and metadata.base_digest == digest
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    card = (folder / "README.md").read_text()
+    assert "20 examples" in card and "rank, alpha, dropout | 4, 8, 0" in card and digest not in card
+
+
+def test_what_is_trained_is_what_is_served(settings, base, data, tmp_path):
+    """Plain peft loads the folder; the oracle's logits give the loss that the training code computes."""
+    folder = train(settings(), tmp_path / "out")
+    model = PeftModel.from_pretrained(load_reference(base), str(folder))
+    renderer = Renderer(base)
+    examples = [renderer.example(record) for record in read_records(data)]
+    total = 0.0
+    for example in examples:
+        logits = shared_logits(model, [*example.prompt_ids, *example.answer_ids])[len(example.prompt_ids) - 1 : -1]
+        total += F.cross_entropy(logits, torch.tensor(example.answer_ids), reduction="sum").item()
+    expected = total / sum(len(example.answer_ids) for example in examples)
+    assert mean_answer_loss(answer_loss(model, AdapterMode.SHARED), examples, 3) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(settings, tmp_path, stop):
+    changes = {"dropout": 0.1, "gradient_checkpointing": stop == 3}
+    whole = train(settings(**changes), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(settings(**changes), tmp_path / "cut", observer=stop_after(stop))
+    cut = train(settings(**changes), tmp_path / "cut", resume=True)
+    assert curve(cut) == curve(whole) and len(curve(whole)) == 6
+    assert (cut / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+
+
+def test_bfloat16_trains_float32_weights(settings, tmp_path):
+    folder = train(settings(dtype="bfloat16", steps=12), tmp_path / "out")
+    losses = [line["loss"] for line in curve(folder)]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    with pytest.raises(Stopped):
+        train(settings(dtype="bfloat16"), tmp_path / "cut", observer=stop_after(2))
+    (file,) = (tmp_path / "cut" / "checkpoints").glob("*.pt")
+    state = torch.load(file, weights_only=True)
+    assert {weight.dtype for weight in state["weights"].values()} == {torch.float32}
+
+
+def test_accumulation_does_not_change_the_curve(settings, tmp_path):
+    one = curve(train(settings(batch_size=4, accumulation=1), tmp_path / "one"))
+    four = curve(train(settings(batch_size=1, accumulation=4), tmp_path / "four"))
+    for a, b in zip(one, four, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(settings, tmp_path, monkeypatch):
+    good = train_module.Run._accumulate
+
+    def spoil(run, examples, answer_tokens):
+        spoil.calls += 1
+        return good(run, examples, answer_tokens) if spoil.calls < 4 else float("nan")
+
+    spoil.calls = 0
+    monkeypatch.setattr(train_module.Run, "_accumulate", spoil)
+    with pytest.raises(DivergedError, match="step 4 has loss nan"):
+        train(settings(), tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000002.pt"]
+    assert len(curve(tmp_path / "out")) == 3 and not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_a_rate_that_is_far_too_high_diverges(settings, tmp_path):
+    with pytest.raises(DivergedError):
+        train(settings(learning_rate=1e30, warmup=0.0, max_grad_norm=1e30), tmp_path / "out")
+
+
+def test_a_folder_that_is_taken(settings, tmp_path):
+    with pytest.raises(Stopped):
+        train(settings(), tmp_path / "out", observer=stop_after(3))
+    with pytest.raises(AlreadyExistsError, match=r"--resume.*--overwrite"):
+        train(settings(), tmp_path / "out")
+    with pytest.raises(InvalidInputError, match=r"rank 4, this command 8"):
+        train(settings(rank=8), tmp_path / "out", resume=True)
+    train(settings(steps=2), tmp_path / "out", overwrite=True)
+    with pytest.raises(AlreadyExistsError, match="finished"):
+        train(settings(steps=2), tmp_path / "out", resume=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(AlreadyExistsError, match="not made by icarus train"):
+        train(settings(), tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "letter.txt").exists()
+
+
+def test_two_processes_train_as_one(settings, base, data, tmp_path):
+    """accelerate over gloo: the same examples a step, split."""
+    alone = curve(train(settings(batch_size=4, accumulation=1, steps=3), tmp_path / "alone"))
+    command = [sys.executable, "-m", "icarus.cli.main", "train", "--model", str(base), "--data", str(data)]
+    command += ["--dtype", "float32", "--rank", "4", "--learning-rate", "0.01", "--batch-size", "2"]
+    command += ["--accumulation", "1", "--steps", "3", "--out", str(tmp_path / "two")]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    for a, b in zip(alone, curve(tmp_path / "two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["tokens"] == b["tokens"]
