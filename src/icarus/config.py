@@ -76,6 +76,9 @@ class WorkerSection:
     adapters: tuple[str, ...] = _setting((), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private")
     test_hooks: bool = _setting(False, "tests may stop turns over DebugService; never on a server in use")
     adapter_root: str = _setting("", "the folder that adapters must be in; anywhere when empty")
+    other_base_adapters: tuple[str, ...] = _setting(
+        (), "names of adapters that are served although they were trained on another base"
+    )
     max_resident_adapters: int = _setting(0, "adapters whose weights are kept in memory; 0 keeps all")
 
 

@@ -206,7 +206,22 @@ def test_mode_is_never_guessed(tmp_path, stored, asked):
 
 @pytest.mark.parametrize("asked", [None, SHARED, PRIVATE])
 def test_adapter_of_another_base_is_refused_with_both_digests(tmp_path, asked):
-    refused(write(tmp_path, base_digest=OTHER_BASE), FailedPreconditionError, BASE, OTHER_BASE, mode=asked)
+    words = (BASE, OTHER_BASE, "other_base_adapters")
+    refused(write(tmp_path, base_digest=OTHER_BASE), FailedPreconditionError, *words, mode=asked)
+
+
+@pytest.mark.parametrize("asked", [None, SHARED, PRIVATE])
+def test_adapter_of_another_base_that_the_operator_allows(tmp_path, asked):
+    allowed = load(write(tmp_path / "theirs", base_digest=OTHER_BASE), asked, allow_other_base=True)
+    assert allowed.mode is (asked or SHARED)
+    assert allowed.digest == load(write(tmp_path / "ours")).digest
+
+
+def test_other_base_says_nothing_about_shapes_or_modes(tmp_path):
+    folder = write(tmp_path / "private", base_digest=OTHER_BASE, mode=PRIVATE)
+    refused(folder, FailedPreconditionError, "private mode", mode=SHARED, allow_other_base=True)
+    folder = write(tmp_path / "deep", base_digest=OTHER_BASE)
+    refused(folder, InvalidInputError, "layer", num_layers=1, allow_other_base=True)
 
 
 @pytest.mark.parametrize("targets", [QKV, ("k_proj",), ("o_proj", "v_proj")])

@@ -68,6 +68,9 @@ def root(base, tmp_path_factory) -> Path:
         write(root / name, base, seed=100 + seed, rank=3 + seed)
         write(root / f"own-{name}", base, seed=200 + seed, mode=PRIVATE)
     write_patterned(root / "patterned", base)
+    for name in ("foreign", "unnamed"):
+        write(root / name, base, seed=400)
+        write_metadata(root / name, AdapterMetadata(SHARED, "ab" * 32))
     for i, name in enumerate(MANY):
         write(root / name, base, seed=300 + i, rank=1 + i % 7)
     return root
@@ -81,7 +84,9 @@ def zoo(base, root, tmp_path_factory):
         cache=CacheSection(num_blocks=512, block_size=BLOCK_SIZE),
         engine=EngineSection(max_batch_tokens=64, num_threads=1),
         gateway=GatewaySection(address="127.0.0.1:0", prefill_threshold_tokens=64, heartbeat_seconds=0.2),
-        worker=WorkerSection(adapter_root=str(root), max_resident_adapters=SLOTS, test_hooks=True),
+        worker=WorkerSection(
+            adapter_root=str(root), max_resident_adapters=SLOTS, other_base_adapters=("foreign",), test_hooks=True
+        ),
     )
     cluster = LocalCluster(config, decode_adapters=((), ()), log_dir=tmp_path_factory.mktemp("zoo-logs"))
     modes = {folder.name: PRIVATE if folder.name.startswith("own") else SHARED for folder in root.iterdir()}
@@ -149,6 +154,13 @@ def test_a_reload_leaves_running_turns_on_the_weights_they_began_with(zoo, clien
     zoo.check_greedy(new, prompt, after)
     with pytest.raises(AssertionError):  # the two differ, so that the checks above can tell
         zoo.check_greedy(new, prompt, before)
+
+
+def test_only_the_operator_lets_in_an_adapter_of_another_base(client):
+    client.load_adapter("foreign", "foreign")
+    assert greedy(client, "foreign", [5] * 20).token_ids
+    with pytest.raises(FailedPreconditionError, match="other_base_adapters"):
+        client.load_adapter("unnamed", "unnamed")
 
 
 def test_files_that_are_written_over_change_nothing_until_they_are_loaded(zoo, client, root, base):

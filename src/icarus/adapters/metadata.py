@@ -54,11 +54,16 @@ def write_metadata(folder: Path, metadata: AdapterMetadata) -> None:
 
 
 def resolve_mode(
-    name: str, requested: AdapterMode | None, metadata: AdapterMetadata | None, base_digest: str
+    name: str,
+    requested: AdapterMode | None,
+    metadata: AdapterMetadata | None,
+    base_digest: str,
+    allow_other_base: bool = False,
 ) -> AdapterMode:
     """The mode to serve an adapter in: what its metadata says, unless the operator asks for private.
 
-    Raises FailedPreconditionError where that would be a guess, and for an adapter of another base.
+    Raises FailedPreconditionError where that would be a guess, and for an adapter of another base that the operator
+    does not allow.
     """
     if metadata is None:
         if requested is AdapterMode.PRIVATE:
@@ -68,10 +73,11 @@ def resolve_mode(
             f"adapter {name!r} {asked} but has no {FILE_NAME}, so nothing says that it reads the base's KV; "
             "load it with mode private, or train it again with Icarus"
         )
-    if metadata.base_digest != base_digest:
+    if metadata.base_digest != base_digest and not allow_other_base:
         raise FailedPreconditionError(
             f"adapter {name!r} was trained on the base with digest {metadata.base_digest}, but this server's base has "
-            f"digest {base_digest}; serve it on its own base, or train it again on this one"
+            f"digest {base_digest}; serve it on its own base, train it again on this one, or name it in [worker] "
+            "other_base_adapters to serve it all the same"
         )
     if requested is AdapterMode.SHARED and metadata.mode is AdapterMode.PRIVATE:
         raise FailedPreconditionError(

@@ -52,10 +52,12 @@ def load_peft_folder(
     dtype: torch.dtype,
     device: torch.device | str,
     max_rank: int = DEFAULT_MAX_RANK,
+    allow_other_base: bool = False,
 ) -> LoraWeights:
     """Loads the adapter in `folder` for a base whose projections have `shapes` (module -> (out, in)).
 
-    `mode` None takes what `icarus.json` says. B comes back multiplied by its scaling, both matrices in `dtype`.
+    `mode` None takes what `icarus.json` says; `allow_other_base` passes over the base that it names. B comes back
+    multiplied by its scaling, both matrices in `dtype`.
 
     Raises InvalidInputError for what can never be served on this base, FailedPreconditionError for an adapter of
     another base and for a mode that its metadata does not support.
@@ -64,7 +66,7 @@ def load_peft_folder(
     if not folder.is_dir():
         raise InvalidInputError(f"adapter {name!r}: {folder} is not a folder; give a folder that PEFT saved")
     config = read_config(folder, name, max_rank)
-    mode = resolve_mode(name, mode, read_metadata(folder), base_digest)
+    mode = resolve_mode(name, mode, read_metadata(folder), base_digest, allow_other_base)
     raw = _read_tensors(folder / FILE_NAME, name, config, shapes, num_layers)
     if mode is AdapterMode.SHARED and (writers := sorted({module for _, module in raw} & _WRITES_KV)):
         raise InvalidInputError(

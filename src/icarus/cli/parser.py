@@ -17,7 +17,7 @@ WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfe
 GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL}
 _UP_SECTIONS: Sections = {
     **WORKER_SECTIONS,
-    "worker": ("adapters", "adapter_root", "max_resident_adapters"),
+    "worker": ("adapters", "adapter_root", "other_base_adapters", "max_resident_adapters"),
     "gateway": ALL,
 }
 _DEMO_SECTIONS: Sections = {

@@ -234,6 +234,7 @@ def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> Ada
             base_digest=base_digest,
             dtype=getattr(torch, config.model.dtype),
             device=config.model.device,
+            allow_other_base=name in config.worker.other_base_adapters,
         )
 
     if config.worker.max_resident_adapters < 0:
