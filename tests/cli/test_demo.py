@@ -4,42 +4,61 @@ import dataclasses
 import json
 
 import pytest
+import tiny
 from rich.console import Console
 
-from icarus.cli.demo import _check_room
-from icarus.cli.demo_chain import Chain, Plan, TurnFigures, play
-from icarus.cli.demo_report import comparison_table, ratios, turns_table, write_json
+from icarus.adapters.generate import write_random_adapter
+from icarus.cli.demo import _check_room, _specialists
+from icarus.cli.demo_chain import Chain, Step, TurnFigures, play
+from icarus.cli.demo_report import answers_table, comparison_table, ratios, turns_table, write_json
+from icarus.cli.demo_text import CONTEXT, CREW, WARM_UP
 from icarus.client import Client
 from icarus.config import CacheSection, Config
 from icarus.errors import ConfigError
+from icarus.model.config import ModelConfig
+from icarus.model.digest import base_digest
 from icarus.types import AdapterMode
 
-PLAN = Plan()
-WARM_UP = Plan(4, 288, 2, 16)
+SAID = [[{"role": "user", "content": "one"}], [{"role": "user", "content": "two three"}]]
 
 
-def test_the_plan_is_the_issues():
-    assert PLAN.history_tokens(7) == 1024 + 8 * 32 + 7 * 64 == 1728
-    inputs = PLAN.inputs(range(300))
-    assert [len(ids) for ids in inputs] == [1024] + [64] * 7
-    assert inputs[0][:301] == [*range(300), 0] and inputs[1][0] == 1024 % 300
-    assert inputs == PLAN.inputs(range(300))
+def test_the_crew_alternates_between_two_workers():
+    assert len(CREW) == len({ask.specialist for ask in CREW}) == 8
+    assert all(ask.messages[-1]["content"] == ask.instruction for ask in CREW)
 
 
-def test_the_warm_up_shares_no_block_with_the_chain():
-    assert WARM_UP.inputs(range(300), skip=150)[0][:16] != PLAN.inputs(range(300))[0][:16]
+def test_the_warm_up_shares_no_message_with_the_chain():
+    assert not {message["content"] for message in WARM_UP} & {message["content"] for message in CONTEXT}
 
 
 def test_a_pool_too_small_is_refused_and_the_default_is_not():
-    _check_room(Config(), PLAN, WARM_UP)
+    histories = [1100 + 100 * turn for turn in range(8)]
+    _check_room(Config(), histories, [300])
     with pytest.raises(ConfigError, match="num_blocks = 512"):
-        _check_room(dataclasses.replace(Config(), cache=CacheSection(num_blocks=512)), PLAN, WARM_UP)
+        _check_room(dataclasses.replace(Config(), cache=CacheSection(num_blocks=512)), histories, [300])
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """A base, and a folder with one specialist trained on it, one trained on another, and one of ours to come."""
+    shape = tiny.tiny_llama(tmp_path / "model")
+    model, digest = ModelConfig.from_folder(shape), base_digest(shape)
+    write_random_adapter(tmp_path / "shipped" / "banking", model, digest, rank=2, seed=0)
+    write_random_adapter(tmp_path / "shipped" / "tools", model, "ab" * 32, rank=2, seed=0)
+    return shape, tmp_path / "shipped"
+
+
+def test_who_is_trained_for_the_base_takes_part_as_trained(shipped, tmp_path):
+    folders, trained = _specialists(*shipped, tmp_path / "made")
+    assert trained == ["banking"] and folders["banking"] == shipped[1] / "banking"
+    assert list(folders) == [ask.specialist for ask in CREW]
+    assert all(path.parent == tmp_path / "made" for name, path in folders.items() if name != "banking")
 
 
 def play_scripted(gateway, mode):
     seen: list[TurnFigures] = []
     with Client(gateway.address, timeout=10) as client:
-        chain = play(client, mode, ["a", "b"], [[1, 2, 3], [4]], 3, seen.append)
+        chain = play(client, mode, SAID[0], [Step("a", SAID[0], 3), Step("b", SAID[1], 3)], seen.append)
     assert tuple(seen) == chain.turns
     return chain
 
@@ -70,8 +89,9 @@ def test_report_and_json(gateway, tmp_path):
     assert ratios(shared, private)["computed_tokens"] == 5 and ratios(shared, private)["kv_bytes_distinct"] == 8
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
     console.print(turns_table("title", shared.turns), comparison_table(shared, private))
+    console.print(answers_table([dataclasses.replace(shared.turns[0], answer=" [card] arrival\n")]))
     text = console.export_text()
-    assert "…" not in text and " d0 " in text and "5.0" in text and "32.0" in text
+    assert "…" not in text and " d0 " in text and "5.0" in text and "32.0" in text and "[card] arrival" in text
     write_json(tmp_path / "demo.json", shared, private, {"model": "m"})
     written = json.loads((tmp_path / "demo.json").read_text())
     assert [turn["mode"] for turn in written["turns"]] == ["shared"] * 4

@@ -3,16 +3,20 @@
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
+import icarus
 from icarus.adapters.generate import write_random_adapter
-from icarus.cli.demo_chain import Chain, Plan, TurnFigures, play
-from icarus.cli.demo_report import comparison_table, turns_table, write_json
-from icarus.cli.demo_text import CONVERSATION
+from icarus.adapters.metadata import read_metadata
+from icarus.cli.demo_chain import Chain, Messages, Step, TurnFigures, play
+from icarus.cli.demo_report import answers_table, comparison_table, turns_table, write_json
+from icarus.cli.demo_text import CONTEXT, CREW, WARM_UP, Ask
 from icarus.cli.flags import read_config
 from icarus.cli.local import LocalCluster, resolve_section
 from icarus.client import Client
@@ -22,8 +26,12 @@ from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.types import AdapterMode
 
-SPECIALISTS = ("triage", "diagnose", "plan", "tools", "check", "write", "translate", "summarise")
+TRAINED = Path(icarus.__file__).parents[2] / "examples" / "specialists"
+"""Where a checkout has the specialists that we trained."""
 _NUM_DECODE = 2
+_ANSWER_TOKENS = 96
+_NONSENSE_TOKENS = 32
+_WARM_UP_TURNS = 4
 _RANK = 16
 _TITLES = {
     AdapterMode.SHARED: "shared: every specialist reads the base model's KV",
@@ -37,8 +45,12 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     with tempfile.TemporaryDirectory(prefix="icarus-demo-") as folder:
         config = _prepare(config, console)
-        adapters = _make_specialists(Path(config.model.path), Path(folder))
-        hosted = [[f"{name}={adapters[name]}" for name in SPECIALISTS[i::_NUM_DECODE]] for i in range(_NUM_DECODE)]
+        shipped = Path(args.specialists or TRAINED)
+        adapters, trained = _specialists(Path(config.model.path), shipped, Path(folder))
+        if not trained:
+            console.print(f"no specialist in {shipped} is trained for this base: all have random weights")
+        entries = [f"{name}={path}" for name, path in adapters.items()]
+        hosted = [entries[i::_NUM_DECODE] for i in range(_NUM_DECODE)]
         cluster = LocalCluster(
             config,
             decode_adapters=hosted,
@@ -47,42 +59,52 @@ def run(args: argparse.Namespace) -> int:
             progress=console.print,
         )
         with cluster, Client(cluster.address) as client:
-            shared, private = play_both(client, config, Plan(num_turns=len(SPECIALISTS)), adapters, console)
+            shared, private = play_both(client, config, adapters, trained, console)
+    if trained:
+        console.print(answers_table([turn for turn in shared.turns if turn.specialist in trained]))
+        console.print()
     console.print(comparison_table(shared, private))
     for note in (*shared.notes, *private.notes):
         console.print(f"note: {note}")
     if json_path is not None:
-        settings = {**dataclasses.asdict(config), "specialists": SPECIALISTS}
+        settings = {**dataclasses.asdict(config), "specialists": list(adapters), "trained": trained}
         write_json(json_path, shared, private, settings)
         console.print(f"every figure is in {json_path}")
     return 0
 
 
 def play_both(
-    client: Client, config: Config, plan: Plan, adapters: dict[str, Path], console: Console
+    client: Client, config: Config, adapters: dict[str, Path], trained: Collection[str], console: Console
 ) -> tuple[Chain, Chain]:
-    """The chain with shared specialists, then with the same ones loaded as private, on the same workers."""
-    warm_up = Plan(4, config.gateway.prefill_threshold_tokens + 2 * config.cache.block_size, 2, config.cache.block_size)
-    _check_room(config, plan, warm_up)
-    text_ids = _tokenise(client, CONVERSATION)
-    inputs, warm_up_inputs = plan.inputs(text_ids), warm_up.inputs(text_ids, skip=len(text_ids) // 2)
-    chains = []
+    """The chain with shared specialists, then with the same ones loaded as private, on the same workers.
+
+    The private ones give exactly as many tokens as the shared ones gave, so that both chains are equally long.
+    """
+    steps = [_step(ask, ask.specialist in trained) for ask in CREW]
+    warm_up = [replace(step, num_tokens=2) for step in steps[:_WARM_UP_TURNS]]
+    _check_room(config, *(_history_tokens(client, *story) for story in ((CONTEXT, steps), (WARM_UP, warm_up))))
+    chains: list[Chain] = []
     for mode in (AdapterMode.SHARED, AdapterMode.PRIVATE):
-        models = _load_private(client, adapters) if mode is AdapterMode.PRIVATE else list(adapters)
+        if mode is AdapterMode.PRIVATE:
+            models = _load_private(client, adapters)
+            lengths = [turn.completion_tokens for turn in chains[0].turns]
+            steps = [
+                replace(step, model=models[step.model], num_tokens=length, exact=True)
+                for step, length in zip(steps, lengths, strict=True)
+            ]
+            warm_up = [replace(step, model=models[step.model]) for step in warm_up]
         console.print("warming up with a short conversation of another text, not counted", style="dim")
-        play(client, mode, models[: warm_up.num_turns], warm_up_inputs, warm_up.output_tokens)
-        chains.append(_play_live(client, mode, models, inputs, plan.output_tokens, console))
+        play(client, mode, WARM_UP, warm_up)
+        chains.append(_play_live(client, mode, steps, console))
     return chains[0], chains[1]
 
 
-def _play_live(
-    client: Client,
-    mode: AdapterMode,
-    models: Sequence[str],
-    inputs: Sequence[Sequence[int]],
-    output_tokens: int,
-    console: Console,
-) -> Chain:
+def _step(ask: Ask, is_trained: bool) -> Step:
+    """Who is trained says what there is to say; random weights find no end."""
+    return Step(ask.specialist, ask.messages, _ANSWER_TOKENS if is_trained else _NONSENSE_TOKENS, exact=not is_trained)
+
+
+def _play_live(client: Client, mode: AdapterMode, steps: Sequence[Step], console: Console) -> Chain:
     turns: list[TurnFigures] = []
     with Live(turns_table(_TITLES[mode], turns), console=console, auto_refresh=False) as live:
 
@@ -90,7 +112,7 @@ def _play_live(
             turns.append(turn)
             live.update(turns_table(_TITLES[mode], turns), refresh=True)
 
-        chain = play(client, mode, models, inputs, output_tokens, show)
+        chain = play(client, mode, CONTEXT, steps, show)
     console.print()
     return chain
 
@@ -104,40 +126,53 @@ def _prepare(config: Config, console: Console) -> Config:
     )
 
 
-def _make_specialists(model_folder: Path, folder: Path) -> dict[str, Path]:
-    """A random adapter with non-zero B for each specialist: they answer nonsense, at the true cost."""
+def _specialists(model_folder: Path, trained: Path, folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """A folder for each of the crew, and the names of those that are trained for this base. The others get random
+    weights: they answer nonsense, at the true cost."""
     model, digest = ModelConfig.from_folder(model_folder), base_digest(model_folder)
-    return {
-        name: write_random_adapter(folder / name, model, digest, rank=_RANK, seed=seed)
-        for seed, name in enumerate(SPECIALISTS)
+    names = [ask.specialist for ask in CREW]
+    metadata = {name: read_metadata(trained / name) for name in names}
+    fitting = [name for name, found in metadata.items() if found and found.base_digest == digest]
+    folders = {
+        name: trained / name
+        if name in fitting
+        else write_random_adapter(folder / name, model, digest, rank=_RANK, seed=seed)
+        for seed, name in enumerate(names)
     }
+    return folders, fitting
 
 
-def _load_private(client: Client, adapters: dict[str, Path]) -> list[str]:
-    """Loads each specialist again as private, where its shared twin is and on the prefill workers."""
+def _load_private(client: Client, adapters: dict[str, Path]) -> dict[str, str]:
+    """Loads each specialist again as private, where its shared twin is and on the prefill workers. The new names."""
     homes = {model.name: model.worker_ids for model in client.models()}
     prefill = [worker.worker_id for worker in client.cluster().workers if worker.role == "prefill"]
-    return [
-        client.load_adapter(
+    return {
+        name: client.load_adapter(
             f"{name}-private", str(path), mode=AdapterMode.PRIVATE, workers=[*homes[name], *prefill]
         ).name
         for name, path in adapters.items()
-    ]
+    }
 
 
-def _tokenise(client: Client, text: str) -> tuple[int, ...]:
-    session = client.create_session(text)
-    token_ids = session.token_ids()
+def _history_tokens(client: Client, context: Messages, steps: Sequence[Step]) -> list[int]:
+    """How long the history may be after each turn."""
+    sizes = [_count(client, step.messages) + step.num_tokens for step in steps]
+    return [_count(client, context) + total for total in accumulate(sizes)]
+
+
+def _count(client: Client, messages: Messages) -> int:
+    session = client.create_session(messages=messages)
+    num_tokens = len(session.token_ids())
     session.delete()
-    return token_ids
+    return num_tokens
 
 
-def _check_room(config: Config, plan: Plan, warm_up: Plan) -> None:
-    """An evicted block would be computed again and spoil the figures."""
+def _check_room(config: Config, *stories: Sequence[int]) -> None:
+    """An evicted block would be computed again and spoil the figures. `stories` are lengths of histories."""
     needed = sum(
-        2 + each.history_tokens(turn) // config.cache.block_size
-        for each in (plan, warm_up)
-        for turn in [*range(each.num_turns), each.num_turns - 1]  # a private namespace a turn, and the shared one
+        2 + num_tokens // config.cache.block_size
+        for histories in stories
+        for num_tokens in [*histories, histories[-1]]  # a private namespace a turn, and the shared one
     )
     if config.cache.num_blocks < needed:
         raise ConfigError(

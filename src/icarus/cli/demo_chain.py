@@ -2,39 +2,26 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 
 from icarus.client import Client, Cluster, Session
 from icarus.errors import UnavailableError
 from icarus.types import AdapterMode
 
+Messages = Sequence[Mapping[str, str]]
 _SETTLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long a chain is. All in tokens but `num_turns`."""
+class Step:
+    """What one specialist is asked."""
 
-    num_turns: int = 8
-    context_tokens: int = 1024
-    output_tokens: int = 32
-    observation_tokens: int = 64
-
-    @property
-    def num_input_tokens(self) -> int:
-        return self.context_tokens + (self.num_turns - 1) * self.observation_tokens
-
-    def history_tokens(self, turn: int) -> int:
-        """Length of the history after a turn; turns count from 0."""
-        return self.context_tokens + turn * self.observation_tokens + (turn + 1) * self.output_tokens
-
-    def inputs(self, text_ids: Sequence[int], skip: int = 0) -> list[list[int]]:
-        """The context and then the observations, cut from a text that starts over when it is used up."""
-        ids = islice(cycle(text_ids), skip, None)
-        sizes = [self.context_tokens] + [self.observation_tokens] * (self.num_turns - 1)
-        return [list(islice(ids, size)) for size in sizes]
+    model: str
+    messages: Messages
+    num_tokens: int
+    """Of the answer: at most, or exactly."""
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,8 @@ class TurnFigures:
     nixl_bytes: int
     ttft_seconds: float
     tokens_per_second: float
-    """Of the tokens after the first one."""
+    """Of the tokens after the first one; 0 where there is none."""
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -93,19 +81,17 @@ class Chain:
 def play(
     client: Client,
     mode: AdapterMode,
-    models: Sequence[str],
-    inputs: Sequence[Sequence[int]],
-    output_tokens: int,
+    context: Messages,
+    steps: Sequence[Step],
     on_turn: Callable[[TurnFigures], None] = lambda turn: None,
 ) -> Chain:
-    """Opens a session with the first input, lets each model answer in turn, and deletes the session."""
+    """Opens a session with the context, lets each model answer in turn, and deletes the session."""
     before = _settled(client)
     turns: list[TurnFigures] = []
     started = time.perf_counter()
-    session = client.create_session(token_ids=inputs[0])
-    for index, model in enumerate(models):
-        observation = inputs[index] if index else None
-        turns.append(_play_turn(session, mode, index, model, observation, output_tokens))
+    session = client.create_session(messages=context)
+    for index, step in enumerate(steps):
+        turns.append(_play_turn(session, mode, index, step))
         on_turn(turns[-1])
     wall_seconds = time.perf_counter() - started
     session.delete()
@@ -114,23 +100,24 @@ def play(
     return Chain(tuple(turns), totals, _doubts(mode, turns, totals, after))
 
 
-def _play_turn(
-    session: Session, mode: AdapterMode, index: int, model: str, observation: Sequence[int] | None, output_tokens: int
-) -> TurnFigures:
+def _play_turn(session: Session, mode: AdapterMode, index: int, step: Step) -> TurnFigures:
     started = time.perf_counter()
-    first = None
-    stream = session.generate(model, token_ids=observation, max_tokens=output_tokens, ignore_eos=True)
+    first, answer = None, ""
+    stream = session.generate(
+        step.model, messages=step.messages, max_tokens=step.num_tokens, ignore_eos=step.exact, temperature=0.0
+    )
     for delta in stream:
+        answer += delta.text
         if first is None and delta.token_ids:
             first = time.perf_counter()
     ended = time.perf_counter()
     usage, route = stream.usage, stream.route
     if usage is None or route is None or first is None:
-        raise UnavailableError(f"turn {index + 1} by {model} ended without tokens or usage")
+        raise UnavailableError(f"turn {index + 1} by {step.model} ended without tokens or usage")
     return TurnFigures(
         mode=mode.value,
         turn=index + 1,
-        specialist=model,
+        specialist=step.model,
         prefill_worker=route.prefill_worker,
         decode_worker=route.decode_worker,
         prompt_tokens=usage.prompt_tokens,
@@ -144,6 +131,7 @@ def _play_turn(
         nixl_bytes=usage.transfer_bytes,
         ttft_seconds=first - started,
         tokens_per_second=(usage.completion_tokens - 1) / max(ended - first, 1e-9),
+        answer=answer,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from icarus.cli.demo_chain import Chain, TurnFigures
 
@@ -53,6 +54,15 @@ def _turn_row(turn: TurnFigures) -> list[str]:
 def _short(worker: str) -> str:
     role, _, number = worker.partition("-")
     return role[:1] + number
+
+
+def answers_table(turns: Sequence[TurnFigures]) -> Table:
+    """What those said who are trained."""
+    table = Table(title="what the trained specialists said", title_justify="left", title_style="bold")
+    table.box, table.show_header, table.padding, table.pad_edge = None, False, (0, 1, 0, 0), False
+    for turn in turns:
+        table.add_row(str(turn.turn), turn.specialist, Text(turn.answer.strip()))
+    return table
 
 
 def comparison_table(shared: Chain, private: Chain) -> Table:

@@ -98,6 +98,8 @@ def _add_demo(commands: _Commands) -> None:
     text = "play one conversation through eight specialists, with one KV cache and then with eight"
     parser = _add(commands, "demo", text, "demo")
     parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
+    text = "trained specialists, a folder each (default: examples/specialists of this checkout)"
+    parser.add_argument("--specialists", metavar="FOLDER", help=text)
     _add_local_flags(parser)
     add_flags(parser, _DEMO_SECTIONS)
 
