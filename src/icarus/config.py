@@ -62,6 +62,9 @@ class TransferSection:
     read_timeout_seconds: float = _setting(5.0, "after this long a read is given up and its blocks are quarantined")
     max_queued_reads: int = _setting(1024, "reads that wait for the transfer thread before more are refused")
     max_leased_fraction: float = _setting(0.5, "share of the pool that may be lent before more is refused")
+    max_quarantined_fraction: float = _setting(
+        0.25, "share of the pool under reads that hang past which the worker drains and ends, to be started anew"
+    )
     stage_timeout_seconds: float = _setting(60.0, "how long a reserved turn waits for its prefill")
 
 

@@ -129,6 +129,11 @@ class Engine:
         self.pool.settle(block_ids)
         self._admit()
 
+    def fail_all(self, error: Exception) -> None:
+        """Tells every request that it failed; the books are left as they are. For an engine that can go on no more."""
+        for request in self._requests.values():
+            request.sink(Failed(error))
+
     # -- leases --------------------------------------------------------------------------------------------------
 
     def acquire_lease(self, block_hashes: Sequence[BlockHash], first_block: int) -> Grant:

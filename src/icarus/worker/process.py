@@ -20,11 +20,15 @@ from icarus.worker.v1 import (
     debug_service_pb2,
     debug_service_pb2_grpc,
 )
+from icarus.worker.watch import watch
 from icarus.worker.worker import Worker, build_worker
 
 
 async def run_worker(config: Config, role: Role, own_service: Callable[[Worker], Service]) -> None:
-    """Loads, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
+    """Loads, serves until SIGTERM or SIGINT, then drains.
+
+    Raises ConfigError before it serves, and what `watch` raises: the worker cannot go on, and has drained.
+    """
     worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed())
     server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)])
     await worker.start()
@@ -34,9 +38,11 @@ async def run_worker(config: Config, role: Role, own_service: Callable[[Worker],
         for link in links:
             link.cancel()
 
+    max_quarantined = int(config.transfer.max_quarantined_fraction * config.cache.num_blocks)
     try:
-        await serve_until_signal(server, before_drain=leave_gateways)
+        await serve_until_signal(server, before_drain=leave_gateways, trouble=watch(worker.engine, max_quarantined))
     finally:
+        await asyncio.gather(*links, return_exceptions=True)
         await worker.stop()
 
 
