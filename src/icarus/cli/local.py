@@ -10,15 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typing import Self
 
 from icarus.cli.flags import to_flags
+from icarus.cli.health import SERVING, ask_health
 from icarus.cli.parser import GATEWAY_SECTIONS, WORKER_SECTIONS
 from icarus.client import Client
-from icarus.client.connection import channel_options
 from icarus.config import Config, ModelSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
 from icarus.types import Role
@@ -183,13 +180,10 @@ def _serving(client: Client) -> set[str]:
 
 
 def _is_serving(address: str) -> bool:
-    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are made at run time
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
-        except grpc.RpcError:
-            return False
-    return answer.status == health_pb2.HealthCheckResponse.SERVING
+    try:
+        return ask_health(address, timeout_seconds=5.0) == SERVING
+    except UnavailableError:
+        return False
 
 
 def _death(child: _Child, code: int) -> IcarusError:
