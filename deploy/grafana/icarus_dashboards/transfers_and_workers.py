@@ -101,7 +101,8 @@ def _seconds() -> Panel:
 def _failures() -> Panel:
     return lines(
         "Reads that failed, by cause",
-        "The turn goes on: what could not be read is computed.",
+        "Turns go on: what could not be read is computed. gone: the block was evicted and the gateway did not know yet, "
+        "which is harmless.",
         "suffix:/s",
         Query(
             f"sum by (cause) (rate(icarus_transfer_failures_total{{{_INSTANCE}}}[$__rate_interval]))",
