@@ -101,8 +101,8 @@ def _seconds() -> Panel:
 def _failures() -> Panel:
     return lines(
         "Reads that failed, by cause",
-        "Turns go on: what could not be read is computed. gone: the block was evicted and the gateway did not know yet, "
-        "which is harmless.",
+        "Turns go on: what could not be read is computed. gone: the block was evicted and the gateway did not know; "
+        "harmless.",
         "suffix:/s",
         Query(
             f"sum by (cause) (rate(icarus_transfer_failures_total{{{_INSTANCE}}}[$__rate_interval]))",
