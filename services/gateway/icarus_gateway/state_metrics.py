@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from icarus.cache.index import PrefixIndex
 from icarus.types import Role
+from icarus_gateway.conversations import Conversations
 from icarus_gateway.sessions import SessionStore
 from icarus_gateway.workers import WorkerTable
 
@@ -13,10 +14,11 @@ from icarus_gateway.workers import WorkerTable
 class GatewayState:
     """What `LoopCollector` reads."""
 
-    def __init__(self, workers: WorkerTable, index: PrefixIndex, store: SessionStore):
+    def __init__(self, workers: WorkerTable, index: PrefixIndex, store: SessionStore, conversations: Conversations):
         self._workers = workers
         self._index = index
         self._store = store
+        self._conversations = conversations
 
     async def read(self) -> list[Metric]:
         return [self._worker_counts(), self._heartbeat_ages(), self._blocks(), *self._sessions()]
@@ -44,7 +46,7 @@ class GatewayState:
         counts = self._store.counts()
         events = CounterMetricFamily("icarus_session_events", "Sessions made and ended.", labels=["event"])
         events.add_metric(["created"], counts.created)
-        events.add_metric(["forked"], counts.forked)
+        events.add_metric(["forked"], self._conversations.num_forked)
         events.add_metric(["expired"], counts.expired)
         events.add_metric(["deleted"], counts.deleted)
         return [GaugeMetricFamily("icarus_sessions", "Sessions that are kept.", counts.live), events]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from icarus.engine.step_report import MIXED, RowKind
+from icarus.engine.step_report import MIXED, RowKind, StepReport
 from icarus.rpc.metrics import SECONDS_BUCKETS
 
 _STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 10)
@@ -53,3 +53,11 @@ class WorkerMetrics:
         for kind in RowKind:
             metrics.step_rows.labels(kind)
         return metrics
+
+    def observe_step(self, report: StepReport) -> None:
+        """Called on the engine thread, after each step."""
+        self.step_seconds.labels(report.kind).observe(report.seconds)
+        self.batch_size.observe(report.num_requests)
+        self.encoder_seconds.inc(report.encoder_seconds)
+        for kind, count in report.rows.items():
+            self.step_rows.labels(kind).inc(count)

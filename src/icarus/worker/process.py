@@ -5,13 +5,18 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from icarus.config import Config
+from icarus.rpc.loop_collector import LoopCollector
+from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
+from icarus.rpc.metrics_server import MetricsServer, make_registry
 from icarus.rpc.server import Server, Service, make_server, serve_until_signal
 from icarus.types import Role, WorkerId
 from icarus.worker.adapter_service import AdapterServicer
 from icarus.worker.block_service import BlockServicer
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.debug_service import DebugServicer
+from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.registration import GatewayLink
+from icarus.worker.state_metrics import WorkerState
 from icarus.worker.v1 import (
     adapter_service_pb2,
     adapter_service_pb2_grpc,
@@ -25,19 +30,24 @@ from icarus.worker.worker import Worker, build_worker
 
 async def run_worker(config: Config, role: Role, own_service: Callable[[Worker], Service]) -> None:
     """Loads, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
-    worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed())
-    server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)])
-    await worker.start()
-    links = _start_links(config, worker, server)
+    registry = make_registry()
+    worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed(), WorkerMetrics.register(registry))
+    registry.register(LoopCollector(WorkerState(worker).read))
+    counting = MetricsInterceptor(RpcMetrics.register(registry))
+    services = [own_service(worker), *_shared_services(worker)]
+    with MetricsServer(config.metrics.address, registry):
+        server = make_server(config.worker.address, services, [counting])
+        await worker.start()
+        links = _start_links(config, worker, server)
 
-    def leave_gateways() -> None:
-        for link in links:
-            link.cancel()
+        def leave_gateways() -> None:
+            for link in links:
+                link.cancel()
 
-    try:
-        await serve_until_signal(server, before_drain=leave_gateways)
-    finally:
-        await worker.stop()
+        try:
+            await serve_until_signal(server, before_drain=leave_gateways)
+        finally:
+            await worker.stop()
 
 
 def _worker_id(config: Config, role: Role) -> WorkerId:

@@ -67,7 +67,7 @@ class WorkerState:
         events.add_metric(["granted"], state.leases_granted)
         events.add_metric(["released"], state.leases_released)
         events.add_metric(["expired"], state.leases_expired)
-        events.add_metric(["lapsed_on_read"], self._worker.fetch_failures[FetchFailure.LAPSED])
+        events.add_metric(["lapsed_on_read"], self._worker.fetches.failures[FetchFailure.LAPSED])
         return [
             events,
             GaugeMetricFamily("icarus_leases_held", "Leases that readers hold now.", state.leases_held),
@@ -78,7 +78,7 @@ class WorkerState:
         transfer, text = self._worker.transfer, "Sources that gave nothing, so that blocks were computed."
         failures = CounterMetricFamily("icarus_transfer_failures", text, labels=["cause"])
         for cause in FetchFailure:
-            failures.add_metric([cause], self._worker.fetch_failures[cause])
+            failures.add_metric([cause], self._worker.fetches.failures[cause])
         blocks = transfer.bytes_read // self._worker.identity.block_bytes
         return [
             failures,
