@@ -110,3 +110,22 @@ class GatewayMetrics:
         for reason in Redispatch:
             metrics.turns_redispatched.labels(reason)
         return metrics
+
+    def expect(self, model: str) -> None:
+        """Gives a model the series that its turns count on, at 0 where they are new: Prometheus sees an increase only in
+        a series that it has seen before, so the first failure would be lost on it."""
+        for outcome in Outcome:
+            self.turns.labels(model, outcome)
+        for source in Source:
+            self.prompt_tokens.labels(model, source)
+        self.avoided_tokens.labels(model)
+        self.completion_tokens.labels(model)
+
+    def start_series(self, model: str) -> None:
+        """Makes a model's counters be there, at 0, before its first turn ends: a rate needs what came before."""
+        for outcome in Outcome:
+            self.turns.labels(model, outcome)
+        for source in Source:
+            self.prompt_tokens.labels(model, source)
+        self.completion_tokens.labels(model)
+        self.avoided_tokens.labels(model)

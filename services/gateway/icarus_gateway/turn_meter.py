@@ -44,6 +44,8 @@ class TurnMeter:
         self._num_redispatches = 0
         self._sources = PromptSources()
         self._finished: Outcome | None = None
+        metrics.start_series(self._model)
+        metrics.expect(self._model)
         metrics.turns_running.labels(self._model).inc()
 
     def placed(self, route: Route) -> None:
