@@ -112,7 +112,7 @@ class GatewayMetrics:
         return metrics
 
     def expect(self, model: str) -> None:
-        """Gives a model the series that its turns count on, at 0 where they are new: Prometheus sees an increase only in
+        """Gives a model the series that its turns count on, at 0 where they are new: Prometheus sees increases only in
         a series that it has seen before, so the first failure would be lost on it."""
         for outcome in Outcome:
             self.turns.labels(model, outcome)

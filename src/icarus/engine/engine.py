@@ -26,6 +26,8 @@ class EngineState:
     """What the debug RPC and heartbeats report."""
 
     pool: PoolCounts
+    private_blocks: int
+    """Blocks that caches of each specialist's own would hold, for what is in use or cached here."""
     evictions: int
     leased_blocks: int
     kv_written_tokens: int
@@ -101,6 +103,7 @@ class Engine:
         for index, writer in enumerate(landing.writers, start=first):
             self.pool.name(request.block_ids[index], request.block_hashes[index], writer)
         request.num_named = first + len(landing.writers)
+        self.pool.note_user(request.block_ids[first : request.num_named], request.writer)
         request.num_kv = request.num_named * request.block_size
         request.remote_tokens = landing.num_remote_tokens
         remote_writers = landing.writers[: landing.num_remote_tokens // request.block_size]
@@ -214,6 +217,7 @@ class Engine:
     def _name_full_blocks(self, request: Request) -> None:
         for index in range(request.num_named, request.num_kv // request.block_size):
             self.pool.name(request.block_ids[index], request.block_hashes[index], request.writer)
+            self.pool.note_user(request.block_ids[index : index + 1], request.writer)
             request.num_named = index + 1
 
     # -- the books -----------------------------------------------------------------------------------------------
@@ -232,6 +236,7 @@ class Engine:
     def _state(self, counts: PoolCounts) -> EngineState:
         return EngineState(
             pool=counts,
+            private_blocks=counts.used + counts.cached + self.pool.num_extra_copies,
             evictions=self.pool.evictions,
             leased_blocks=len(self._leases.references()),
             kv_written_tokens=self._runner.kv_rows_written,
@@ -281,6 +286,7 @@ class Engine:
         num_local = request.num_named
         request.local_tokens = request.num_kv
         writers = [self.pool.writer(block_id) for block_id in request.block_ids[:num_local]]
+        self.pool.note_user(request.block_ids[:num_local], request.writer)
         request.written_under = _cross_tokens(request, writers)
         landing = request.await_landing or request.num_source_blocks > num_local
         hashes = tuple(request.block_hashes)

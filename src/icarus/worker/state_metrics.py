@@ -100,7 +100,8 @@ def _blocks(state: EngineState) -> list[Metric]:
     family = GaugeMetricFamily("icarus_kv_blocks", "Blocks of the pool by state; they sum to it.", labels=["state"])
     for name in ("free", "cached", "used", "quarantined"):
         family.add_metric([name], getattr(state.pool, name))
-    return [family]
+    text = "Blocks that caches of each specialist's own would take for what is used or cached."
+    return [family, GaugeMetricFamily("icarus_kv_private_blocks", text, state.private_blocks)]
 
 
 def _requests(state: EngineState) -> list[Metric]:
