@@ -96,7 +96,13 @@ def matrix(title: str, description: str, unit: str, expr: str, *, row: str, colu
         .with_target(query.instant().format(PromQueryFormat.TABLE))
         .with_transformation(
             dashboard_models.DataTransformerConfig(
-                id_val="groupingToMatrix", options={"rowField": row, "columnField": column, "valueField": "Value"}
+                id_val="groupingToMatrix",
+                options={"rowField": row, "columnField": column, "valueField": "Value", "emptyValue": "zero"},
+            )
+        )
+        .with_transformation(  # the name that the first column gets otherwise is `row\column`
+            dashboard_models.DataTransformerConfig(
+                id_val="organize", options={"renameByName": {f"{row}\\{column}": row.replace("_", " ")}}
             )
         )
     )
