@@ -100,6 +100,13 @@ class GatewaySection:
 
 
 @dataclass(frozen=True)
+class MetricsSection:
+    """What Prometheus scrapes."""
+
+    address: str = _setting("", "where a process answers GET /metrics; nowhere when empty, port 0 takes a free one")
+
+
+@dataclass(frozen=True)
 class Config:
     """One file's worth of settings."""
 
@@ -109,6 +116,7 @@ class Config:
     transfer: TransferSection = field(default_factory=TransferSection)
     worker: WorkerSection = field(default_factory=WorkerSection)
     gateway: GatewaySection = field(default_factory=GatewaySection)
+    metrics: MetricsSection = field(default_factory=MetricsSection)
 
 
 def describe(section: type, name: str) -> str:

@@ -13,15 +13,15 @@ from icarus.config import GatewaySection, ModelSection, describe
 from icarus.errors import InvalidInputError
 from icarus.types import DEFAULT_TENANT
 
-WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "worker": ALL}
-GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL}
+WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "worker": ALL, "metrics": ALL}
+GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL, "metrics": ALL}
 _UP_SECTIONS: Sections = {
     **WORKER_SECTIONS,
     "worker": ("adapters", "adapter_root", "max_resident_adapters"),
     "gateway": ALL,
 }
 _DEMO_SECTIONS: Sections = {
-    **{name: ALL for name in WORKER_SECTIONS if name != "worker"},
+    **{name: ALL for name in WORKER_SECTIONS if name not in ("worker", "metrics")},
     "gateway": ("prefill_threshold_tokens", "load_penalty_tokens", "adapter_penalty_tokens"),
 }
 _EVAL_SECTIONS: Sections = {"model": ("dtype", "device"), "cache": ALL, "engine": ALL}

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from icarus.errors import ConfigError
 from icarus.rpc.channel import COMMON_OPTIONS
 from icarus.rpc.status import ErrorInterceptor
+from icarus.rpc.tracing import TraceContextInterceptor
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,17 @@ class Server:
             await self._health.set(name, status)
 
 
-def make_server(address: str, services: Sequence[Service]) -> Server:
-    """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection.
+def make_server(
+    address: str, services: Sequence[Service], interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+) -> Server:
+    """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection. `interceptors` see
+    calls as gRPC does: bytes in, and an error as the status that it became.
 
     Raises ConfigError where the address cannot be listened on. Call within a running event loop.
     """
     host = address.rpartition(":")[0]
-    server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_SERVER_OPTIONS)
+    chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor())
+    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS)
     for service in services:
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
