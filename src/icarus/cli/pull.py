@@ -12,15 +12,20 @@ from icarus.model.hub import resolve_model
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
-    if (folder / "config.json").is_file():
+    if _is_there(folder):
         _say(f"{folder} has a model already")
         return 0
     try:
         _copy(resolve_model(args.model, _say), folder)
     except OSError as error:
-        raise ConfigError(f"model {args.model!r} cannot be put into {folder}: {error}") from None
+        if not _is_there(folder):  # another process was quicker
+            raise ConfigError(f"model {args.model!r} cannot be put into {folder}: {error}") from None
     _say(f"{args.model} is in {folder}")
     return 0
+
+
+def _is_there(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def _copy(source: Path, folder: Path) -> None:

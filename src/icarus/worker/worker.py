@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from icarus.adapters.lora import LoraWeights
+from icarus.adapters.metadata import read_metadata
 from icarus.adapters.peft_folder import load_peft_folder
 from icarus.adapters.registry import AdapterRegistry
 from icarus.adapters.root import resolve_folder
@@ -175,9 +176,16 @@ async def build_worker(
     worker = await asyncio.to_thread(_build, config, role, worker_id, folder, changes, metrics)
     for entry in config.worker.adapters:
         name, path, mode = parse_adapter_entry(entry)
+        if role is Role.PREFILL and not _is_private(path, mode):
+            continue  # the base writes a shared specialist's KV
         info = await worker.adapters.load(name, path, mode)
         logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
     return worker
+
+
+def _is_private(path: str, mode: AdapterMode | None) -> bool:
+    metadata = read_metadata(Path(path)) if mode is None else None
+    return (metadata.mode if metadata else mode) is AdapterMode.PRIVATE
 
 
 def parse_adapter_entry(entry: str) -> tuple[str, str, AdapterMode | None]:
