@@ -38,6 +38,7 @@ lint: .venv/dev.stamp check-stubs check-dashboards ## style, types, import order
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
 	$(BIN)/buf format protos --diff --exit-code
+	$(BIN)/hadolint services/*/Dockerfile deploy/model/Dockerfile
 
 protos: .venv/dev.stamp ## writes the stubs in src/ anew from protos/
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(STUBS) --pyi_out=$(STUBS) $(PROTOS)

@@ -29,7 +29,6 @@ from icarus.worker.v1 import (
 from icarus.worker.watch import watch
 from icarus.worker.worker import Worker, build_worker
 
-
 _EVERYWHERE = ("0.0.0.0", "[::]", "")
 
 
