@@ -97,7 +97,9 @@ async def test_a_worker_of_another_model_is_refused(table, field):
         FailedPreconditionError, match=rf"worker d2 .*{field} {other}.*worker d1 .*{info('d1').base_model}"
     ):
         table.register(info("d2", **{field: other}), PROTOCOL_VERSION, [])
-    table.register(info("d1", "2", **{field: other}), PROTOCOL_VERSION, [])  # alone, it may come back with another model
+    table.register(
+        info("d1", "2", **{field: other}), PROTOCOL_VERSION, []
+    )  # alone, it may come back with another model
     table._clock.now += 4
     table.register(info("d2"), PROTOCOL_VERSION, [])  # the dead have no say
 
