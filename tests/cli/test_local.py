@@ -77,9 +77,9 @@ def test_a_port_of_metrics_that_is_taken_is_named(config):
         taken.listen()
         address = "{}:{}".format(*taken.getsockname())
         config = replace(config, metrics=MetricsSection(address))
-        with pytest.raises(ConfigError, match=rf"gateway: \[metrics\] address: cannot listen on {address}: Address"):
-            with gateway_only(config):
-                pass
+        told = rf"gateway: \[metrics\] address: cannot listen on {address}: Address already in use"
+        with pytest.raises(ConfigError, match=told), gateway_only(config):
+            pass
 
 
 def test_a_folder_of_its_own_for_logs_is_removed(config):

@@ -23,9 +23,11 @@ def test_it_answers_and_stops_answering():
 
 
 def test_addresses_that_cannot_be_served():
-    with MetricsServer("127.0.0.1:0", make_registry()) as server:
-        with pytest.raises(ConfigError, match=f"cannot listen on {server.address}: Address already in use"):
-            MetricsServer(server.address, make_registry()).__enter__()
+    with (
+        MetricsServer("127.0.0.1:0", make_registry()) as server,
+        pytest.raises(ConfigError, match=f"cannot listen on {server.address}: Address already in use"),
+    ):
+        MetricsServer(server.address, make_registry()).__enter__()
     for address in ("9400", "127.0.0.1:", "127.0.0.1:http"):
         with pytest.raises(ConfigError, match=f"'{address}'; it is HOST:PORT"):
             MetricsServer(address, make_registry()).__enter__()

@@ -49,7 +49,6 @@ def make_system(base, specialists, tmp_path_factory):
         prefix_reuse: bool = True,
         num_prefill: int = 1,
         max_batch_tokens: int = 64,
-        metrics: MetricsSection = MetricsSection(address="127.0.0.1:0"),
         **kwargs,
     ) -> System:
         config = Config(
@@ -57,8 +56,7 @@ def make_system(base, specialists, tmp_path_factory):
             cache=CacheSection(num_blocks=num_blocks, block_size=BLOCK_SIZE, prefix_reuse=prefix_reuse),
             engine=EngineSection(max_batch_tokens=max_batch_tokens, num_threads=1),
             gateway=GatewaySection(address="127.0.0.1:0", prefill_threshold_tokens=64, heartbeat_seconds=0.5),
-            metrics=metrics,
-            **kwargs,
+            **{"metrics": MetricsSection(address="127.0.0.1:0"), **kwargs},
         )
         entries = [[f"{name}={specialists.folder(name)}" for name in names] for names in (ON_DECODE_0, ON_DECODE_1)]
         cluster = LocalCluster(

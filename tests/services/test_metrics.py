@@ -11,7 +11,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from services.system import BLOCK_SIZE, System
 from services.test_chain import CHAIN, ids, play
 
-
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(icarus_\w+)` \| (counter|gauge|histogram) \| ([^|]*)\|", re.MULTILINE)
 NUM_BLOCKS = 512

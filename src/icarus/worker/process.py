@@ -4,6 +4,8 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
+from prometheus_client import CollectorRegistry
+
 from icarus.config import Config
 from icarus.rpc.loop_collector import LoopCollector
 from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
@@ -31,23 +33,28 @@ from icarus.worker.worker import Worker, build_worker
 async def run_worker(config: Config, role: Role, own_service: Callable[[Worker], Service]) -> None:
     """Loads, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
     registry = make_registry()
+    with MetricsServer(config.metrics.address, registry):
+        await _run(config, role, own_service, registry)
+
+
+async def _run(
+    config: Config, role: Role, own_service: Callable[[Worker], Service], registry: CollectorRegistry
+) -> None:
     worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed(), WorkerMetrics.register(registry))
     registry.register(LoopCollector(WorkerState(worker).read))
     counting = MetricsInterceptor(RpcMetrics.register(registry))
-    services = [own_service(worker), *_shared_services(worker)]
-    with MetricsServer(config.metrics.address, registry):
-        server = make_server(config.worker.address, services, [counting])
-        await worker.start()
-        links = _start_links(config, worker, server)
+    server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)], [counting])
+    await worker.start()
+    links = _start_links(config, worker, server)
 
-        def leave_gateways() -> None:
-            for link in links:
-                link.cancel()
+    def leave_gateways() -> None:
+        for link in links:
+            link.cancel()
 
-        try:
-            await serve_until_signal(server, before_drain=leave_gateways)
-        finally:
-            await worker.stop()
+    try:
+        await serve_until_signal(server, before_drain=leave_gateways)
+    finally:
+        await worker.stop()
 
 
 def _worker_id(config: Config, role: Role) -> WorkerId:
