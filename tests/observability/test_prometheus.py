@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from observability.binaries import require
 from observability.expressions import Expression, panel_expressions, rule_expressions
 from observability.load import NUM_BLOCKS, drive
 from observability.prometheus_server import PrometheusServer, Series
@@ -19,6 +20,7 @@ EVERYTHING = [expression.with_variables(**RANGES) for expression in (*panel_expr
 
 @pytest.fixture(scope="module")
 def server(make_system, tmp_path_factory) -> Iterator[PrometheusServer]:
+    require("prometheus")  # before a cluster is started for nothing
     settings = {
         "metrics": MetricsSection(address="127.0.0.1:0"),
         "worker": WorkerSection(test_hooks=True),
