@@ -44,6 +44,9 @@ async def test_calls_are_counted_by_status_and_unknown_methods_are_not():
     async with open_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         await stub.Check(health_pb2.HealthCheckRequest())
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
         for call in (
             stub.Check(health_pb2.HealthCheckRequest(service="nobody")),
             channel.unary_unary("/icarus.v1.Nobody/Nothing")(b""),
@@ -57,5 +60,5 @@ async def test_calls_are_counted_by_status_and_unknown_methods_are_not():
         for sample in family.samples
         if sample.name == "icarus_rpcs_total"
     }
-    method = "grpc.health.v1.Health/Check"
-    assert calls == {(method, "OK"): 1, (method, "NOT_FOUND"): 1}
+    check, watch = "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"
+    assert calls == {(check, "OK"): 1, (check, "NOT_FOUND"): 1, (watch, "CANCELLED"): 1}
