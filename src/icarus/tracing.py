@@ -41,7 +41,7 @@ def start_span(name: str, kind: str, attributes: Mapping[str, Attribute]) -> Spa
     return trace.get_tracer("icarus").start_span(
         f"icarus.{name}",
         kind=trace.SpanKind[kind.upper()],
-        attributes={f"icarus.{key}": value for key, value in attributes.items()},
+        attributes={f"icarus.{key}": value for key, value in attributes.items() if value != ""},
     )
 
 

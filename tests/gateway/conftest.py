@@ -299,7 +299,7 @@ class Cluster:
     channel: grpc.aio.Channel
     table: WorkerTable
     model: ServedModel
-    registry: CollectorRegistry
+    metrics: CollectorRegistry
     fakes: dict[str, FakeWorker] = field(default_factory=dict)
 
     def __post_init__(self):

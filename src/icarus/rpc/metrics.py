@@ -1,5 +1,6 @@
 """Calls by method and status: the metrics of every gRPC server, and the interceptor that counts them."""
 
+import inspect
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, contextmanager
@@ -52,19 +53,21 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         kind = ("stream" if handler.request_streaming else "unary") + "_"
         kind += "stream" if handler.response_streaming else "unary"
         behavior = getattr(handler, kind)
+        if not (inspect.isasyncgenfunction(behavior) or inspect.iscoroutinefunction(behavior)):
+            return handler  # a generated method that nobody implemented
         method = str(handler_call_details.method).removeprefix("/")
-        wrapped = (self._wrap_stream if handler.response_streaming else self._wrap_unary)(behavior, method)
+        wrap = self._wrap_generator if inspect.isasyncgenfunction(behavior) else self._wrap_coroutine
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrap(behavior, method), handler.request_deserializer, handler.response_serializer)
 
-    def _wrap_unary(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+    def _wrap_coroutine(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
         async def call(request: Any, context: Any) -> Any:
             with self._counted(method, context):
                 return await behavior(request, context)
 
         return call
 
-    def _wrap_stream(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+    def _wrap_generator(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
         async def generate(request: Any, context: Any) -> Any:
             with self._counted(method, context):
                 async with aclosing(behavior(request, context)) as responses:

@@ -4,6 +4,8 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
+from prometheus_client import CollectorRegistry
+
 from icarus.config import Config, WorkerSection
 from icarus.errors import ConfigError
 from icarus.rpc.loop_collector import LoopCollector
@@ -39,17 +41,22 @@ async def run_worker(config: Config, role: Role, own_service: Callable[[Worker],
     """
     _require_reachable(config.worker)
     registry = make_registry()
+    with MetricsServer(config.metrics.address, registry):
+        await _run(config, role, own_service, registry)
+
+
+async def _run(
+    config: Config, role: Role, own_service: Callable[[Worker], Service], registry: CollectorRegistry
+) -> None:
     worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed(), WorkerMetrics.register(registry))
     registry.register(LoopCollector(WorkerState(worker).read))
     counting = MetricsInterceptor(RpcMetrics.register(registry))
-    services = [own_service(worker), *_shared_services(worker)]
-    with MetricsServer(config.metrics.address, registry):
-        server = make_server(config.worker.address, services, [counting])
-        await worker.start()
-        try:
-            await _serve(config, worker, server)
-        finally:
-            await worker.stop()
+    server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)], [counting])
+    await worker.start()
+    try:
+        await _serve(config, worker, server)
+    finally:
+        await worker.stop()
 
 
 async def _serve(config: Config, worker: Worker, server: Server) -> None:
