@@ -16,7 +16,10 @@ PROTOS := $(sort $(wildcard protos/icarus/v1/*.proto protos/icarus/worker/v1/*.p
 STUBS ?= src
 STUB_FOLDERS := icarus/v1 icarus/worker/v1
 
-.PHONY: help demo test lint check-stubs protos clean
+DASHBOARDS := deploy/grafana/provisioning/dashboards/icarus
+DASHBOARDS_OUT ?= $(DASHBOARDS)
+
+.PHONY: help demo test lint check-stubs check-dashboards protos dashboards clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -28,13 +31,14 @@ demo: .venv/demo.stamp ## eight specialists over one KV cache, then over eight, 
 test: .venv/dev.stamp ## the whole suite, on the CPU
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/dev.stamp check-stubs ## style, types, import order, protos, and stubs that match them
+lint: .venv/dev.stamp check-stubs check-dashboards ## style, types, import order, protos, and written files that are fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
 	$(BIN)/buf format protos --diff --exit-code
+	$(BIN)/hadolint services/*/Dockerfile deploy/model/Dockerfile
 
 protos: .venv/dev.stamp ## writes the stubs in src/ anew from protos/
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(STUBS) --pyi_out=$(STUBS) $(PROTOS)
@@ -48,9 +52,18 @@ check-stubs: .venv/dev.stamp
 			{ echo "src/$$folder is not what protos/ says: run 'make protos' and delete stubs of protos that went"; exit 1; }; \
 	done
 
+dashboards: .venv/dev.stamp ## writes Grafana's JSON anew from deploy/grafana/icarus_dashboards
+	PYTHONPATH=deploy/grafana $(BIN)/python -m icarus_dashboards $(DASHBOARDS_OUT)
+
+check-dashboards: .venv/dev.stamp
+	rm -rf build/dashboards
+	$(MAKE) --no-print-directory dashboards DASHBOARDS_OUT=build/dashboards
+	@diff -ru $(DASHBOARDS) build/dashboards || \
+		{ echo "$(DASHBOARDS) is not what its source says: run 'make dashboards' and delete what went"; exit 1; }
+
 clean: ## removes the environment and everything built; the converted model stays in your cache folder
 	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache
-	find src kernels services tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find src kernels services tests examples deploy -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Icarus needs Python 3.11 or newer, and python3 here is" \

@@ -26,7 +26,18 @@ for module in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{name}."):
 loaded = sorted(module for module in sys.modules if module.partition(".")[0] in heavy)
 sys.exit(f"{name} imported {loaded}, tried {attempts}" if loaded or attempts else 0)
 """
-HEAVY = ("torch", "numpy", "safetensors", "nixl", "transformers", "gguf", "triton", "peft", "icarus_kernels")
+HEAVY = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "nixl",
+    "transformers",
+    "gguf",
+    "triton",
+    "peft",
+    "icarus_kernels",
+    "opentelemetry",
+)
 
 
 def import_lightly(name: str) -> subprocess.CompletedProcess[str]:

@@ -62,6 +62,9 @@ class TransferSection:
     read_timeout_seconds: float = _setting(5.0, "after this long a read is given up and its blocks are quarantined")
     max_queued_reads: int = _setting(1024, "reads that wait for the transfer thread before more are refused")
     max_leased_fraction: float = _setting(0.5, "share of the pool that may be lent before more is refused")
+    max_quarantined_fraction: float = _setting(
+        0.25, "share of the pool under reads that hang past which the worker drains and ends, to be started anew"
+    )
     stage_timeout_seconds: float = _setting(60.0, "how long a reserved turn waits for its prefill")
 
 
@@ -100,6 +103,13 @@ class GatewaySection:
 
 
 @dataclass(frozen=True)
+class MetricsSection:
+    """What Prometheus scrapes."""
+
+    address: str = _setting("", "where a process answers GET /metrics; nowhere when empty, port 0 takes a free one")
+
+
+@dataclass(frozen=True)
 class Config:
     """One file's worth of settings."""
 
@@ -109,6 +119,7 @@ class Config:
     transfer: TransferSection = field(default_factory=TransferSection)
     worker: WorkerSection = field(default_factory=WorkerSection)
     gateway: GatewaySection = field(default_factory=GatewaySection)
+    metrics: MetricsSection = field(default_factory=MetricsSection)
 
 
 def describe(section: type, name: str) -> str:

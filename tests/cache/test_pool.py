@@ -53,6 +53,24 @@ def test_a_referenced_block_is_never_evicted():
     pool.check(Counter(held))
 
 
+def test_private_copies_are_counted_once_a_specialist_and_go_with_the_block():
+    pool = BlockPool(4)
+    blocks = named_chain(pool, 0, 2)
+    nameless = pool.allocate(1)
+    assert nameless is not None
+    for specialist in ("a", "b", "b", "c"):
+        pool.note_user([*blocks, *nameless], specialist)
+    pool.note_user(blocks[:1], "d")
+    assert pool.num_extra_copies == 3 + 2
+    pool.release(blocks)
+    pool.release(nameless)
+    pool.allocate(3)
+    assert pool.match([name(0), name(1)]) == blocks[:1]
+    assert pool.num_extra_copies == 3, "the end of the chain was evicted"
+    pool.allocate(1)
+    assert pool.num_extra_copies == 0
+
+
 def test_a_taken_name_leaves_the_second_block_nameless():
     pool = BlockPool(2)
     first, second = pool.allocate(2)

@@ -8,13 +8,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import tiny
 
-from icarus.cli.local import LocalCluster
+from icarus.cli.local import LocalCluster, _following_address
 from icarus.client import Client
-from icarus.config import Config, EngineSection, GatewaySection, ModelSection
+from icarus.config import Config, EngineSection, GatewaySection, MetricsSection, ModelSection
 from icarus.errors import ConfigError, DeadlineError, UnavailableError
 
 
@@ -53,6 +54,32 @@ def test_it_is_ready_when_entered_and_gone_when_left(config, tmp_path):
     assert progress == ["starting gateway", "gateway is ready"]
     assert not alive(child.process.pid) and child.process.returncode == 0
     assert "msg=serving" in (tmp_path / "gateway.log").read_text()
+
+
+def test_metrics_are_where_it_says(config):
+    progress: list[str] = []
+    config = replace(config, metrics=MetricsSection("127.0.0.1:0"))
+    with gateway_only(config, progress=progress.append) as cluster:
+        url = f"http://{cluster.metrics['gateway']}/metrics"
+        assert f"gateway is ready; metrics at {url}" in progress
+        with urlopen(url, timeout=10) as answer:
+            assert b"\nicarus_workers" in answer.read()
+
+
+def test_workers_metrics_are_at_the_ports_that_follow():
+    assert [_following_address("0.0.0.0:9400", index) for index in (0, 3)] == ["0.0.0.0:9400", "0.0.0.0:9403"]
+    assert _following_address("127.0.0.1:0", 1).startswith("127.0.0.1:") and _following_address("x", 1) == "x"
+
+
+def test_a_port_of_metrics_that_is_taken_is_named(config):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = "{}:{}".format(*taken.getsockname())
+        config = replace(config, metrics=MetricsSection(address))
+        told = rf"gateway: \[metrics\] address: cannot listen on {address}: Address already in use"
+        with pytest.raises(ConfigError, match=told), gateway_only(config):
+            pass
 
 
 def test_a_folder_of_its_own_for_logs_is_removed(config):
@@ -100,7 +127,7 @@ def test_a_start_has_a_limit_and_leaves_nothing(config):
 PARENT = """
 import sys, time
 from dataclasses import replace
-from icarus.cli.local import LocalCluster
+from icarus.cli.local import LocalCluster, _following_address
 from icarus.config import Config, GatewaySection, ModelSection
 config = Config(model=ModelSection(path=sys.argv[1], name="tiny"), gateway=GatewaySection(address="127.0.0.1:0"))
 with LocalCluster(config, decode_adapters=[], num_prefill=0, log_dir=sys.argv[2]) as cluster:

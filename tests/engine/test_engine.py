@@ -102,6 +102,13 @@ def test_private_kv_is_never_shared(harness, specialists):
     specialists.check_greedy(again)
 
 
+def test_private_caches_would_hold_a_block_for_each_of_its_users(harness, specialists):
+    for adapter in (None, specialists["s0"], specialists["s1"], specialists["s0"], specialists["private"]):
+        harness.generate(prompt(8 * BLOCK_SIZE), adapter, max_tokens=1)
+    state = harness.engine.check()
+    assert (state.pool.cached, state.private_blocks) == (8 + 8, 3 * 8 + 8)
+
+
 def test_kv_is_byte_equal_whoever_is_served(base, specialists):
     pools = []
     for name in ["s0", "s1", "zero"]:
@@ -219,6 +226,8 @@ def test_blocks_land_from_another_engine(base, specialists):
     assert account.cross_adapter_tokens == 36
     assert account.kv_written_tokens == len(tokens) - 36 + 7
     assert owner.engine.check().pool.used == 0
+    state = reader.engine.check()
+    assert state.private_blocks == state.pool.cached, "in this pool one specialist alone used them"
 
 
 @pytest.mark.parametrize("name", ["", "s0", "private"])

@@ -9,10 +9,11 @@ import grpc.aio
 import pytest
 import tokenizers
 from icarus_gateway.chat_template import ChatTemplate
-from icarus_gateway.main import build_server
+from icarus_gateway.main import build_server, make_session_store
 from icarus_gateway.served_model import ServedModel
 from icarus_gateway.tokenizer import Tokenizer
 from icarus_gateway.workers import WorkerTable
+from prometheus_client import CollectorRegistry
 from tokenizers import decoders, models, pre_tokenizers
 
 from icarus.config import Config, GatewaySection
@@ -148,6 +149,8 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
                 script.staged.append(request.staged)
             watching = asyncio.ensure_future(self.watch(request_iterator, finish))
             first = sent = begin.num_output_tokens
+            if script.die_after != 0:
+                yield decode_service_pb2.DecodeResponse(prompt=self.prompt(begin))
             for token in script.answer[first : begin.sampling.max_tokens]:
                 if sent - first == script.die_after:
                     raise UnavailableError("gone")
@@ -176,13 +179,15 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             self.script.finishes += 1
             finish.set()
 
+    def prompt(self, begin):
+        return decode_service_pb2.PromptUsage(
+            computed_tokens=len(begin.token_ids) - 2, local_tokens=2, written_under=[{"writer": "math", "tokens": 1}]
+        )
+
     def finished(self, begin, sent):
         stopped = sent < begin.sampling.max_tokens
         return decode_service_pb2.DecodeFinished(
             reason="stop" if stopped else "length",
-            computed_tokens=len(begin.token_ids) - 2,
-            local_tokens=2,
-            cross_adapter_tokens=1,
             kv_written_tokens=len(begin.token_ids) - 2 + sent,
             transfer_reads=1,
             transfer_bytes=100,
@@ -294,6 +299,7 @@ class Cluster:
     channel: grpc.aio.Channel
     table: WorkerTable
     model: ServedModel
+    metrics: CollectorRegistry
     fakes: dict[str, FakeWorker] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -337,10 +343,11 @@ async def start_cluster(model: ServedModel, **settings) -> AsyncIterator[Cluster
     settings = {"heartbeat_seconds": 5.0, "prefill_threshold_tokens": 1000, **settings}
     config = replace(Config(), gateway=GatewaySection(address="127.0.0.1:0", **settings))
     table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
-    server = build_server(config, model, table)
+    registry = CollectorRegistry()
+    server = build_server(config, model, table, make_session_store(config), registry)
     await server.start()
     async with open_channel(server.address) as channel:
-        cluster = Cluster(server, channel, table, model)
+        cluster = Cluster(server, channel, table, model, registry)
         yield cluster
     await server.drain(0)
     await table.close()

@@ -9,6 +9,7 @@ from icarus_gateway.workers import Heartbeat, WorkerInfo, WorkerTable
 from icarus.cache.changes import BlockChange
 from icarus.cache.index import PrefixIndex
 from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from icarus.rpc.messages import PROTOCOL_VERSION
 from icarus.types import AdapterInfo, AdapterMode, BlockHash, Role, WorkerId
 
 
@@ -45,8 +46,8 @@ def names(table: WorkerTable) -> list[str]:
 
 
 async def test_three_missed_heartbeats_and_it_is_left_out(table):
-    table.register(info("d1"), 1, [])
-    worker = table.register(info("d2"), 1, [])
+    table.register(info("d1"), PROTOCOL_VERSION, [])
+    worker = table.register(info("d2"), PROTOCOL_VERSION, [])
     table._clock.now += 3
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
     assert names(table) == ["d1", "d2"]
@@ -65,7 +66,7 @@ async def test_three_missed_heartbeats_and_it_is_left_out(table):
 
 
 async def test_a_hung_engine_is_left_out_and_lost(table):
-    worker = table.register(info("d1"), 1, [])
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(engine_age_seconds=61), [])
     assert names(table) == [] and table.is_lost(worker)
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(engine_age_seconds=0.1), [])
@@ -73,16 +74,16 @@ async def test_a_hung_engine_is_left_out_and_lost(table):
 
 
 async def test_a_failed_call_leaves_it_out_until_the_next_heartbeat(table):
-    table.register(info("d1"), 1, []).failed = True
+    table.register(info("d1"), PROTOCOL_VERSION, []).failed = True
     assert names(table) == []
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
     assert names(table) == ["d1"]
 
 
 async def test_a_restart_replaces_and_a_repeated_register_does_not(table):
-    first = table.register(info("d1"), 1, [])
-    assert table.register(info("d1"), 1, []) is first
-    second = table.register(info("d1", "2"), 1, [])
+    first = table.register(info("d1"), PROTOCOL_VERSION, [])
+    assert table.register(info("d1"), PROTOCOL_VERSION, []) is first
+    second = table.register(info("d1", "2"), PROTOCOL_VERSION, [])
     assert table.is_lost(first) and not table.is_lost(second)
     with pytest.raises(NotFoundError):
         table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
@@ -90,24 +91,26 @@ async def test_a_restart_replaces_and_a_repeated_register_does_not(table):
 
 @pytest.mark.parametrize("field", ["base_digest", "cache_fingerprint", "block_size"])
 async def test_a_worker_of_another_model_is_refused(table, field):
-    table.register(info("d1"), 1, [])
+    table.register(info("d1"), PROTOCOL_VERSION, [])
     other = {"base_digest": "B", "cache_fingerprint": "F", "block_size": 32}[field]
     with pytest.raises(
         FailedPreconditionError, match=rf"worker d2 .*{field} {other}.*worker d1 .*{info('d1').base_model}"
     ):
-        table.register(info("d2", **{field: other}), 1, [])
-    table.register(info("d1", "2", **{field: other}), 1, [])  # alone, it may come back with another model
+        table.register(info("d2", **{field: other}), PROTOCOL_VERSION, [])
+    table.register(
+        info("d1", "2", **{field: other}), PROTOCOL_VERSION, []
+    )  # alone, it may come back with another model
     table._clock.now += 4
-    table.register(info("d2"), 1, [])  # the dead have no say
+    table.register(info("d2"), PROTOCOL_VERSION, [])  # the dead have no say
 
 
 async def test_another_protocol_version_is_refused(table):
-    with pytest.raises(FailedPreconditionError, match="protocol version 2"):
-        table.register(info("d1"), 2, [])
+    with pytest.raises(FailedPreconditionError, match=f"protocol version {PROTOCOL_VERSION + 1}"):
+        table.register(info("d1"), PROTOCOL_VERSION + 1, [])
 
 
 async def test_load_counts_our_turns_at_once_and_those_of_others_by_heartbeat(table):
-    worker = table.register(info("d1"), 1, [])
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
     with table.assigned(worker), table.assigned(worker):
         assert worker.load == 2
         table.beat(WorkerId("d1"), "d1-1", Heartbeat(num_requests=3), [])
@@ -116,7 +119,7 @@ async def test_load_counts_our_turns_at_once_and_those_of_others_by_heartbeat(ta
 
 
 async def test_a_heartbeat_that_crosses_the_end_of_a_turn_counts_it_as_nobodys(table):
-    worker = table.register(info("d1"), 1, [])
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
     with table.assigned(worker):
         pass
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(num_requests=1), [])
@@ -127,7 +130,7 @@ async def test_a_heartbeat_that_crosses_the_end_of_a_turn_counts_it_as_nobodys(t
 
 async def test_adapters_are_those_of_the_live(table):
     adapter = AdapterInfo("math", "m", AdapterMode.SHARED, 4)
-    table.register(info("d1"), 1, [adapter])
+    table.register(info("d1"), PROTOCOL_VERSION, [adapter])
     assert table.adapters() == {"math": adapter}
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
     assert table.adapters() == {}
@@ -139,7 +142,7 @@ async def test_adapters_are_those_of_the_live(table):
 
 async def test_a_heartbeat_from_before_an_answer_does_not_undo_it(table):
     adapter = AdapterInfo("math", "digest", AdapterMode.SHARED, 8)
-    worker = table.register(info("d1"), 1, [])
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
     worker.learn_adapters([adapter], revision=3)
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [], adapters_revision=2)
     assert list(table.adapters()) == ["math"]

@@ -34,6 +34,11 @@ class System:
     def address(self) -> str:
         return self._cluster.address
 
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Addresses of the processes' metrics by name: gateway, prefill-0, ..."""
+        return self._cluster.metrics
+
     def workers(self) -> dict[str, Worker]:
         with Client(self.address) as client:
             return {worker.worker_id: worker for worker in client.cluster(timeout=20).workers}

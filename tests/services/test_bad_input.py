@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -416,6 +417,10 @@ STARTS = {
     ),
     "truncated weights": ("prefill", rewrite("model.safetensors", lambda data: data[:-100]), (), "model.safetensors"),
     "an unknown dtype": ("decode", None, ("--model-dtype", "int3"), "int3"),
+    "no model folder: gateway": ("gateway", None, ("--model-path", "/no/where"), "'/no/where'"),
+    "no model folder: prefill": ("prefill", None, ("--model-path", "/no/where"), "'/no/where'"),
+    "no model folder: decode": ("decode", None, ("--model-path", "/no/where"), "'/no/where'"),
+    "an address that leads nowhere": ("decode", None, ("--worker-address", "0.0.0.0:0"), "0.0.0.0:0", "advertise"),
     "an adapter that is not there": ("decode", None, ("--worker-adapters", "x=/no/where"), "'x'", "/no/where"),
     "a setting that cannot be": ("gateway", None, ("--gateway-load-penalty-tokens", "-1"), "load_penalty_tokens is -1"),
     "an address that cannot be": ("gateway", None, ("--gateway-address", "256.1.1.1:1"), "256.1.1.1:1"),
@@ -438,3 +443,14 @@ def test_a_process_that_cannot_start_says_why_in_one_line(base, tmp_path, role, 
     assert last.startswith("icarus: error: ") and all("level=info" in line for line in before), done.stderr
     for fragment in fragments:
         assert fragment in last
+
+
+@pytest.mark.parametrize("role", ["gateway", "prefill", "decode"])
+def test_a_taken_port(base, role):
+    section = "gateway" if role == "gateway" else "worker"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = ("--model-path", str(base), f"--{section}-address", address)
+        done = subprocess.run(command(role, *flags), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"icarus: error: cannot listen on {address}: Address already in use" in done.stderr.splitlines()[-1]

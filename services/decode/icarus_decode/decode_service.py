@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import grpc.aio
 
-from icarus.engine.request import Admitted, Finished, Sampled
+from icarus.engine.request import Account, Admitted, Finished, PromptRead, Sampled
 from icarus.errors import DeadlineError, InvalidInputError
 from icarus.rpc.messages import generated_logprobs_to_wire, grant_from_wire, sampling_from_wire, source_from_wire
+from icarus.tracing import Span
 from icarus.worker.phases import TurnPhase
 from icarus.worker.turn import WorkerTurn
+from icarus.worker.turn_context import turn_context
 from icarus.worker.v1 import decode_service_pb2 as pb
 from icarus.worker.v1 import decode_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import TurnSpec, Worker
@@ -24,6 +27,14 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
         self, request_iterator: AsyncIterator[pb.DecodeRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.DecodeResponse]:
         begin = await _begin(request_iterator)
+        with turn_context("decode", begin.session_id, begin.turn_id, begin.adapter) as span:
+            async with aclosing(self._decode(begin, request_iterator, span)) as responses:
+                async for response in responses:
+                    yield response
+
+    async def _decode(
+        self, begin: pb.BeginTurn, request_iterator: AsyncIterator[pb.DecodeRequest], span: Span
+    ) -> AsyncGenerator[pb.DecodeResponse]:
         spec = _spec(begin)
         async with await self._worker.turn(spec) as turn:
             admitted = await turn.submit()
@@ -41,6 +52,9 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
                     if isinstance(event, Sampled):
                         await self._worker.gates.pass_through(TurnPhase.STREAMING)
                         yield pb.DecodeResponse(tokens=_tokens(event))
+                    elif isinstance(event, PromptRead):
+                        span.add_event("first_token")
+                        yield pb.DecodeResponse(prompt=_prompt(event.account))
                     elif isinstance(event, Finished):
                         yield pb.DecodeResponse(finished=_finished(event, turn))
             finally:
@@ -70,6 +84,7 @@ def _spec(begin: pb.BeginTurn) -> TurnSpec:
     return TurnSpec(
         tenant=begin.tenant,
         turn_id=begin.turn_id,
+        session_id=begin.session_id,
         token_ids=begin.token_ids,
         adapter=begin.adapter,
         adapter_digest=begin.adapter_digest,
@@ -101,15 +116,21 @@ def _tokens(event: Sampled) -> pb.TokensGenerated:
     return pb.TokensGenerated(token_ids=[event.token_id], logprobs=logprobs)
 
 
-def _finished(event: Finished, turn: WorkerTurn) -> pb.DecodeFinished:
-    account = event.account
-    return pb.DecodeFinished(
-        reason=event.reason.value,
+def _prompt(account: Account) -> pb.PromptUsage:
+    return pb.PromptUsage(
         computed_tokens=account.computed_tokens,
         local_tokens=account.local_tokens,
         remote_tokens=account.remote_tokens,
-        cross_adapter_tokens=account.cross_adapter_tokens,
-        kv_written_tokens=account.kv_written_tokens,
+        written_under=[
+            pb.WrittenTokens(writer=writer, tokens=tokens) for writer, tokens in account.written_under.items()
+        ],
+    )
+
+
+def _finished(event: Finished, turn: WorkerTurn) -> pb.DecodeFinished:
+    return pb.DecodeFinished(
+        reason=event.reason.value,
+        kv_written_tokens=event.account.kv_written_tokens,
         transfer_reads=turn.fetch.num_reads,
         transfer_bytes=turn.fetch.num_bytes,
         block_sequence=event.block_sequence,

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
+from icarus.rpc.logs import bind_log_fields
 from icarus_gateway.content import Content
 from icarus_gateway.history import History
 from icarus_gateway.prompt import append, open_answer, stateless_prompt
@@ -24,6 +25,7 @@ class Conversations:
         self._store = store
         self._driver = driver
         self._runs = runs
+        self.num_forked = 0
 
     def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
         history = History() if content is None else append(self._model, History(), content)
@@ -43,7 +45,9 @@ class Conversations:
         """A session of its own, with the same ttl. A turn under way is not part of it."""
         session = self._store.get(tenant, session_id)
         history = session.history if num_tokens is None else session.history.first(num_tokens)
-        return self._store.create(tenant, history, session.ttl_seconds)
+        fork = self._store.create(tenant, history, session.ttl_seconds)
+        self.num_forked += 1
+        return fork
 
     def get(self, tenant: str, session_id: str) -> Session:
         return self._store.get(tenant, session_id)
@@ -58,18 +62,19 @@ class Conversations:
         self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
         """The history grows when the turn's End comes, just before it is yielded; otherwise it stays as it was."""
-        return self._watch(call, lambda: self._turn_of_session(call, session_id, model, content, sampling))
+        return self._watch(call, session_id, lambda: self._turn_of_session(call, session_id, model, content, sampling))
 
     def generate(self, call: TurnCall, model: str, content: Content, sampling: Sampling) -> AsyncGenerator[TurnEvent]:
-        return self._watch(call, lambda: self._turn(call, model, content, sampling))
+        return self._watch(call, "", lambda: self._turn(call, model, content, sampling))
 
     def cancel(self, tenant: str, turn_id: str) -> None:
         """Ends a turn, if it is under way, however many listen."""
         self._runs.cancel(tenant, turn_id)
 
     async def _watch(
-        self, call: TurnCall, source: Callable[[], AsyncGenerator[TurnEvent]]
+        self, call: TurnCall, session_id: str, source: Callable[[], AsyncGenerator[TurnEvent]]
     ) -> AsyncGenerator[TurnEvent]:
+        bind_log_fields(turn=call.turn_id, session=session_id)
         if call.fingerprint is None:
             run = self._runs.start(source())
         else:
@@ -86,7 +91,9 @@ class Conversations:
             history = session.history if content is None else append(self._model, session.history, content)
             history = open_answer(self._model, history)
             self._check_turn(history.token_ids, sampling)
-            request = TurnRequest(call.tenant, call.turn_id, model, history.token_ids, sampling, after=history.mark)
+            request = TurnRequest(
+                call.tenant, call.turn_id, model, history.token_ids, sampling, session_id, history.mark
+            )
             output: list[int] = []
             async with aclosing(self._driver.run(request)) as events:
                 async for event in events:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc.aio
 
+from icarus import tracing
 from icarus.errors import IcarusError, UnavailableError
 from icarus.rpc.status import error_from_rpc
 from icarus.worker.v1 import decode_service_pb2 as pb
@@ -23,7 +24,7 @@ class DecodeCall:
     """
 
     def __init__(self, channel: grpc.aio.Channel, name: str, is_lost: Callable[[], bool], poll_seconds: float):
-        self._call: Any = pb_grpc.DecodeServiceStub(channel).Decode()
+        self._call: Any = pb_grpc.DecodeServiceStub(channel).Decode(metadata=tracing.outgoing())
         self._name = name
         self._is_lost = is_lost
         self._poll_seconds = poll_seconds

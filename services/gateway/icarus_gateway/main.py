@@ -4,10 +4,16 @@ import asyncio
 import dataclasses
 import logging
 
+from prometheus_client import CollectorRegistry
+
 from icarus.cache.index import PrefixIndex
 from icarus.config import Config, GatewaySection
 from icarus.errors import ConfigError
 from icarus.model.hub import resolve_model
+from icarus.rpc.loop_collector import LoopCollector
+from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
+from icarus.rpc.metrics_server import MetricsServer, make_registry
+from icarus.rpc.model_labels import ModelLabels
 from icarus.rpc.server import Server, Service, make_server, serve_until_signal
 from icarus.v1 import (
     cluster_service_pb2,
@@ -25,6 +31,7 @@ from icarus_gateway.block_reports import BlockReports
 from icarus_gateway.cluster_service import ClusterServicer
 from icarus_gateway.conversations import Conversations
 from icarus_gateway.generation_service import GenerationServicer
+from icarus_gateway.metrics import GatewayMetrics
 from icarus_gateway.model_service import ModelServicer
 from icarus_gateway.placement import Weights
 from icarus_gateway.registry_service import RegistryServicer
@@ -32,6 +39,7 @@ from icarus_gateway.routing import Router
 from icarus_gateway.served_model import ServedModel, load_served_model
 from icarus_gateway.session_service import SessionServicer
 from icarus_gateway.sessions import MemorySessionStore, SessionStore
+from icarus_gateway.state_metrics import GatewayState
 from icarus_gateway.turn import TurnDriver
 from icarus_gateway.turn_runs import TurnRuns
 from icarus_gateway.workers import WorkerTable
@@ -47,9 +55,12 @@ async def serve(config: Config) -> None:
     model = await asyncio.to_thread(_load_model, config)
     workers = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
     store = make_session_store(config)
+    registry = make_registry()
     sweeping = asyncio.create_task(_sweep(store))
     try:
-        await serve_until_signal(build_server(config, model, workers, store))
+        server = build_server(config, model, workers, store, registry)
+        with MetricsServer(config.metrics.address, registry):
+            await serve_until_signal(server)
     finally:
         sweeping.cancel()
         await workers.close()
@@ -83,16 +94,20 @@ def _weights(settings: GatewaySection) -> Weights:
     return Weights(**{name: getattr(settings, name) for name in names})
 
 
-def build_server(config: Config, model: ServedModel, workers: WorkerTable, store: SessionStore | None = None) -> Server:
+def build_server(
+    config: Config, model: ServedModel, workers: WorkerTable, store: SessionStore, registry: CollectorRegistry
+) -> Server:
     """The bound server with every service of the gateway. Raises ConfigError where the address is taken."""
     settings = config.gateway
     reports = BlockReports(PrefixIndex())
     router = Router(workers, reports.index, model.name, _weights(settings))
     prefill_timeout_seconds = config.transfer.stage_timeout_seconds * _STAGE_MARGIN
-    driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_timeout_seconds)
-    store = store or make_session_store(config)
+    labels = ModelLabels(model.name, workers.adapters)
+    metrics = GatewayMetrics.register(registry)
+    driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_timeout_seconds, metrics, labels)
     runs = TurnRuns(settings.max_remembered_turns, settings.remember_turn_seconds, settings.resume_grace_seconds)
     conversations = Conversations(model, store, driver, runs)
+    registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
     services = [
         Service(
             session_service_pb2.DESCRIPTOR.services_by_name["SessionService"],
@@ -120,4 +135,4 @@ def build_server(config: Config, model: ServedModel, workers: WorkerTable, store
             RegistryServicer(workers, reports),
         ),
     ]
-    return make_server(settings.address, services)
+    return make_server(settings.address, services, [MetricsInterceptor(RpcMetrics.register(registry))])

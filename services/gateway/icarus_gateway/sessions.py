@@ -24,6 +24,16 @@ class Session:
 
 
 @dataclass(frozen=True)
+class SessionCounts:
+    """Sessions that are kept, and those made and ended since the start."""
+
+    live: int = 0
+    created: int = 0
+    expired: int = 0
+    deleted: int = 0
+
+
+@dataclass(frozen=True)
 class SessionPage:
     """Sessions, oldest first. `next_after` is where the next page begins; None after the last."""
 
@@ -69,6 +79,8 @@ class SessionStore(Protocol):
         """Forgets every session that has expired; how many."""
         ...
 
+    def counts(self) -> SessionCounts: ...
+
 
 class _Entry:
     def __init__(self, number: int, history: History, ttl_seconds: float, now: float):
@@ -100,7 +112,7 @@ class MemorySessionStore:
         self._max_sessions = max_sessions
         self._ttl_seconds = ttl_seconds
         self._clock = clock
-        self._num_created = 0
+        self._num_created = self._num_expired = self._num_deleted = 0
         self._tenants: dict[str, dict[str, _Entry]] = {}
         """Each tenant's sessions, oldest first."""
 
@@ -132,6 +144,7 @@ class MemorySessionStore:
         if self._use(tenant, session_id).held:
             raise ConflictError(f"session {session_id!r} has a turn under way; cancel it or wait for its end")
         self._forget(tenant, session_id)
+        self._num_deleted += 1
 
     @contextmanager
     def hold(self, tenant: str, session_id: str) -> Iterator[HeldSession]:
@@ -155,13 +168,18 @@ class MemorySessionStore:
         ]
         for key in expired:
             self._forget(*key)
+        self._num_expired += len(expired)
         return len(expired)
+
+    def counts(self) -> SessionCounts:
+        return SessionCounts(self._num_live, self._num_created, self._num_expired, self._num_deleted)
 
     def _use(self, tenant: str, session_id: str) -> _Entry:
         now = self._clock()
         entry = self._tenants.get(tenant, {}).get(session_id)
         if entry is not None and entry.expires_in(now) <= 0:
             self._forget(tenant, session_id)
+            self._num_expired += 1
             entry = None
         if entry is None:
             raise NotFoundError(f"session {session_id!r} is not here (any more); create one with CreateSession")
@@ -173,8 +191,12 @@ class MemorySessionStore:
         if not self._tenants[tenant]:
             del self._tenants[tenant]
 
+    @property
+    def _num_live(self) -> int:
+        return sum(map(len, self._tenants.values()))
+
     def _is_full(self) -> bool:
-        return sum(map(len, self._tenants.values())) >= self._max_sessions
+        return self._num_live >= self._max_sessions
 
 
 def _session(tenant: str, session_id: str, entry: _Entry, now: float) -> Session:

@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import grpc.aio
 
+from icarus import tracing
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError, UnavailableError
 from icarus.rpc.messages import generated_logprobs_from_wire, sampling_to_wire, source_to_wire
+from icarus.rpc.model_labels import ModelLabels
 from icarus.rpc.status import error_from_rpc
 from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
@@ -19,11 +21,14 @@ from icarus.worker.v1 import prefill_service_pb2_grpc as prefill_grpc
 from icarus_gateway.block_reports import BlockReports
 from icarus_gateway.decode_call import DecodeCall
 from icarus_gateway.history import BlockMark
+from icarus_gateway.metrics import GatewayMetrics
+from icarus_gateway.prompt_sources import PromptSources, prompt_sources
 from icarus_gateway.routing import Route, Router
 from icarus_gateway.staged_lease import StagedLease
 from icarus_gateway.stop_strings import OutputText
 from icarus_gateway.tokenizer import Detokenizer, Tokenizer
 from icarus_gateway.turn_events import Delta, End, TurnEvent, TurnRequest
+from icarus_gateway.turn_meter import TurnMeter, measured
 from icarus_gateway.workers import Worker, WorkerTable
 
 log = logging.getLogger(__name__)
@@ -39,6 +44,9 @@ class _Progress:
     request: TurnRequest
     adapter: AdapterInfo | None
     text: OutputText
+    meter: TurnMeter
+    sources: PromptSources | None = None
+    """Where the prompt came from, by the last attempt that said so."""
     output: list[int] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     """Instance ids of workers that failed it."""
@@ -56,6 +64,10 @@ class _Progress:
         self.transfer_reads += answer.transfer_reads
         self.transfer_bytes += answer.transfer_bytes
 
+    def learn_sources(self, message: decode_pb.PromptUsage) -> None:
+        self.sources = prompt_sources(message, self.num_resumed)
+        self.meter.prompt_used(self.sources)
+
     def take(self, tokens: decode_pb.TokensGenerated) -> Iterator[Delta]:
         """Adds tokens of the worker, a delta each; those after a stop string are not the turn's."""
         for i, token_id in enumerate(tokens.token_ids):
@@ -63,6 +75,7 @@ class _Progress:
             if not taken:
                 return
             self.output += taken
+            self.meter.token()
             if self.reason() is not None:
                 text += self.text.flush()
             yield Delta((token_id,), text, tuple(map(generated_logprobs_from_wire, taken, tokens.logprobs[i : i + 1])))
@@ -85,12 +98,16 @@ class TurnDriver:
         router: Router,
         tokenizer: Tokenizer,
         prefill_timeout_seconds: float,
+        metrics: GatewayMetrics,
+        labels: ModelLabels,
     ):
         self._workers = workers
         self._reports = reports
         self._router = router
         self._tokenizer = tokenizer
         self._prefill_timeout_seconds = prefill_timeout_seconds
+        self._metrics = metrics
+        self._labels = labels
 
     async def run(self, request: TurnRequest) -> AsyncGenerator[TurnEvent]:
         """Deltas, then one End. Closing the iterator cancels the turn everywhere.
@@ -98,15 +115,26 @@ class TurnDriver:
         A worker that cannot be reached or has no room is replaced by another, which goes on after the tokens so far.
         Raises NotFoundError for an unknown model, OverloadedError, UnavailableError, and what the worker raised.
         """
+        with measured(self._metrics, self._labels, request) as meter:
+            async with aclosing(self._run(request, meter)) as events:
+                async for event in events:
+                    if isinstance(event, End):
+                        meter.finished(event.reason)
+                    yield event
+
+    async def _run(self, request: TurnRequest, meter: TurnMeter) -> AsyncGenerator[TurnEvent]:
         adapter = self._router.adapter(request.model)
         if request.after is not None:
             await self._reports.wait_for(request.after.worker_id, request.after.sequence, _INDEX_WAIT_SECONDS)
         sampling = request.sampling
         text = OutputText(Detokenizer(self._tokenizer, request.prompt), sampling.stop, sampling.params.min_tokens)
-        progress = _Progress(request, adapter, text)
+        progress = _Progress(request, adapter, text, meter)
         failure: IcarusError | None = None
         while True:
             route = self._route(progress, failure)
+            meter.placed(route)
+            if failure is not None:
+                meter.redispatched(failure)
             try:
                 async with aclosing(self._attempt(progress, route)) as events:
                     async for event in events:
@@ -131,7 +159,7 @@ class TurnDriver:
         except UnavailableError as error:
             raise failure or error from None
         names = {"decode": route.decode.worker_id, "prefill": route.prefill.worker_id if route.prefill else ""}
-        log.debug("turn routed", extra={"turn": request.turn_id, **names})
+        log.debug("turn routed", extra=names)
         return route
 
     async def _renew_adapter(self, progress: _Progress, worker: Worker) -> bool:
@@ -153,10 +181,7 @@ class TurnDriver:
             worker.failed = True
         if len(progress.tried) >= MAX_ATTEMPTS:
             raise failure
-        log.warning(
-            "attempt failed",
-            extra={"turn": progress.request.turn_id, "worker": worker.worker_id, "reason": str(failure)},
-        )
+        log.warning("attempt failed", extra={"worker": worker.worker_id, "reason": str(failure)})
 
     async def _attempt(self, progress: _Progress, route: Route) -> AsyncGenerator[TurnEvent]:
         worker = route.decode
@@ -175,6 +200,10 @@ class TurnDriver:
                     if message.HasField("finished"):
                         await call.close()
                         break
+                    if message.HasField("reserved"):
+                        progress.meter.reserved()
+                    if message.HasField("prompt"):
+                        progress.learn_sources(message.prompt)
                     for delta in progress.take(message.tokens):
                         yield delta
                     if progress.text.stopped and not finishing:
@@ -190,6 +219,7 @@ class TurnDriver:
         reserved = await call.read()
         if not reserved.HasField("reserved"):
             raise IcarusError(f"worker {route.decode.worker_id} did not answer with TurnReserved")
+        progress.meter.reserved()
         first_block = reserved.reserved.num_local_blocks
         prefilling = asyncio.ensure_future(self._prefill(progress, route, prefill, first_block, lease))
         failing = asyncio.ensure_future(call.wait_readable())  # it has nothing to say before `staged` but an error
@@ -212,6 +242,7 @@ class TurnDriver:
         message = prefill_pb.PrefillRequest(
             tenant=request.tenant,
             turn_id=request.turn_id,
+            session_id=request.session_id,
             token_ids=(*request.prompt, *progress.output),
             adapter=adapter.name if adapter else "",
             adapter_mode=adapter.mode.value if adapter else "",
@@ -222,11 +253,12 @@ class TurnDriver:
         stub = prefill_grpc.PrefillServiceStub(worker.channel)
         try:
             with self._workers.assigned(worker):
-                answer = await stub.Prefill(message, timeout=self._prefill_timeout_seconds)
+                metadata = tracing.outgoing()
+                answer = await stub.Prefill(message, timeout=self._prefill_timeout_seconds, metadata=metadata)
         except grpc.aio.AioRpcError as rpc_error:
             error = error_from_rpc(rpc_error, f"worker {worker.worker_id}")
             worker.failed = worker.failed or isinstance(error, UnavailableError)
-            log.warning("prefill failed", extra={"turn": request.turn_id, "reason": str(error)})
+            log.warning("prefill failed", extra={"worker": worker.worker_id, "reason": str(error)})
             return None
         lease.hold(worker.channel, answer.grant.lease_id)
         progress.add_cost(answer)
@@ -244,6 +276,7 @@ def _begin(progress: _Progress, route: Route) -> decode_pb.BeginTurn:
     return decode_pb.BeginTurn(
         tenant=request.tenant,
         turn_id=request.turn_id,
+        session_id=request.session_id,
         token_ids=(*request.prompt, *progress.output),
         num_output_tokens=len(progress.output),
         adapter=progress.adapter.name if progress.adapter else "",
@@ -265,40 +298,23 @@ def _end(progress: _Progress, route: Route, finished: decode_pb.DecodeFinished |
     assert reason is not None
     worker = route.decode
     mark = BlockMark(worker.worker_id, finished.block_sequence) if finished is not None else None
-    usage = _usage(progress, finished)
+    usage = _usage(progress)
     seed = progress.request.sampling.params.seed
     return [*events, End(reason, usage, seed, worker.worker_id, progress.prefill_worker, mark)]
 
 
-def _usage(progress: _Progress, finished: decode_pb.DecodeFinished | None) -> Usage:
-    """Where the last attempt resumed, output at its prompt's end is no part of the turn's prompt and is deducted.
-
-    What a dead worker did cannot be known: all of the prompt counts as computed then, and adds nothing to KV written.
-    """
+def _usage(progress: _Progress) -> Usage:
+    """What the last attempt used. What a worker wrote that died is not known and not in `kv_written_tokens`."""
     num_prompt = len(progress.request.prompt)
-    computed, remote, local, cross = num_prompt, 0, 0, 0
-    if finished is not None:
-        parts = (finished.computed_tokens, finished.remote_tokens, finished.local_tokens)
-        computed, remote, local = _deduct(progress.num_resumed, parts)
-        cross = min(finished.cross_adapter_tokens, local + remote)
+    sources = progress.sources or PromptSources(computed=num_prompt)
     return Usage(
         prompt_tokens=num_prompt,
         completion_tokens=len(progress.output),
-        computed_tokens=computed,
-        local_tokens=local,
-        remote_tokens=remote,
-        cross_adapter_tokens=cross,
+        computed_tokens=sources.computed,
+        local_tokens=sources.local,
+        remote_tokens=sources.remote,
+        cross_adapter_tokens=sources.cross_adapter,
         kv_written_tokens=progress.kv_written_tokens,
         transfer_reads=progress.transfer_reads,
         transfer_bytes=progress.transfer_bytes,
     )
-
-
-def _deduct(amount: int, parts: Iterable[int]) -> list[int]:
-    """Takes `amount` away from the first part, what it lacks from the second, and so on."""
-    rest = []
-    for part in parts:
-        taken = min(amount, part)
-        amount -= taken
-        rest.append(part - taken)
-    return rest

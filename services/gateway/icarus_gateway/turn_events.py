@@ -19,6 +19,7 @@ class TurnRequest:
     model: str
     prompt: tuple[int, ...]
     sampling: Sampling
+    session_id: str = ""
     after: BlockMark | None = None
     """Where the session's last turn left its blocks."""
 

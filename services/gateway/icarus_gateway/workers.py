@@ -181,11 +181,18 @@ class WorkerTable:
         return self._workers.get(worker.worker_id) is not worker or not self._is_heard(worker, _MISSED_UNTIL_LOST)
 
     def _is_heard(self, worker: Worker, missed: int) -> bool:
-        silent = self._clock() - worker.last_seen
         return (
-            silent <= missed * self.heartbeat_seconds
+            self.silent_seconds(worker) <= missed * self.heartbeat_seconds
             and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
         )
+
+    def known(self) -> list[Worker]:
+        """Every worker that registered and was not forgotten since, by name."""
+        return sorted(self._workers.values(), key=lambda worker: worker.worker_id)
+
+    def silent_seconds(self, worker: Worker) -> float:
+        """Since it was last heard of."""
+        return self._clock() - worker.last_seen
 
     def live(self, role: Role | None = None) -> list[Worker]:
         """Live workers by name."""

@@ -7,6 +7,7 @@ from icarus.errors import FailedPreconditionError
 from icarus.rpc.messages import grant_to_wire, source_from_wire
 from icarus.types import AdapterMode, SamplingParams
 from icarus.worker.phases import TurnPhase
+from icarus.worker.turn_context import turn_context
 from icarus.worker.v1 import prefill_service_pb2 as pb
 from icarus.worker.v1 import prefill_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import TurnSpec, Worker
@@ -17,6 +18,10 @@ class PrefillServicer(pb_grpc.PrefillServiceServicer):
         self._worker = worker
 
     async def Prefill(self, request: pb.PrefillRequest, context: grpc.aio.ServicerContext) -> pb.PrefillResponse:
+        with turn_context("prefill", request.session_id, request.turn_id, request.adapter):
+            return await self._prefill(request)
+
+    async def _prefill(self, request: pb.PrefillRequest) -> pb.PrefillResponse:
         spec = _spec(request)
         async with await self._worker.turn(spec) as turn:
             admitted = await turn.submit()
@@ -40,6 +45,7 @@ def _spec(request: pb.PrefillRequest) -> TurnSpec:
     return TurnSpec(
         tenant=request.tenant,
         turn_id=request.turn_id,
+        session_id=request.session_id,
         token_ids=request.token_ids,
         adapter=request.adapter,
         adapter_digest=request.adapter_digest,

@@ -1,6 +1,7 @@
 """Reads a LoRA from the folder that PEFT saved, without peft. What cannot be served is refused by name."""
 
 import hashlib
+import os
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -99,6 +100,8 @@ def _read_tensors(
     """(layer, module) -> A, B as they are stored, in order. The whole header is checked before any data is read."""
     if not path.is_file():
         raise InvalidInputError(f"adapter {name!r}: {path} does not exist; save the adapter as safetensors")
+    if not os.access(path, os.R_OK):  # PEFT's file comes out readable by its owner alone
+        raise InvalidInputError(f"adapter {name!r}: user {os.getuid()} may not read {path}; chmod a+r it")
     try:
         with safe_open(path, framework="pt") as file:
             keys = [_parse_key(name, key) for key in sorted(file.keys())]

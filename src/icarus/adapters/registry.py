@@ -2,12 +2,21 @@
 
 import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from icarus.adapters.lora import LoraWeights
 from icarus.errors import AlreadyExistsError, NotFoundError, OverloadedError
 from icarus.types import AdapterInfo, AdapterMode
+
+
+@dataclass(frozen=True)
+class AdapterCounts:
+    """How often weights were put into memory, gave way to others, and were dropped with their name."""
+
+    loaded: int = 0
+    evicted: int = 0
+    unloaded: int = 0
 
 
 @dataclass
@@ -39,6 +48,7 @@ class AdapterRegistry:
         """Least recently used first."""
         self.revision = 0
         """Counts the changes that `list` shows."""
+        self.counts = AdapterCounts()
 
     def add(self, weights: LoraWeights, folder: Path, replace: bool = False, pin: bool = False) -> AdapterInfo:
         """Makes a name stand for weights that were read from `folder`. A name that was pinned stays so.
@@ -66,6 +76,7 @@ class AdapterRegistry:
         """Raises NotFoundError."""
         self._entry(name)
         del self._entries[name]
+        self.counts = replace(self.counts, unloaded=self.counts.unloaded + 1)
         self.revision += 1
 
     def info(self, name: str) -> AdapterInfo:
@@ -128,6 +139,8 @@ class AdapterRegistry:
         evictable = (other for other in resident if not other.pinned and other is not entry)
         for _, other in zip(range(excess), evictable, strict=False):
             other.weights = None
+            self.counts = replace(self.counts, evicted=self.counts.evicted + 1)
+        self.counts = replace(self.counts, loaded=self.counts.loaded + 1)
         self.revision += 1
 
     def _entry(self, name: str) -> _Entry:

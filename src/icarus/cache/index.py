@@ -86,6 +86,11 @@ class PrefixIndex:
         mirror = self._mirrors.get(worker)
         return mirror.next_sequence if mirror else 0
 
+    @property
+    def size(self) -> int:
+        """Different blocks that some worker is thought to hold."""
+        return len(self._holders)
+
     def num_blocks(self, worker: WorkerId) -> int:
         """Named blocks that the worker is thought to hold."""
         mirror = self._mirrors.get(worker)

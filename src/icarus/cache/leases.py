@@ -25,8 +25,12 @@ class LeaseTable:
     def __init__(self, duration_seconds: float):
         self.duration_seconds = duration_seconds
         self._leases: dict[LeaseId, _Lease] = {}
+        self.granted = 0
         self.released = 0
         self.expired = 0
+
+    def __len__(self) -> int:
+        return len(self._leases)
 
     @property
     def num_blocks(self) -> int:
@@ -37,6 +41,7 @@ class LeaseTable:
         """`prefill`: the request that made the blocks for the lease's reader."""
         lease_id = LeaseId(secrets.token_hex(8))
         self._leases[lease_id] = _Lease(tuple(block_ids), now + self.duration_seconds, prefill)
+        self.granted += 1
         return lease_id
 
     def of_prefill(self, request_id: RequestId) -> LeaseId | None:

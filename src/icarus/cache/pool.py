@@ -10,7 +10,7 @@ A block is in exactly one state:
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from icarus.cache.changes import ChangeLog
 from icarus.errors import IntegrityError
@@ -22,6 +22,8 @@ class _Block:
     num_references: int = 0
     block_hash: BlockHash | None = None
     writer: str = ""
+    users: set[str] = field(default_factory=set)
+    """Specialists whose turns in this pool wrote or read the named block."""
 
 
 class BlockPool:
@@ -36,6 +38,8 @@ class BlockPool:
         self._by_hash: dict[BlockHash, BlockId] = {}
         self.changes = ChangeLog()
         self.evictions = 0
+        self.num_extra_copies = 0
+        """Blocks that caches of each specialist's own would hold beside these: one for each user but the first."""
 
     @property
     def num_blocks(self) -> int:
@@ -59,6 +63,14 @@ class BlockPool:
     def writer(self, block_id: BlockId) -> str:
         """The specialist whose turn first completed a named block ("" for the base)."""
         return self._blocks[block_id].writer
+
+    def note_user(self, block_ids: Iterable[BlockId], specialist: str) -> None:
+        """A turn of this specialist wrote or read these blocks; the nameless ones among them are its own anyway."""
+        for block_id in block_ids:
+            block = self._blocks[block_id]
+            if block.block_hash is not None and specialist not in block.users:
+                self.num_extra_copies += bool(block.users)
+                block.users.add(specialist)
 
     def named(self) -> list[BlockHash]:
         """Every name that is held."""
@@ -143,3 +155,5 @@ class BlockPool:
         del self._by_hash[block.block_hash]
         self.changes.append(block.block_hash, removed=True)
         block.block_hash, block.writer = None, ""
+        self.num_extra_copies -= max(len(block.users) - 1, 0)
+        block.users.clear()

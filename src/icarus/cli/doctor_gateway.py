@@ -1,15 +1,11 @@
 """What `icarus doctor` finds at a running gateway."""
 
 from collections.abc import Iterator
-from typing import Any
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from icarus.cli.doctor_finding import Finding, fail, ok, warn
+from icarus.cli.health import SERVING, ask_health
 from icarus.client import Client, RetryPolicy, Worker
-from icarus.client.connection import channel_options
-from icarus.errors import IcarusError
+from icarus.errors import IcarusError, UnavailableError
 from icarus.types import Role
 
 _LIMIT_SECONDS = 10.0
@@ -32,17 +28,13 @@ def examine_gateway(address: str) -> Iterator[Finding]:
 
 
 def _health(address: str) -> Finding:
-    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
-        try:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            status = stub.Check(health_pb2.HealthCheckRequest(), timeout=_LIMIT_SECONDS).status
-        except grpc.RpcError as error:
-            code = error.code().name  # pyright: ignore[reportAttributeAccessIssue]
-            return fail("gateway", f"{address}: {code}", "start one ('icarus up'), or name another address")
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
-    if status != health_pb2.HealthCheckResponse.SERVING:
-        return fail("gateway", f"{address}: {name}", "it is stopping, or starting: try again")
-    return ok("gateway", f"{address}: {name}")
+    try:
+        status = ask_health(address, _LIMIT_SECONDS)
+    except UnavailableError as error:
+        return fail("gateway", str(error), "start one ('icarus up'), or name another address")
+    if status != SERVING:
+        return fail("gateway", f"{address}: {status}", "it is stopping, or starting: try again")
+    return ok("gateway", f"{address}: {status}")
 
 
 def _worker(worker: Worker) -> Finding:

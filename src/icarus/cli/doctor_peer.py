@@ -43,7 +43,7 @@ def _read(thread: TransferThread, num_blocks: int) -> float:
 
 
 def _tell(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(f"\n{line}\n")  # UCX's report may stop in the middle of a line
     sys.stdout.flush()
 
 

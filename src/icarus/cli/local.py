@@ -10,16 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typing import Self
 
 from icarus.cli.flags import to_flags
+from icarus.cli.health import SERVING, ask_health
 from icarus.cli.parser import GATEWAY_SECTIONS, WORKER_SECTIONS
 from icarus.client import Client
-from icarus.client.connection import channel_options
-from icarus.config import Config, ModelSection
+from icarus.config import Config, MetricsSection, ModelSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
 from icarus.types import Role
 
@@ -49,6 +46,8 @@ class LocalCluster:
     There is a decode worker `decode-i` for each list of `decode_adapters` (`NAME=FOLDER` or `NAME=FOLDER:private`) and
     `num_prefill` workers `prefill-i` with `prefill_adapters`. They share this config; addresses and names are set
     here, but the gateway keeps its port unless that is 0. The model is found, and converted if need be, once, here.
+    `metrics` says where each process serves its metrics, by name; nowhere unless the config has an address for them,
+    which is the gateway's: the workers take the ports that follow.
 
     Children die with this process, however it ends: each watches a pipe from it. Starting raises ConfigError where a
     child found its settings wrong, UnavailableError with the tail of its log where it died, and DeadlineError.
@@ -67,6 +66,7 @@ class LocalCluster:
     ):
         self.config = config
         self.address = _listen_address(config.gateway.address)
+        self.metrics: dict[str, str] = {}
         self._decode_adapters = decode_adapters
         self._prefill_adapters = prefill_adapters
         self._num_prefill = num_prefill
@@ -121,7 +121,7 @@ class LocalCluster:
         except OSError as error:
             raise ConfigError(f"log folder {self.log_dir} cannot be made: {error.strerror}") from None
         gateway = dataclasses.replace(config, gateway=dataclasses.replace(config.gateway, address=self.address))
-        self._spawn("gateway", "gateway", to_flags(gateway, [*GATEWAY_SECTIONS]))
+        self._spawn("gateway", "gateway", gateway)
         for role, adapters_of_workers in (
             (Role.PREFILL, [self._prefill_adapters] * self._num_prefill),
             (Role.DECODE, self._decode_adapters),
@@ -129,12 +129,15 @@ class LocalCluster:
             for index, adapters in enumerate(adapters_of_workers):
                 name = f"{role}-{index}"
                 worker = dataclasses.replace(config.worker, id=name, gateways=(self.address,), adapters=tuple(adapters))
-                flags = to_flags(dataclasses.replace(config, worker=worker), [*WORKER_SECTIONS])
-                self._spawn(name, role, flags)
+                self._spawn(name, role, dataclasses.replace(config, worker=worker))
         self._progress(f"starting {', '.join(child.name for child in self._children)}")
         self._wait_until_ready()
 
-    def _spawn(self, name: str, role: str, flags: list[str]) -> None:
+    def _spawn(self, name: str, role: str, config: Config) -> None:
+        if config.metrics.address:
+            self.metrics[name] = _following_address(config.metrics.address, len(self._children))
+            config = dataclasses.replace(config, metrics=MetricsSection(self.metrics[name]))
+        flags = to_flags(config, [*(GATEWAY_SECTIONS if role == "gateway" else WORKER_SECTIONS)])
         command = [sys.executable, "-m", "icarus.cli.main", "serve", role, "--stop-with-stdin", *flags]
         log = self.log_dir / f"{name}.log"
         with log.open("wb") as stream:
@@ -154,8 +157,11 @@ class LocalCluster:
                     raise DeadlineError(f"{names} not ready after {self._startup_seconds:g} s\n{self._tails(waiting)}")
                 for name in waiting & _serving(client):
                     waiting.remove(name)
-                    self._progress(f"{name} is ready")
+                    self._progress(f"{name} is ready{self._where_metrics_are(name)}")
                 time.sleep(_POLL_SECONDS)
+
+    def _where_metrics_are(self, name: str) -> str:
+        return f"; metrics at http://{self.metrics[name]}/metrics" if name in self.metrics else ""
 
     def _tails(self, names: set[str]) -> str:
         return "\n".join(f"{child.name}: {_tail(child.log)}" for child in self._children if child.name in names)
@@ -171,6 +177,12 @@ def _listen_address(address: str) -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
+def _following_address(address: str, index: int) -> str:
+    """The address with a port that is so much higher; with any free one in place of port 0."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + index}" if port.isdecimal() and port != "0" else _listen_address(address)
+
+
 def _serving(client: Client) -> set[str]:
     """Who is registered and says SERVING, the gateway included."""
     if not _is_serving(client.address):
@@ -183,13 +195,10 @@ def _serving(client: Client) -> set[str]:
 
 
 def _is_serving(address: str) -> bool:
-    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are made at run time
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
-        except grpc.RpcError:
-            return False
-    return answer.status == health_pb2.HealthCheckResponse.SERVING
+    try:
+        return ask_health(address, timeout_seconds=5.0) == SERVING
+    except UnavailableError:
+        return False
 
 
 def _death(child: _Child, code: int) -> IcarusError:

@@ -9,19 +9,19 @@ from icarus import __version__
 from icarus.cli.flags import ALL, Sections, add_flags
 from icarus.cli.sampling_flags import add_sampling_flags
 from icarus.cli.train_flags import add_train_flags
-from icarus.config import GatewaySection
+from icarus.config import GatewaySection, ModelSection, describe
 from icarus.errors import InvalidInputError
 from icarus.types import DEFAULT_TENANT
 
-WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "worker": ALL}
-GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL}
+WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "worker": ALL, "metrics": ALL}
+GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL, "metrics": ALL}
 _UP_SECTIONS: Sections = {
     **WORKER_SECTIONS,
     "worker": ("adapters", "adapter_root", "other_base_adapters", "max_resident_adapters"),
     "gateway": ALL,
 }
 _DEMO_SECTIONS: Sections = {
-    **{name: ALL for name in WORKER_SECTIONS if name != "worker"},
+    **{name: ALL for name in WORKER_SECTIONS if name not in ("worker", "metrics")},
     "gateway": ("prefill_threshold_tokens", "load_penalty_tokens", "adapter_penalty_tokens"),
 }
 _EVAL_SECTIONS: Sections = {"model": ("dtype", "device"), "cache": ALL, "engine": ALL}
@@ -54,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_demo(commands)
     _add_doctor(commands)
+    _add_health(commands)
+    _add_pull(commands)
     _add_train(commands)
     _add_eval(commands)
     return parser
@@ -171,6 +173,23 @@ def _add_doctor(commands: _Commands) -> None:
     parser.add_argument("--gateway", "--address", metavar="HOST:PORT", help=text)
     text = "MiB to read when the path between two processes is measured (default: 256)"
     parser.add_argument("--read-mib", type=int, default=256, metavar="N", help=text)
+
+
+def _add_health(commands: _Commands) -> None:
+    parser = _add(
+        commands, "health", "ask a gateway or worker whether it serves; the exit code is 0 if it does", "health"
+    )
+    parser.add_argument("address", metavar="HOST:PORT", help="where it listens")
+    text = "seconds until no answer is one (default: 5)"
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="X", help=text)
+
+
+def _add_pull(commands: _Commands) -> None:
+    parser = _add(
+        commands, "pull", "fetch a model into a folder, converted if need be; keeps one that is there", "pull"
+    )
+    parser.add_argument("model", help=describe(ModelSection, "path"))
+    parser.add_argument("folder", help="where it goes: --model-path of every process")
 
 
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:

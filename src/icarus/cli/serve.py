@@ -10,6 +10,7 @@ import time
 
 from icarus.cli.flags import read_config
 from icarus.rpc.logs import configure_logging
+from icarus.rpc.tracing import configure_tracing
 
 _STOP_SECONDS = 20.0
 
@@ -17,6 +18,7 @@ _STOP_SECONDS = 20.0
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     configure_logging(args.log_level)
+    configure_tracing(args.role, "" if args.role == "gateway" else config.worker.id, os.environ)
     # Before torch is loaded: idle compute threads that spin would take the cores of the worker beside this one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if args.stop_with_stdin:

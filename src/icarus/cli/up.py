@@ -8,8 +8,6 @@ from icarus.cli.flags import read_config
 from icarus.cli.local import LocalCluster
 from icarus.errors import InvalidInputError
 
-_PRIVATE = ":private"
-
 
 def run(args: argparse.Namespace) -> int:
     if args.num_decode < 1 or args.num_prefill < 0:
@@ -19,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     cluster = LocalCluster(
         config,
         decode_adapters=[adapters] * args.num_decode,
-        prefill_adapters=[adapter for adapter in adapters if adapter.endswith(_PRIVATE)],
+        prefill_adapters=adapters,
         num_prefill=args.num_prefill,
         log_dir=args.log_dir,
         startup_seconds=args.startup_seconds,

@@ -20,6 +20,7 @@ from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
 from icarus.client.turn import Abandon, OpenCall, TurnRecord
 from icarus.errors import IcarusError
 from icarus.rpc.status import error_from_rpc
+from icarus.tracing import Metadata
 from icarus.types import DEFAULT_TENANT, AdapterMode
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
 from icarus.v1 import generation_service_pb2 as generation_pb2
@@ -127,9 +128,9 @@ class Client:
         content = m.build_content(prompt, messages, token_ids)
         turn = m.build_turn(self.tenant, model, content, turn_id, sampling, self.retry.resumes)
 
-        def open_call(num_received: int, seconds_left: float | None) -> Any:
+        def open_call(num_received: int, seconds_left: float | None, metadata: Metadata) -> Any:
             request = turn.without_session(resume_from + num_received)
-            return self._stubs.generation.Generate(request, timeout=seconds_left)
+            return self._stubs.generation.Generate(request, timeout=seconds_left, metadata=metadata)
 
         return TurnStream(open_call, self._abandon, turn.turn_id, self._attempts(timeout))
 
@@ -292,9 +293,9 @@ class Session:
         content = m.build_content(text, messages, token_ids)
         turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling, self._client.retry.resumes)
 
-        def open_call(num_received: int, seconds_left: float | None) -> Any:
+        def open_call(num_received: int, seconds_left: float | None, metadata: Metadata) -> Any:
             request = turn.of_session(self.session_id, resume_from + num_received)
-            return self._stub.GenerateTurn(request, timeout=seconds_left)
+            return self._stub.GenerateTurn(request, timeout=seconds_left, metadata=metadata)
 
         return TurnStream(open_call, self._client._abandon, turn.turn_id, self._client._attempts(timeout))
 

@@ -6,14 +6,15 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
-from icarus.engine.request import Admitted, Failed, Finished, Landing, Phase, Prefilled, Request, Sampled
+from icarus.engine.request import Admitted, Failed, Finished, Landing, Phase, Prefilled, PromptRead, Request, Sampled
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import ScheduledRows, Scheduler
+from icarus.engine.step_report import StepReport, count_rows
 from icarus.errors import InvalidInputError, OverloadedError
 from icarus.types import BlockHash, BlockId, FinishReason, Grant, LeaseId, PoolCounts, RequestId
 
@@ -25,10 +26,17 @@ class EngineState:
     """What the debug RPC and heartbeats report."""
 
     pool: PoolCounts
+    private_blocks: int
+    """Blocks that caches of each specialist's own would hold, for what is in use or cached here."""
+    evictions: int
     leased_blocks: int
     kv_written_tokens: int
+    kv_written_by: Mapping[str, int]
+    """By the specialist whose turn it was ("" for the base)."""
     running_requests: int
     waiting_requests: int
+    leases_held: int
+    leases_granted: int
     leases_released: int
     leases_expired: int
     preemptions: int
@@ -47,8 +55,9 @@ class Engine:
         max_leased_blocks: int,
         clock: Callable[[], float] = time.monotonic,
         hold_admission: Callable[[], bool] = lambda: False,
+        on_step: Callable[[StepReport], None] = lambda report: None,
     ):
-        """While `hold_admission` says so, requests wait; it is asked where some do."""
+        """While `hold_admission` says so, requests wait; it is asked where some do. `on_step` must be quick."""
         self._runner = runner
         self._scheduler = scheduler
         self._leases = leases
@@ -56,6 +65,7 @@ class Engine:
         self._max_leased_blocks = max_leased_blocks
         self._clock = clock
         self._hold_admission = hold_admission
+        self._on_step = on_step
         self._requests: dict[RequestId, Request] = {}
         self.pool = pool
 
@@ -93,10 +103,11 @@ class Engine:
         for index, writer in enumerate(landing.writers, start=first):
             self.pool.name(request.block_ids[index], request.block_hashes[index], writer)
         request.num_named = first + len(landing.writers)
+        self.pool.note_user(request.block_ids[first : request.num_named], request.writer)
         request.num_kv = request.num_named * request.block_size
         request.remote_tokens = landing.num_remote_tokens
         remote_writers = landing.writers[: landing.num_remote_tokens // request.block_size]
-        request.cross_adapter_tokens += self._cross_tokens(request, remote_writers)
+        request.written_under += _cross_tokens(request, remote_writers)
         self._start(request)
 
     def finish(self, request_id: RequestId) -> None:
@@ -128,6 +139,11 @@ class Engine:
         """The read into these quarantined blocks is over."""
         self.pool.settle(block_ids)
         self._admit()
+
+    def fail_all(self, error: Exception) -> None:
+        """Tells every request that it failed; the books are left as they are. For an engine that can go on no more."""
+        for request in self._requests.values():
+            request.sink(Failed(error))
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -171,14 +187,17 @@ class Engine:
         self._admit()
 
     def _run(self, scheduled: list[ScheduledRows]) -> list[Sampled]:
+        started = time.monotonic()
         try:
-            return self._runner.run(scheduled)
+            tokens = self._runner.run(scheduled)
         except Exception as error:
             logger.exception("a step of %d requests failed", len(scheduled))
             for rows in scheduled:
                 self._fail(rows.request, error)
             scheduled.clear()
             return []
+        self._on_step(StepReport(time.monotonic() - started, len(scheduled), count_rows(scheduled)))
+        return tokens
 
     def _postprocess(self, rows: ScheduledRows, sampled: Sampled | None) -> None:
         request = rows.request
@@ -190,6 +209,8 @@ class Engine:
             self._finish_prefill(request)
 
     def _append(self, request: Request, sampled: Sampled) -> None:
+        if request.num_output == request.num_earlier_output:
+            request.sink(PromptRead(request.account))
         request.token_ids.append(sampled.token_id)
         request.extend_hashes()
         request.sink(sampled)
@@ -201,6 +222,7 @@ class Engine:
     def _name_full_blocks(self, request: Request) -> None:
         for index in range(request.num_named, request.num_kv // request.block_size):
             self.pool.name(request.block_ids[index], request.block_hashes[index], request.writer)
+            self.pool.note_user(request.block_ids[index : index + 1], request.writer)
             request.num_named = index + 1
 
     # -- the books -----------------------------------------------------------------------------------------------
@@ -219,10 +241,15 @@ class Engine:
     def _state(self, counts: PoolCounts) -> EngineState:
         return EngineState(
             pool=counts,
+            private_blocks=counts.used + counts.cached + self.pool.num_extra_copies,
+            evictions=self.pool.evictions,
             leased_blocks=len(self._leases.references()),
             kv_written_tokens=self._runner.kv_rows_written,
+            kv_written_by=dict(self._runner.written_by),
             running_requests=len(self._scheduler.running) + len(self._scheduler.landing),
             waiting_requests=len(self._scheduler.waiting),
+            leases_held=len(self._leases),
+            leases_granted=self._leases.granted,
             leases_released=self._leases.released,
             leases_expired=self._leases.expired,
             preemptions=self._scheduler.preemptions,
@@ -264,7 +291,8 @@ class Engine:
         num_local = request.num_named
         request.local_tokens = request.num_kv
         writers = [self.pool.writer(block_id) for block_id in request.block_ids[:num_local]]
-        request.cross_adapter_tokens = self._cross_tokens(request, writers)
+        self.pool.note_user(request.block_ids[:num_local], request.writer)
+        request.written_under = _cross_tokens(request, writers)
         landing = request.await_landing or request.num_source_blocks > num_local
         hashes = tuple(request.block_hashes)
         request.sink(Admitted(num_local, tuple(request.block_ids), hashes, landing))
@@ -275,9 +303,6 @@ class Engine:
         self._scheduler.start(request)
         if request.prefill_only and request.num_missing == 0:
             self._finish_prefill(request)
-
-    def _cross_tokens(self, request: Request, writers: Sequence[str]) -> int:
-        return sum(writer != request.writer for writer in writers) * request.block_size
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         self._drop(request)
@@ -309,3 +334,9 @@ class Engine:
         lease_id = self._leases.grant(block_ids, self._clock(), prefill)
         writers = tuple(self.pool.writer(block_id) for block_id in block_ids)
         return Grant(lease_id, self._instance_id, self._leases.duration_seconds, first_block, tuple(block_ids), writers)
+
+
+def _cross_tokens(request: Request, writers: Iterable[str]) -> Counter[str]:
+    """Tokens of blocks that another specialist's turn completed first, by that specialist."""
+    blocks = Counter(writer for writer in writers if writer != request.writer)
+    return Counter({writer: count * request.block_size for writer, count in blocks.items()})

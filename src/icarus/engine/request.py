@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -55,8 +56,20 @@ class Account:
     computed_tokens: int
     local_tokens: int
     remote_tokens: int
-    cross_adapter_tokens: int
+    written_under: Mapping[str, int]
+    """Of local and remote, by the other specialist whose turn wrote them first ("" for the base)."""
     kv_written_tokens: int
+
+    @property
+    def cross_adapter_tokens(self) -> int:
+        return sum(self.written_under.values())
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """The first token follows: the prompt has been used, and where its KV came from will not change any more."""
+
+    account: Account
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Failed:
     error: Exception
 
 
-EngineEvent = Admitted | Sampled | Finished | Prefilled | Failed
+EngineEvent = Admitted | PromptRead | Sampled | Finished | Prefilled | Failed
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,8 @@ class Request:
     was_admitted: bool = False
     local_tokens: int = 0
     remote_tokens: int = 0
-    cross_adapter_tokens: int = 0
+    written_under: Counter[str] = field(default_factory=Counter)
+    """Cached tokens by the other specialist whose turn wrote them first."""
     kv_written_tokens: int = 0
     token_counts: TokenCounts | None = None
     """Kept by the sampler where penalties need it."""
@@ -172,9 +186,8 @@ class Request:
     def account(self) -> Account:
         prompt = self.num_target if self.prefill_only else self.num_prompt
         computed = prompt - self.local_tokens - self.remote_tokens
-        return Account(
-            computed, self.local_tokens, self.remote_tokens, self.cross_adapter_tokens, self.kv_written_tokens
-        )
+        written_under = dict(self.written_under)
+        return Account(computed, self.local_tokens, self.remote_tokens, written_under, self.kv_written_tokens)
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

@@ -1,5 +1,6 @@
 """Runs scheduled rows through the model: tensors, no policy."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ class Runner:
         self._model = model
         self._kv = kv
         self._device = torch.device(device)
+        self.written_by: Counter[str] = Counter()
+        """KV positions written, by the specialist whose turn it was ("" for the base)."""
 
     @property
     def kv_rows_written(self) -> int:
@@ -33,6 +36,7 @@ class Runner:
         logits = self._model.forward(batch, self._kv)
         for rows in scheduled:
             rows.request.kv_written_tokens += rows.num_writes
+            self.written_by[rows.request.writer] += rows.num_writes
         sampling = [rows.request for rows in scheduled if rows.sample]
         tokens = sample(logits, sampling) if sampling else []
         if self._device.type == "cuda":

@@ -1,25 +1,53 @@
 """The engine thread: runs commands between steps, steps while there is work."""
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from icarus.cache.changes import BlockChange
 from icarus.engine.engine import Engine
-from icarus.errors import OverloadedError
+from icarus.errors import IcarusError, OverloadedError, UnavailableError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _IDLE_WAIT_SECONDS = 0.1
 """How late an idle engine may notice that a lease has expired."""
 
 
+class EngineFailedError(IcarusError):
+    """A bug ended the engine thread: the process has nothing left to serve with."""
+
+
+@dataclass(frozen=True)
+class _Command:
+    run: Callable[[Engine], Any]
+    answer: Future[Any]
+
+    def execute(self, engine: Engine) -> None:
+        if not self.answer.set_running_or_notify_cancel():
+            return
+        try:
+            self.answer.set_result(self.run(engine))
+        except Exception as error:
+            self.answer.set_exception(error)
+
+    def refuse(self, error: IcarusError) -> None:
+        if self.answer.set_running_or_notify_cancel():
+            self.answer.set_exception(error)
+
+
 class EngineThread:
     """Owns an Engine. Other threads reach it through `call` and `post` alone.
 
-    While `hold_step` says so, commands run and no step is taken.
+    While `hold_step` says so, commands run and no step is taken. `ended` completes with the thread: with
+    EngineFailedError where a bug ended it. Then every turn, and every command before and after, fails with
+    UnavailableError, so that gateways take their turns elsewhere.
     """
 
     def __init__(
@@ -33,10 +61,14 @@ class EngineThread:
         self._on_changes = on_changes
         self._max_queued_commands = max_queued_commands
         self._hold_step = hold_step
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._submitting = threading.Lock()
+        self._failure: UnavailableError | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._last_round = time.monotonic()
+        self.ended: Future[None] = Future()
+        self.ended.set_running_or_notify_cancel()  # so that no waiter can cancel it
 
     @property
     def age_seconds(self) -> float:
@@ -59,35 +91,49 @@ class EngineThread:
 
     def post(self, command: Callable[[Engine], T]) -> Future[T]:
         """As `call`, never refused: for what ends work (abort, settle, release), which an overload must not stop."""
-        future: Future[Any] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(command(self._engine))
-            except Exception as error:
-                future.set_exception(error)
-
-        self._commands.put(run)
-        return future
+        pending = _Command(command, Future())
+        with self._submitting:
+            if self._failure is None:
+                self._commands.put(pending)
+            else:
+                pending.refuse(self._failure)
+        return pending.answer
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._last_round = time.monotonic()
-            self._run_commands()
-            self._engine.expire_leases()
-            if self._may_step():
-                self._engine.step()
-            self._publish_changes()
+        try:
+            while not self._stopping.is_set():
+                self._round()
+        except Exception as error:
+            logger.critical("the engine thread failed", exc_info=error)
+            self._fail(error)
+        else:
+            self.ended.set_result(None)
+
+    def _round(self) -> None:
+        self._last_round = time.monotonic()
+        self._run_commands()
+        self._engine.expire_leases()
+        if self._may_step():
+            self._engine.step()
+        self._publish_changes()
+
+    def _fail(self, error: Exception) -> None:
+        """Nobody waits for this engine any longer."""
+        failure = UnavailableError("the engine of this worker has failed; the worker ends")
+        with self._submitting:
+            self._failure = failure
+        while not self._commands.empty():
+            self._commands.get_nowait().refuse(failure)
+        self._engine.fail_all(failure)
+        self.ended.set_exception(EngineFailedError(f"a bug ended the engine thread: {type(error).__name__}: {error}"))
 
     def _run_commands(self) -> None:
         """Every command that waits; where there is nothing to compute, waits a little for one."""
         try:
             if not self._may_step():
-                self._commands.get(timeout=_IDLE_WAIT_SECONDS)()
+                self._commands.get(timeout=_IDLE_WAIT_SECONDS).execute(self._engine)
             while True:
-                self._commands.get_nowait()()
+                self._commands.get_nowait().execute(self._engine)
         except queue.Empty:
             return
 

@@ -1,11 +1,20 @@
-"""One line a record, as key=value; `extra={...}` fields come last."""
+"""One line a record, as key=value; `extra={...}` fields come last, and the task's own after them."""
 
 import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_task_fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
+
+
+def bind_log_fields(**fields: str) -> None:
+    """Adds fields that are not empty to each line that this task and those it starts log from now on."""
+    _task_fields.set({**_task_fields.get(), **{name: value for name, value in fields.items() if value}})
 
 
 class KeyValueFormatter(logging.Formatter):
@@ -20,6 +29,7 @@ class KeyValueFormatter(logging.Formatter):
             "msg": record.getMessage(),
         }
         fields |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        fields |= _task_fields.get()
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return " ".join(f"{key}={_quote(str(value))}" for key, value in fields.items())

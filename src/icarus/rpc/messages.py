@@ -17,7 +17,7 @@ from icarus.types import (
 from icarus.v1 import generation_pb2, model_service_pb2
 from icarus.worker.v1 import blocks_pb2, decode_service_pb2, registry_service_pb2
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Of icarus.worker.v1. Gateway and workers of different versions do not talk."""
 
 _USAGE_FIELDS = (

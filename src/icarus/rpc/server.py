@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from icarus.errors import ConfigError
 from icarus.rpc.channel import COMMON_OPTIONS
 from icarus.rpc.status import ErrorInterceptor
+from icarus.rpc.tracing import TraceContextInterceptor
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,17 @@ class Server:
             await self._health.set(name, status)
 
 
-def make_server(address: str, services: Sequence[Service]) -> Server:
-    """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection.
+def make_server(
+    address: str, services: Sequence[Service], interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+) -> Server:
+    """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection. `interceptors` see
+    calls as gRPC does: bytes in, and an error as the status that it became.
 
     Raises ConfigError where the address cannot be listened on. Call within a running event loop.
     """
     host = address.rpartition(":")[0]
-    server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_SERVER_OPTIONS)
+    chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor())
+    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS)
     for service in services:
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -120,13 +125,33 @@ async def stop_signal() -> str:
 
 
 async def serve_until_signal(
-    server: Server, grace_seconds: float = 10.0, before_drain: Callable[[], None] = lambda: None
+    server: Server,
+    grace_seconds: float = 10.0,
+    before_drain: Callable[[], None] = lambda: None,
+    trouble: Coroutine[Any, Any, None] | None = None,
 ) -> None:
-    """Starts the server, waits for SIGTERM or SIGINT, calls `before_drain`, then drains the server."""
+    """Starts the server, waits for SIGTERM or SIGINT, calls `before_drain`, then drains the server.
+
+    `trouble` runs beside the server; when it ends the server is drained as well, and what it raised is raised.
+    """
     await server.start()
     log.info("serving", extra={"address": server.address})
     try:
-        log.info("draining", extra={"signal": await stop_signal()})
+        log.info("draining", extra={"signal": await _signal_or(trouble)})
     finally:
         before_drain()
         await server.drain(grace_seconds)
+
+
+async def _signal_or(trouble: Coroutine[Any, Any, None] | None) -> str:
+    """The signal's name; empty where `trouble` ended before there was one. Raises what it raised."""
+    signal_task = asyncio.create_task(stop_signal())
+    waiting: list[asyncio.Task[Any]] = [signal_task, *([asyncio.create_task(trouble)] if trouble else [])]
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        results = [task.result() for task in done]
+        return results[0] if signal_task in done else ""
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)

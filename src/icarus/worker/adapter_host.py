@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from icarus.adapters.lora import LoraWeights
-from icarus.adapters.registry import AdapterRegistry
+from icarus.adapters.registry import AdapterCounts, AdapterRegistry
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError
 from icarus.types import AdapterInfo, AdapterMode
 
@@ -39,6 +39,10 @@ class AdapterHost:
     def revision(self) -> int:
         """Counts the changes that `list` shows."""
         return self._registry.revision
+
+    @property
+    def counts(self) -> AdapterCounts:
+        return self._registry.counts
 
     def list(self) -> tuple[AdapterInfo, ...]:
         """By name."""

@@ -7,6 +7,7 @@ import grpc.aio
 
 from icarus.rpc.messages import grant_to_wire
 from icarus.types import BlockHash, Grant, LeaseId
+from icarus.worker.turn_context import turn_context
 from icarus.worker.v1 import block_service_pb2 as pb
 from icarus.worker.v1 import block_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import Worker
@@ -30,14 +31,19 @@ class BlockServicer(pb_grpc.BlockServiceServicer):
     async def AcquireLease(
         self, request: pb.AcquireLeaseRequest, context: grpc.aio.ServicerContext
     ) -> pb.AcquireLeaseResponse:
+        with turn_context("lease", "", request.turn_id, "") as span:
+            grant = await self._lease(request)
+            span.set_attributes({"icarus.blocks": len(grant.block_ids)})
+        return pb.AcquireLeaseResponse(grant=grant_to_wire(grant))
+
+    async def _lease(self, request: pb.AcquireLeaseRequest) -> Grant:
         hashes = [BlockHash(block_hash) for block_hash in request.block_hashes]
         granting = self._worker.engine.call(lambda engine: engine.acquire_lease(hashes, request.first_block))
         try:
-            grant = await asyncio.shield(asyncio.wrap_future(granting))
+            return await asyncio.shield(asyncio.wrap_future(granting))
         except asyncio.CancelledError:
             granting.add_done_callback(self._give_up)
             raise
-        return pb.AcquireLeaseResponse(grant=grant_to_wire(grant))
 
     def _give_up(self, granting: Future[Grant]) -> None:
         """Ends a lease whose reader left before it was granted."""

@@ -7,17 +7,21 @@ lapsed. Everything else (a dead peer, a lapsed lease, a stale index) costs time,
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import grpc
 import grpc.aio
 
+from icarus import tracing
 from icarus.engine.request import Landing
-from icarus.errors import IcarusError
+from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError, OverloadedError, UnavailableError
 from icarus.rpc.messages import grant_from_wire
 from icarus.rpc.status import error_from_rpc
 from icarus.transfer.thread import PendingRead, ReadResult, TransferThread
+from icarus.transfer.transport import TransferError
 from icarus.types import BlockHash, BlockId, BlockSource, Grant
 from icarus.worker.peers import Peer, PeerTable
 from icarus.worker.v1 import block_service_pb2
@@ -30,6 +34,47 @@ _ACQUIRE_SECONDS = 30.0
 
 class UnsettledReadError(IcarusError):
     """A read failed or took too long, and its bytes may still land: its blocks must not be used."""
+
+
+class LapsedLeaseError(FailedPreconditionError):
+    """A lease had ended before it was released: what was read under it may be wrong."""
+
+
+class FetchFailure(StrEnum):
+    """Why blocks that another worker was thought to have were not read from it."""
+
+    GONE = "gone"
+    """It does not have them any more."""
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+    """The transport could not read."""
+    LAPSED = "lapsed"
+    """The lease had ended before the read did: what was read was thrown away."""
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    """It has lent all that it may."""
+    OTHER = "other"
+
+
+_FAILURES: Mapping[type[IcarusError], FetchFailure] = {
+    LapsedLeaseError: FetchFailure.LAPSED,
+    DeadlineError: FetchFailure.TIMEOUT,
+    TransferError: FetchFailure.FAILED,
+    UnavailableError: FetchFailure.UNREACHABLE,
+    OverloadedError: FetchFailure.REFUSED,
+}
+
+
+@dataclass(frozen=True)
+class FetchRecord:
+    """What came of a worker's fetches, over all turns."""
+
+    read: Callable[[ReadResult], None] = lambda result: None
+    """Hears of every read that is done."""
+    failures: Counter[FetchFailure] = field(default_factory=Counter)
+
+    def failed(self, error: BaseException | None) -> None:
+        self.failures[_FAILURES.get(type(error), FetchFailure.OTHER)] += 1  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -45,7 +90,8 @@ class WantedBlocks:
 class BlockFetch:
     """One turn's reads. After a timeout or a cancellation `unsettled_blocks` tells which may still be written to."""
 
-    def __init__(self, peers: PeerTable, transfer: TransferThread, tenant: str, turn_id: str):
+    def __init__(self, peers: PeerTable, transfer: TransferThread, record: FetchRecord, tenant: str, turn_id: str):
+        self._record = record
         self._peers = peers
         self._transfer = transfer
         self._tenant = tenant
@@ -62,6 +108,10 @@ class BlockFetch:
 
     async def from_sources(self, wanted: WantedBlocks, sources: Sequence[BlockSource]) -> Landing:
         """Reads from the first source that still has the first wanted block. Raises UnsettledReadError."""
+        with tracing.span("fetch", sources=len(sources), wanted_blocks=len(wanted.block_ids)):
+            return await self._from_sources(wanted, sources)
+
+    async def _from_sources(self, wanted: WantedBlocks, sources: Sequence[BlockSource]) -> Landing:
         for source in sources:
             count = source.num_blocks - wanted.first_block
             if count <= 0:
@@ -70,12 +120,15 @@ class BlockFetch:
             try:
                 grant = await self._acquire(peer, wanted, count)
                 if not grant.block_ids:
+                    self._record.failures[FetchFailure.GONE] += 1
                     continue
                 landing = await self._read(peer, wanted, grant)
-            except UnsettledReadError:
+            except UnsettledReadError as error:
+                self._record.failed(error.__cause__)
                 raise
             except IcarusError as error:
-                logger.warning("turn %s: nothing read from %s: %s", self._turn_id, source.worker_id, error)
+                self._record.failed(error)
+                logger.warning("nothing read from %s: %s", source.worker_id, error)
                 continue
             return Landing(landing, len(landing) * wanted.block_size)
         return Landing()
@@ -84,11 +137,14 @@ class BlockFetch:
         """Reads what a prefill worker leased to this turn; of it, tokens below num_cached_tokens were cached there,
         the others computed for this turn. Raises UnsettledReadError."""
         try:
-            writers = await self._read(self._peers.get(address), wanted, grant)
-        except UnsettledReadError:
+            with tracing.span("fetch", sources=1, wanted_blocks=len(wanted.block_ids)):
+                writers = await self._read(self._peers.get(address), wanted, grant)
+        except UnsettledReadError as error:
+            self._record.failed(error.__cause__)
             raise
         except IcarusError as error:
-            logger.warning("turn %s: nothing read from prefill worker %s: %s", self._turn_id, address, error)
+            self._record.failed(error)
+            logger.warning("nothing read from prefill worker %s: %s", address, error)
             return Landing()
         num_landed = len(writers) * wanted.block_size
         num_cached = num_cached_tokens - wanted.first_block * wanted.block_size
@@ -116,8 +172,11 @@ class BlockFetch:
             await self._peers.connect(peer, grant.owner_instance_id)
             count = min(len(grant.block_ids), len(wanted.block_ids))
             self._target = wanted.block_ids[:count]
-            self.pending = self._transfer.read(peer.address, grant.block_ids[:count], self._target)
-            result = await self._result(peer, self.pending)
+            with tracing.span("transfer", peer=peer.address, blocks=count) as span:
+                self.pending = self._transfer.read(peer.address, grant.block_ids[:count], self._target)
+                result = await self._result(peer, self.pending)
+                span.set_attributes({"icarus.bytes": result.num_bytes})
+            self._record.read(result)
             await _release(peer, grant)
         self.num_reads += 1
         self.num_bytes += result.num_bytes
@@ -147,7 +206,7 @@ class BlockFetch:
 
 async def _acquire(peer: Peer, request: block_service_pb2.AcquireLeaseRequest) -> Grant:
     try:
-        response = await peer.blocks.AcquireLease(request, timeout=_ACQUIRE_SECONDS)
+        response = await peer.blocks.AcquireLease(request, timeout=_ACQUIRE_SECONDS, metadata=tracing.outgoing())
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error, peer.address) from None
     return grant_from_wire(response.grant)
@@ -161,11 +220,12 @@ async def _give_up(peer: Peer, acquiring: asyncio.Future[Grant]) -> None:
 
 
 async def _release(peer: Peer, grant: Grant) -> None:
-    """Raises FailedPreconditionError if the lease lapsed before: what was read under it may be wrong."""
+    """Raises LapsedLeaseError if the lease lapsed before: what was read under it may be wrong."""
     try:
         await peer.blocks.ReleaseLease(block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id))
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error, peer.address) from None
+    except grpc.aio.AioRpcError as rpc_error:
+        error = error_from_rpc(rpc_error, peer.address)
+        raise (LapsedLeaseError(str(error)) if isinstance(error, FailedPreconditionError) else error) from None
 
 
 async def _renew_forever(peer: Peer, grant: Grant) -> None:

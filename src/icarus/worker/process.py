@@ -4,14 +4,22 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
-from icarus.config import Config
+from prometheus_client import CollectorRegistry
+
+from icarus.config import Config, WorkerSection
+from icarus.errors import ConfigError
+from icarus.rpc.loop_collector import LoopCollector
+from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
+from icarus.rpc.metrics_server import MetricsServer, make_registry
 from icarus.rpc.server import Server, Service, make_server, serve_until_signal
 from icarus.types import Role, WorkerId
 from icarus.worker.adapter_service import AdapterServicer
 from icarus.worker.block_service import BlockServicer
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.debug_service import DebugServicer
+from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.registration import GatewayLink
+from icarus.worker.state_metrics import WorkerState
 from icarus.worker.v1 import (
     adapter_service_pb2,
     adapter_service_pb2_grpc,
@@ -20,29 +28,65 @@ from icarus.worker.v1 import (
     debug_service_pb2,
     debug_service_pb2_grpc,
 )
+from icarus.worker.watch import watch
 from icarus.worker.worker import Worker, build_worker
+
+_EVERYWHERE = ("0.0.0.0", "[::]", "")
 
 
 async def run_worker(config: Config, role: Role, own_service: Callable[[Worker], Service]) -> None:
-    """Loads, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
-    worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed())
-    server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)])
+    """Loads, serves until SIGTERM or SIGINT, then drains.
+
+    Raises ConfigError before it serves, and what `watch` raises: the worker cannot go on, and has drained.
+    """
+    _require_reachable(config.worker)
+    registry = make_registry()
+    with MetricsServer(config.metrics.address, registry):
+        await _run(config, role, own_service, registry)
+
+
+async def _run(
+    config: Config, role: Role, own_service: Callable[[Worker], Service], registry: CollectorRegistry
+) -> None:
+    worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed(), WorkerMetrics.register(registry))
+    registry.register(LoopCollector(WorkerState(worker).read))
+    counting = MetricsInterceptor(RpcMetrics.register(registry))
+    server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)], [counting])
     await worker.start()
+    try:
+        await _serve(config, worker, server)
+    finally:
+        await worker.stop()
+
+
+async def _serve(config: Config, worker: Worker, server: Server) -> None:
+    """Serves, known to the gateways, until a signal or trouble."""
     links = _start_links(config, worker, server)
 
     def leave_gateways() -> None:
         for link in links:
             link.cancel()
 
+    trouble = watch(worker.engine, int(config.transfer.max_quarantined_fraction * config.cache.num_blocks))
     try:
-        await serve_until_signal(server, before_drain=leave_gateways)
+        await serve_until_signal(server, before_drain=leave_gateways, trouble=trouble)
     finally:
-        await worker.stop()
+        leave_gateways()
+        await asyncio.gather(*links, return_exceptions=True)
+
+
+def _require_reachable(settings: WorkerSection) -> None:
+    """Raises ConfigError where gateways and workers would be told an address that leads back to themselves."""
+    if not settings.advertise and settings.address.rpartition(":")[0] in _EVERYWHERE:
+        raise ConfigError(
+            f"[worker] address {settings.address} listens everywhere, which nobody can call: say in [worker] advertise "
+            "where gateways and other workers reach this one, as HOST:PORT"
+        )
 
 
 def _worker_id(config: Config, role: Role) -> WorkerId:
     """Two workers on port 0 must not share a name, even if theirs then changes with every start."""
-    address = config.worker.address
+    address = config.worker.advertise or config.worker.address
     return WorkerId(config.worker.id or f"{role}-{secrets.token_hex(4) if address.endswith(':0') else address}")
 
 

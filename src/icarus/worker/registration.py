@@ -68,11 +68,12 @@ class GatewayLink:
             group.create_task(self._send_reports(registry))
 
     def _lost(self, error: BaseException) -> None:
-        """Says each new trouble once; a gateway that is not up yet is no news."""
+        """Says each new trouble once; that a gateway is not up yet is none."""
         trouble = _detail(error)
-        is_news = self._heard or not (isinstance(error, grpc.aio.AioRpcError) and _is_unavailable(error))
-        if is_news and trouble != self._trouble:
-            logger.warning("gateway %s does not have this worker, trying again: %s", self._gateway_address, trouble)
+        is_trouble = self._heard or not (isinstance(error, grpc.aio.AioRpcError) and _is_unavailable(error))
+        if trouble != self._trouble:
+            level = logging.WARNING if is_trouble else logging.INFO
+            logger.log(level, "gateway %s does not have this worker, trying again: %s", self._gateway_address, trouble)
         self._heard, self._trouble = False, trouble
 
     def _introduction(self) -> pb.RegisterRequest:

@@ -1,6 +1,7 @@
 """One turn's way through a worker: submit, land what others have, hear the engine; abort unless it ended."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 
@@ -32,10 +33,19 @@ class WorkerTurn:
     frees its blocks (and those that a prefill has just leased to a caller that left), except blocks under a posted
     read, which stay quarantined until it settles."""
 
-    def __init__(self, engine: EngineThread, request: Request, events: EventQueue, fetch: BlockFetch):
+    def __init__(
+        self,
+        engine: EngineThread,
+        request: Request,
+        events: EventQueue,
+        fetch: BlockFetch,
+        on_admitted: Callable[[float], None],
+    ):
+        """`on_admitted` hears how many seconds the request waited for room."""
         self._engine = engine
         self._request = request
         self._events = events
+        self._on_admitted = on_admitted
         self._ended = False
         self.fetch = fetch
 
@@ -53,9 +63,11 @@ class WorkerTurn:
 
     async def submit(self) -> Admitted:
         """Queues the request and waits for room. Raises OverloadedError, InvalidInputError."""
+        arrived = time.monotonic()
         await asyncio.wrap_future(self._engine.call(lambda engine: engine.submit(self._request)))
         event = await self._next()
         assert isinstance(event, Admitted), event
+        self._on_admitted(time.monotonic() - arrived)
         return event
 
     async def land_from_sources(self, admitted: Admitted, sources: Sequence[BlockSource]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from icarus.adapters.lora import LoraWeights
+from icarus.adapters.metadata import read_metadata
 from icarus.adapters.peft_folder import load_peft_folder
 from icarus.adapters.registry import AdapterRegistry
 from icarus.adapters.root import resolve_folder
@@ -35,7 +36,8 @@ from icarus.types import AdapterMode, BlockHash, BlockSource, RequestId, Role, S
 from icarus.worker.adapter_host import AdapterHost
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.compute import prepare_compute
-from icarus.worker.fetch import BlockFetch
+from icarus.worker.fetch import BlockFetch, FetchRecord
+from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.peers import PeerTable
 from icarus.worker.phases import PhaseGates, TurnPhase, computing_phases
 from icarus.worker.turn import EventQueue, WorkerTurn
@@ -77,6 +79,7 @@ class TurnSpec:
     """A shared specialist's prefill: its name is noted, its weights are not needed."""
     await_landing: bool = False
     lease_from_block: int = 0
+    session_id: str = ""
     adapter_digest: str = ""
     """What the specialist's name stood for when the turn began; empty takes what it stands for now."""
 
@@ -94,6 +97,7 @@ class Worker:
         changes: ChangeFeed,
         config: Config,
         gates: PhaseGates,
+        metrics: WorkerMetrics,
     ):
         self.identity = identity
         self.adapters = adapters
@@ -105,6 +109,8 @@ class Worker:
         self.stage_timeout_seconds = config.transfer.stage_timeout_seconds
         self._model = model
         self._config = config
+        self._metrics = metrics
+        self.fetches = FetchRecord(lambda result: metrics.transfer_seconds.observe(result.seconds))
         self._peers = PeerTable(transfer, identity.fingerprint)
 
     async def start(self) -> None:
@@ -142,8 +148,8 @@ class Worker:
             num_earlier_output=spec.num_earlier_output,
             lease_from_block=spec.lease_from_block,
         )
-        fetch = BlockFetch(self._peers, self.transfer, spec.tenant, spec.turn_id)
-        return WorkerTurn(self.engine, request, events, fetch)
+        fetch = BlockFetch(self._peers, self.transfer, self.fetches, spec.tenant, spec.turn_id)
+        return WorkerTurn(self.engine, request, events, fetch, self._metrics.queue_seconds.observe)
 
     def _root(self, tenant: str, adapter: LoraWeights | None) -> BlockHash:
         private = adapter is not None and adapter.mode == AdapterMode.PRIVATE
@@ -158,19 +164,28 @@ class Worker:
             )
 
 
-async def build_worker(config: Config, role: Role, worker_id: WorkerId, changes: ChangeFeed) -> Worker:
+async def build_worker(
+    config: Config, role: Role, worker_id: WorkerId, changes: ChangeFeed, metrics: WorkerMetrics
+) -> Worker:
     """Loads the model and the adapters named in the settings; nothing runs yet. Raises ConfigError."""
     if config.transfer.transport != "nixl":
         raise ConfigError(
             f"[transfer] transport = {config.transfer.transport!r} serves unit tests only: a service takes 'nixl'"
         )
     folder = await asyncio.to_thread(resolve_model, config.model.path, logger.info)
-    worker = await asyncio.to_thread(_build, config, role, worker_id, folder, changes)
+    worker = await asyncio.to_thread(_build, config, role, worker_id, folder, changes, metrics)
     for entry in config.worker.adapters:
         name, path, mode = parse_adapter_entry(entry)
+        if role is Role.PREFILL and not _is_private(path, mode):
+            continue  # the base writes a shared specialist's KV
         info = await worker.adapters.load(name, path, mode)
         logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
     return worker
+
+
+def _is_private(path: str, mode: AdapterMode | None) -> bool:
+    metadata = read_metadata(Path(path)) if mode is None else None
+    return (metadata.mode if metadata else mode) is AdapterMode.PRIVATE
 
 
 def parse_adapter_entry(entry: str) -> tuple[str, str, AdapterMode | None]:
@@ -184,7 +199,9 @@ def parse_adapter_entry(entry: str) -> tuple[str, str, AdapterMode | None]:
     return name, path, None
 
 
-def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, changes: ChangeFeed) -> Worker:
+def _build(
+    config: Config, role: Role, worker_id: WorkerId, folder: Path, changes: ChangeFeed, metrics: WorkerMetrics
+) -> Worker:
     prepare_compute(config.engine.num_threads)
     model = load_model(folder, config.model.dtype, config.model.device, _log_progress)
     shape = model.config
@@ -206,7 +223,7 @@ def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, change
         context_length=shape.context_length,
     )
     gates = PhaseGates()
-    engine = _build_engine(config, Runner(model, kv, config.model.device), instance_id, gates)
+    engine = _build_engine(config, Runner(model, kv, config.model.device), instance_id, gates, metrics)
     transfer = TransferThread(
         lambda: NixlTransport(_region(kv)),
         config.transfer.read_timeout_seconds,
@@ -218,9 +235,8 @@ def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, change
         changes.publish_threadsafe,
         hold_step=lambda engine: gates.stops_any(computing_phases(engine.running)),
     )
-    return Worker(
-        identity, shape, _build_adapters(config, shape, digest), engine_thread, transfer, changes, config, gates
-    )
+    adapters = _build_adapters(config, shape, digest)
+    return Worker(identity, shape, adapters, engine_thread, transfer, changes, config, gates, metrics)
 
 
 def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> AdapterHost:
@@ -247,7 +263,9 @@ def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> Ada
     )
 
 
-def _build_engine(config: Config, runner: Runner, instance_id: str, gates: PhaseGates) -> Engine:
+def _build_engine(
+    config: Config, runner: Runner, instance_id: str, gates: PhaseGates, metrics: WorkerMetrics
+) -> Engine:
     pool = BlockPool(config.cache.num_blocks)
     settings = config.engine
     scheduler = Scheduler(
@@ -262,6 +280,7 @@ def _build_engine(config: Config, runner: Runner, instance_id: str, gates: Phase
         instance_id,
         max_leased,
         hold_admission=lambda: gates.stops(TurnPhase.QUEUED),
+        on_step=metrics.observe_step,
     )
 
 

@@ -18,7 +18,7 @@ class DecodeRequest(_message.Message):
     def __init__(self, begin: _Optional[_Union[BeginTurn, _Mapping]] = ..., staged: _Optional[_Union[PrefillStaged, _Mapping]] = ..., finish: _Optional[_Union[FinishTurn, _Mapping]] = ...) -> None: ...
 
 class BeginTurn(_message.Message):
-    __slots__ = ("tenant", "turn_id", "token_ids", "num_output_tokens", "adapter", "sampling", "sources", "await_prefill", "adapter_digest")
+    __slots__ = ("tenant", "turn_id", "token_ids", "num_output_tokens", "adapter", "sampling", "sources", "await_prefill", "adapter_digest", "session_id")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class BeginTurn(_message.Message):
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     AWAIT_PREFILL_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     turn_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -37,7 +38,8 @@ class BeginTurn(_message.Message):
     sources: _containers.RepeatedCompositeFieldContainer[_blocks_pb2.BlockSource]
     await_prefill: bool
     adapter_digest: str
-    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_output_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sampling: _Optional[_Union[DecodeSampling, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., await_prefill: _Optional[bool] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
+    session_id: str
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_output_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sampling: _Optional[_Union[DecodeSampling, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., await_prefill: _Optional[bool] = ..., adapter_digest: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class DecodeSampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_token_ids", "min_tokens", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logprobs")
@@ -90,20 +92,42 @@ class FinishTurn(_message.Message):
     def __init__(self) -> None: ...
 
 class DecodeResponse(_message.Message):
-    __slots__ = ("reserved", "tokens", "finished")
+    __slots__ = ("reserved", "tokens", "finished", "prompt")
     RESERVED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     reserved: TurnReserved
     tokens: TokensGenerated
     finished: DecodeFinished
-    def __init__(self, reserved: _Optional[_Union[TurnReserved, _Mapping]] = ..., tokens: _Optional[_Union[TokensGenerated, _Mapping]] = ..., finished: _Optional[_Union[DecodeFinished, _Mapping]] = ...) -> None: ...
+    prompt: PromptUsage
+    def __init__(self, reserved: _Optional[_Union[TurnReserved, _Mapping]] = ..., tokens: _Optional[_Union[TokensGenerated, _Mapping]] = ..., finished: _Optional[_Union[DecodeFinished, _Mapping]] = ..., prompt: _Optional[_Union[PromptUsage, _Mapping]] = ...) -> None: ...
 
 class TurnReserved(_message.Message):
     __slots__ = ("num_local_blocks",)
     NUM_LOCAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     num_local_blocks: int
     def __init__(self, num_local_blocks: _Optional[int] = ...) -> None: ...
+
+class PromptUsage(_message.Message):
+    __slots__ = ("computed_tokens", "local_tokens", "remote_tokens", "written_under")
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_UNDER_FIELD_NUMBER: _ClassVar[int]
+    computed_tokens: int
+    local_tokens: int
+    remote_tokens: int
+    written_under: _containers.RepeatedCompositeFieldContainer[WrittenTokens]
+    def __init__(self, computed_tokens: _Optional[int] = ..., local_tokens: _Optional[int] = ..., remote_tokens: _Optional[int] = ..., written_under: _Optional[_Iterable[_Union[WrittenTokens, _Mapping]]] = ...) -> None: ...
+
+class WrittenTokens(_message.Message):
+    __slots__ = ("writer", "tokens")
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    writer: str
+    tokens: int
+    def __init__(self, writer: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class TokensGenerated(_message.Message):
     __slots__ = ("token_ids", "logprobs")
@@ -124,23 +148,15 @@ class GeneratedLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DecodeFinished(_message.Message):
-    __slots__ = ("reason", "computed_tokens", "local_tokens", "remote_tokens", "cross_adapter_tokens", "kv_written_tokens", "transfer_reads", "transfer_bytes", "block_sequence")
+    __slots__ = ("reason", "kv_written_tokens", "transfer_reads", "transfer_bytes", "block_sequence")
     REASON_FIELD_NUMBER: _ClassVar[int]
-    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    LOCAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    REMOTE_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    CROSS_ADAPTER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_WRITTEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_READS_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    computed_tokens: int
-    local_tokens: int
-    remote_tokens: int
-    cross_adapter_tokens: int
     kv_written_tokens: int
     transfer_reads: int
     transfer_bytes: int
     block_sequence: int
-    def __init__(self, reason: _Optional[str] = ..., computed_tokens: _Optional[int] = ..., local_tokens: _Optional[int] = ..., remote_tokens: _Optional[int] = ..., cross_adapter_tokens: _Optional[int] = ..., kv_written_tokens: _Optional[int] = ..., transfer_reads: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., block_sequence: _Optional[int] = ...) -> None: ...
+    def __init__(self, reason: _Optional[str] = ..., kv_written_tokens: _Optional[int] = ..., transfer_reads: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., block_sequence: _Optional[int] = ...) -> None: ...

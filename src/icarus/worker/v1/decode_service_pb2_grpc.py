@@ -48,7 +48,7 @@ class DecodeServiceServicer:
 
     def Decode(self, request_iterator, context):
         """Runs one turn. The caller sends `begin`, then `staged` if it asked the worker to wait for a prefill, and `finish`
-        to end the turn early. The worker answers `reserved`, then `tokens`, then `finished`. Closing the stream cancels.
+        to end the turn early. The worker answers `reserved`, `prompt` just before the first of the `tokens`, then `finished`. Closing the stream cancels.
         RESOURCE_EXHAUSTED: no room, with a retry delay. DEADLINE_EXCEEDED: `staged` did not come in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -1,0 +1,52 @@
+"""The gateway's state as metrics, read at each scrape on the event loop."""
+
+from collections import Counter
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from icarus.cache.index import PrefixIndex
+from icarus.types import Role
+from icarus_gateway.conversations import Conversations
+from icarus_gateway.sessions import SessionStore
+from icarus_gateway.workers import WorkerTable
+
+
+class GatewayState:
+    """What `LoopCollector` reads."""
+
+    def __init__(self, workers: WorkerTable, index: PrefixIndex, store: SessionStore, conversations: Conversations):
+        self._workers = workers
+        self._index = index
+        self._store = store
+        self._conversations = conversations
+
+    async def read(self) -> list[Metric]:
+        return [self._worker_counts(), self._heartbeat_ages(), self._blocks(), *self._sessions()]
+
+    def _worker_counts(self) -> Metric:
+        text = "Workers that registered; left out are those whose heartbeats or engine are late, or that failed a call."
+        family = GaugeMetricFamily("icarus_workers", text, labels=["role", "state"])
+        counts = Counter((w.info.role, self._workers.is_live(w)) for w in self._workers.known())
+        for role in Role:
+            family.add_metric([role, "ready"], counts[role, True])
+            family.add_metric([role, "left_out"], counts[role, False])
+        return family
+
+    def _heartbeat_ages(self) -> Metric:
+        text = "Since a worker was last heard of."
+        family = GaugeMetricFamily("icarus_worker_heartbeat_age_seconds", text, labels=["worker"])
+        for worker in self._workers.known():
+            family.add_metric([worker.worker_id], self._workers.silent_seconds(worker))
+        return family
+
+    def _blocks(self) -> Metric:
+        return GaugeMetricFamily("icarus_index_blocks", "Different blocks that some worker holds.", self._index.size)
+
+    def _sessions(self) -> list[Metric]:
+        counts = self._store.counts()
+        events = CounterMetricFamily("icarus_session_events", "Sessions made and ended.", labels=["event"])
+        events.add_metric(["created"], counts.created)
+        events.add_metric(["forked"], self._conversations.num_forked)
+        events.add_metric(["expired"], counts.expired)
+        events.add_metric(["deleted"], counts.deleted)
+        return [GaugeMetricFamily("icarus_sessions", "Sessions that are kept.", counts.live), events]

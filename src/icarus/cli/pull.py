@@ -1,0 +1,42 @@
+"""`icarus pull`: puts a model into a folder that every process of a deployment can read."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from icarus.errors import ConfigError
+from icarus.model.hub import resolve_model
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = Path(args.folder)
+    if _is_there(folder):
+        _say(f"{folder} has a model already")
+        return 0
+    try:
+        _copy(resolve_model(args.model, _say), folder)
+    except OSError as error:
+        if not _is_there(folder):  # another process was quicker
+            raise ConfigError(f"model {args.model!r} cannot be put into {folder}: {error}") from None
+    _say(f"{args.model} is in {folder}")
+    return 0
+
+
+def _is_there(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """The folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
+        whole = Path(partial) / folder.name
+        shutil.copytree(source, whole)
+        whole.rename(folder)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

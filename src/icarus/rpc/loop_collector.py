@@ -1,0 +1,35 @@
+"""Metrics of state that exists already, read when it is asked for: nothing is counted twice."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 5.0
+
+
+class LoopCollector(Collector):
+    """Collects on the event loop that owns the state, for a scrape on another thread. Made on that loop.
+
+    `read` must not wait for long: a scrape gives up after some seconds and lacks these metrics then.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[list[Metric]]]):
+        self._loop = asyncio.get_running_loop()
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        reading = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
+        try:
+            return reading.result(_TIMEOUT_SECONDS)
+        except TimeoutError:
+            reading.cancel()
+            log.warning("the event loop did not answer a scrape for %g s", _TIMEOUT_SECONDS)
+            return []
+
+    async def _run(self) -> list[Metric]:
+        return await self._read()

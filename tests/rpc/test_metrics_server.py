@@ -1,0 +1,64 @@
+"""The endpoint, and the interceptor behind icarus_rpcs_total."""
+
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from icarus.errors import ConfigError
+from icarus.rpc.channel import open_channel
+from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
+from icarus.rpc.metrics_server import MetricsServer, make_registry
+from icarus.rpc.server import make_server
+
+
+def test_it_answers_and_stops_answering():
+    with MetricsServer("127.0.0.1:0", make_registry()) as server:
+        url = f"http://{server.address}/metrics"
+        with urlopen(url, timeout=5) as answer:
+            assert b"process_resident_memory_bytes" in answer.read()
+    with pytest.raises(OSError):
+        urlopen(url, timeout=5)
+
+
+def test_addresses_that_cannot_be_served():
+    with (
+        MetricsServer("127.0.0.1:0", make_registry()) as server,
+        pytest.raises(ConfigError, match=f"cannot listen on {server.address}: Address already in use"),
+    ):
+        MetricsServer(server.address, make_registry()).__enter__()
+    for address in ("9400", "127.0.0.1:", "127.0.0.1:http"):
+        with pytest.raises(ConfigError, match=f"'{address}'; it is HOST:PORT"):
+            MetricsServer(address, make_registry()).__enter__()
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:99999"):
+        MetricsServer("127.0.0.1:99999", make_registry()).__enter__()
+    with MetricsServer("", make_registry()) as server:
+        assert server.address == ""
+
+
+async def test_calls_are_counted_by_status_and_unknown_methods_are_not():
+    registry = make_registry()
+    server = make_server("127.0.0.1:0", [], [MetricsInterceptor(RpcMetrics.register(registry))])
+    await server.start()
+    async with open_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        await stub.Check(health_pb2.HealthCheckRequest())
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+        for call in (
+            stub.Check(health_pb2.HealthCheckRequest(service="nobody")),
+            channel.unary_unary("/icarus.v1.Nobody/Nothing")(b""),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+    await server.drain(0)
+    calls = {
+        tuple(sample.labels.values()): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "icarus_rpcs_total"
+    }
+    check, watch = "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"
+    assert calls == {(check, "OK"): 1, (check, "NOT_FOUND"): 1, (watch, "CANCELLED"): 1}
