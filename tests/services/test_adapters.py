@@ -312,4 +312,5 @@ def test_a_worker_refuses_a_turn_that_began_with_other_weights(zoo, client, root
             list(begin("f" * 64))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
         assert loaded.digest in caught.value.details() and "f" * 64 in caught.value.details()  # type: ignore[attr-defined]
-        assert [event.WhichOneof("event") for event in begin(loaded.digest)] == ["reserved", "tokens", "finished"]
+        events = [event.WhichOneof("event") for event in begin(loaded.digest)]
+        assert events == ["reserved", "prompt", "tokens", "finished"]
