@@ -29,7 +29,7 @@ class Runner:
     def run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
         """Computes the rows; a token for each request that samples, in order. Returns when the device is done."""
         plans = [_plan(rows) for rows in scheduled]
-        batch = StepBatch.build(plans, self._kv.block_size, self._device, self._model.config.windows)
+        batch = StepBatch.build(plans, self._kv.block_size, self._device)
         logits = self._model.forward(batch, self._kv)
         for rows in scheduled:
             rows.request.kv_written_tokens += rows.num_writes
