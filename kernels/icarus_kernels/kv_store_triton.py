@@ -1,8 +1,12 @@
 """Writing K and V into pages on a GPU."""
 
+# pyright: reportCallIssue=false
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from icarus_kernels.triton_launch import next_power_of_2
 
 
 @triton.jit
@@ -61,7 +65,7 @@ def store_kv_triton(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) 
         values.stride(1),
         HEAD_DIM=head_dim,
         BLOCK_SIZE=pages.shape[2],
-        BLOCK_H=triton.next_power_of_2(heads),
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_H=next_power_of_2(heads),
+        BLOCK_D=next_power_of_2(head_dim),
         num_warps=4,
     )

@@ -1,10 +1,12 @@
 """Paged attention on a GPU: one kernel for decode, split over the keys, and for prefill, tiled over the queries.
 
 A program takes a tile of one sequence's queries that read the same KV head (rows x heads of the group, flattened) and
-walks over the keys that any of them sees. So both queries of a paired token, and all heads of a group, read K and V once.
+walks over the keys that any of them sees: both queries of a paired token, and all heads of a group, read K and V once.
 """
 
-from dataclasses import dataclass
+# pyright: reportCallIssue=false
+
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -12,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icarus_kernels.attention_rows import AttentionRows
-from icarus_kernels.triton_device import count_processors
+from icarus_kernels.triton_launch import cdiv, count_processors, next_power_of_2
 
 _NO_WINDOW = 2**31 - 1
 _MIN_SPLIT_KEYS = 256
@@ -26,34 +28,46 @@ class Tile:
     """How the kernel is cut for one shape."""
 
     block_m: int
-    """Queries."""
+    """Queries: rows of a sequence times heads of a group. Of decode: at most."""
     block_n: int
     """Keys."""
     num_warps: int
     num_stages: int
 
 
-def decode_tile(head_dim: int, itemsize: int, num_queries: int) -> Tile:
-    """`num_queries`: rows of a sequence times heads of a group."""
-    row_bytes = triton.next_power_of_2(head_dim) * itemsize
-    block_m = min(max(triton.next_power_of_2(num_queries), 16), 32 if row_bytes > 512 else 64)
-    return Tile(block_m, 64 if row_bytes <= 256 else 32, 4, 3 if row_bytes <= 512 else 2)
+# By bytes of an element and head_dim (rounded up). Pages are looked up before K and V are loaded: it takes five stages
+# for the next keys to be on their way while these are computed; with fewer there is one buffer. What resources.md says
+# of sm_80 must fit the 99 KiB of sm_86 and sm_89.
+_DECODE_TILES = {
+    (2, 64): Tile(64, 64, 4, 5),
+    (2, 128): Tile(64, 64, 4, 5),
+    (2, 256): Tile(32, 32, 4, 5),
+    (4, 64): Tile(64, 32, 8, 3),
+    (4, 128): Tile(64, 32, 8, 3),
+    (4, 256): Tile(16, 32, 8, 3),
+}
+_PREFILL_TILES = {
+    (2, 64): Tile(128, 64, 8, 5),
+    (2, 128): Tile(128, 64, 8, 5),
+    (2, 256): Tile(64, 32, 8, 3),
+    (4, 64): Tile(64, 32, 8, 3),
+    (4, 128): Tile(64, 32, 8, 3),
+    (4, 256): Tile(16, 16, 8, 3),
+}
 
 
-def prefill_tile(head_dim: int, itemsize: int) -> Tile:
-    row_bytes = triton.next_power_of_2(head_dim) * itemsize
-    if row_bytes <= 256:
-        return Tile(128, 64, 8, 2) if itemsize < 4 else Tile(64, 32, 4, 2)
-    if row_bytes <= 512:
-        return Tile(64, 32, 4, 2) if itemsize < 4 else Tile(32, 32, 4, 2)
-    return Tile(16, 32, 4, 2)
+def _tile(tiles: dict[tuple[int, int], Tile], query: Tensor) -> Tile:
+    head_dim = query.shape[2]
+    if head_dim > 256:
+        raise ValueError(f"head_dim {head_dim} is more than the 256 that the attention kernel takes")
+    return tiles[query.element_size(), next_power_of_2(head_dim, 64)]
 
 
 def count_splits(max_keys: int, programs: int, processors: int) -> int:
     """Over how many programs the keys of each sequence go, where one split of all would take `programs`: enough to fill
     the device, none longer than `_MAX_SPLIT_KEYS`, none shorter than `_MIN_SPLIT_KEYS`."""
-    wanted = max(triton.cdiv(_PROGRAMS_PER_PROCESSOR * processors, programs), triton.cdiv(max_keys, _MAX_SPLIT_KEYS))
-    return min(wanted, triton.cdiv(max_keys, _MIN_SPLIT_KEYS))
+    wanted = max(cdiv(_PROGRAMS_PER_PROCESSOR * processors, programs), cdiv(max_keys, _MAX_SPLIT_KEYS))
+    return min(wanted, cdiv(max_keys, _MIN_SPLIT_KEYS))
 
 
 @triton.jit(do_not_specialize=["first_sequence", "window", "num_splits"])
@@ -212,8 +226,8 @@ def paged_attention_triton(
     if rows.num_decodes:
         _decode(query, pages, output, rows, window, num_splits)
     if num_chunks:
-        tile = prefill_tile(query.shape[2], query.element_size())
-        grid = (triton.cdiv(rows.max_rows * _group(query, pages), tile.block_m), pages.shape[3], num_chunks)
+        tile = _tile(_PREFILL_TILES, query)
+        grid = (cdiv(rows.max_rows * _group(query, pages), tile.block_m), pages.shape[3], num_chunks)
         _attend(grid, tile, query, pages, output, rows, window, first_sequence=rows.num_decodes)
     return output
 
@@ -223,8 +237,9 @@ def _decode(
 ) -> None:
     heads, head_dim = query.shape[1:]
     kv_heads, num_queries = pages.shape[3], _MAX_DECODE_ROWS * _group(query, pages)
-    tile = decode_tile(head_dim, query.element_size(), num_queries)
-    tiles = triton.cdiv(num_queries, tile.block_m)
+    tile = _tile(_DECODE_TILES, query)
+    tile = replace(tile, block_m=min(next_power_of_2(num_queries, 16), tile.block_m))
+    tiles = cdiv(num_queries, tile.block_m)
     if num_splits is None:
         keys = rows.max_keys if window is None else min(rows.max_keys, window)
         num_splits = count_splits(keys, tiles * kv_heads * rows.num_decodes, count_processors(query.device))
@@ -248,7 +263,7 @@ def _decode(
         output.stride(1),
         HEAD_DIM=head_dim,
         BLOCK_S=16,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=next_power_of_2(head_dim),
         num_warps=2,
     )
 
@@ -298,7 +313,7 @@ def _attend(
         MIN_SPLIT_KEYS=_MIN_SPLIT_KEYS,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        BLOCK_D=max(triton.next_power_of_2(head_dim), 16),
+        BLOCK_D=next_power_of_2(head_dim, 16),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -307,4 +322,3 @@ def _attend(
 def _group(query: Tensor, pages: Tensor) -> int:
     """Query heads to a KV head."""
     return query.shape[1] // pages.shape[3]
-

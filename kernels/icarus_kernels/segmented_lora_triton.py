@@ -3,6 +3,8 @@
 Both kernels find an adapter's matrices by address, so that one captured graph serves whichever adapters a batch has.
 """
 
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+
 from collections.abc import Sequence
 
 import torch
@@ -11,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from icarus_kernels.segmented_lora import Columns, LoraRows
-from icarus_kernels.triton_device import count_processors
+from icarus_kernels.triton_launch import cdiv, count_processors, next_power_of_2
 
 _PROGRAMS_PER_PROCESSOR = 2
 _MIN_SPLIT_INPUTS = 256
-_MAX_SPLITS = 16
+_MAX_SPLITS = 8
 _TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -143,14 +145,12 @@ def add_segmented_lora_triton(
     power of two; None: as many as suit the device."""
     num_segments, _, layer_entries, _ = rows.entries.shape
     block_m = 16 if rows.max_rows <= 32 else 64
-    tiles = triton.cdiv(rows.max_rows, block_m)
-    block_r = min(max(triton.next_power_of_2(rows.max_rank), 16), 64)
+    tiles = cdiv(rows.max_rows, block_m)
+    block_r = min(next_power_of_2(rows.max_rank, 16), 64)
     num_inputs, modules = x.shape[1], tuple(c.module for c in columns)
     if num_splits is None:
         num_splits = count_splits(num_inputs, tiles * len(columns) * num_segments, count_processors(x.device))
-    partials = torch.empty(
-        num_splits, len(columns), len(x), rows.max_rank, dtype=torch.float32, device=x.device
-    )
+    partials = torch.empty(num_splits, len(columns), len(x), rows.max_rank, dtype=torch.float32, device=x.device)
     shrink_kernel[(tiles * num_splits, len(columns), num_segments)](
         x,
         partials,
@@ -166,13 +166,13 @@ def add_segmented_lora_triton(
         x.stride(0),
         DTYPE=_TRITON_TYPES[x.dtype],
         BLOCK_M=block_m,
-        BLOCK_K=128 if x.element_size() < 4 else 64,
+        BLOCK_K=(128 if block_m == 16 else 64) * 2 // x.element_size(),
         BLOCK_R=block_r,
         num_warps=4,
         num_stages=3,
     )
-    block_n = 128 if x.element_size() < 4 else 64
-    blocks = triton.cdiv(max(c.end - c.start for c in columns), block_n)
+    block_n = 128 if block_m == 16 and x.element_size() < 4 else 64
+    blocks = cdiv(max(c.end - c.start for c in columns), block_n)
     expand_kernel[(blocks, tiles * len(columns), num_segments)](
         output,
         partials,
@@ -193,13 +193,12 @@ def add_segmented_lora_triton(
         BLOCK_N=block_n,
         BLOCK_R=block_r,
         num_warps=4,
-        num_stages=2,
+        num_stages=1,
     )
 
 
 def count_splits(num_inputs: int, programs: int, processors: int) -> int:
     """Over how many programs the inputs of a row go, where one split of all would take `programs`: a power of two, for
     each is a kernel of its own."""
-    wanted = min(triton.cdiv(_PROGRAMS_PER_PROCESSOR * processors, programs), triton.cdiv(num_inputs, _MIN_SPLIT_INPUTS))
-    return min(triton.next_power_of_2(wanted), _MAX_SPLITS)
-
+    wanted = min(cdiv(_PROGRAMS_PER_PROCESSOR * processors, programs), cdiv(num_inputs, _MIN_SPLIT_INPUTS))
+    return min(next_power_of_2(wanted), _MAX_SPLITS)
