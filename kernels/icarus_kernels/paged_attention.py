@@ -14,6 +14,10 @@ def paged_attention(query: Tensor, pages: Tensor, rows: AttentionRows, window: i
     pages    [num_blocks, 2, block_size, kv_heads, head_dim], any strides; keys at [:, 0], values at [:, 1]
     returns  the shape of query, contiguous; rows that are not in `rows` are undefined
     """
+    if query.is_cuda:
+        from icarus_kernels.paged_attention_triton import paged_attention_triton
+
+        return paged_attention_triton(query, pages, rows, window)
     return paged_attention_cpu(query, pages, rows, window)
 
 

@@ -81,6 +81,11 @@ def add_segmented_lora(output: Tensor, x: Tensor, rows: LoraRows, layer: int, co
 
     output [rows, out], x [rows, in], of the dtype and device of A and B, each row contiguous.
     """
+    if x.is_cuda:
+        from icarus_kernels.segmented_lora_triton import add_segmented_lora_triton
+
+        add_segmented_lora_triton(output, x, rows, layer, columns)
+        return
     for start, end, table in rows.segments:
         for module, first, last in columns:
             if (layer, module) in table.pairs:
