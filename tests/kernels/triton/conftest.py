@@ -1,15 +1,21 @@
 """Triton's kernels, by its interpreter on the CPU (tests/conftest.py) or as they are on a GPU (`make test-gpu`)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="the kernels need Triton, which has wheels for Linux alone")
 
+from icarus_kernels.kv_store_triton import store_kv_triton
+from icarus_kernels.paged_attention_triton import paged_attention_triton
+from icarus_kernels.segmented_lora_triton import add_segmented_lora_triton
 from triton import knobs
 from triton.language import bfloat16, float32
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from icarus.model import layers
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +51,20 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def triton_layers(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """`with triton_layers():` the model runs over Triton's kernels, on the CPU."""
+    if device.type == "cuda":
+        pytest.skip("there the model takes these kernels by itself: tests/model and tests/engine")
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layers, "paged_attention", paged_attention_triton)
+            patch.setattr(layers, "store_kv", store_kv_triton)
+            patch.setattr(layers, "add_segmented_lora", add_segmented_lora_triton)
+            yield
+
+    return patched
