@@ -26,11 +26,13 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from icarus_kernels import segmented_lora_triton
+from icarus_kernels import Columns, LoraRows, LoraSegment, LoraTable, segmented_lora_triton
 from icarus_kernels.attention_rows import AttentionRows, SequenceRows
 from icarus_kernels.kv_store_triton import store_kv_triton
 from icarus_kernels.paged_attention_triton import paged_attention_triton
-from icarus_kernels.segmented_lora import Columns, LoraRows, LoraSegment, LoraTable
+from icarus_kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from icarus_kernels.rotate_triton import rotate_triton
+from icarus_kernels.silu_mul_triton import silu_mul_triton
 
 TABLE = Path(__file__).with_name("resources.md")
 ARCHITECTURES = (80, 90)
@@ -140,9 +142,15 @@ def _launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"split decode, {shape}", partial(paged_attention_triton, query, pages, decode, None, 4)
             yield f"prefill, {shape}", partial(paged_attention_triton, query, pages, prefill)
             yield shape, partial(store_kv_triton, pages, torch.zeros(2, dtype=torch.int64), keys, keys)
-        for rank, rows, num_splits in ((16, 16, 8), (16, 256, 1), (64, 16, 8), (64, 256, 1)):
-            case = f"{name}, rank {rank}, {rows} rows, splits: {num_splits}"
-            yield case, partial(_add_lora, dtype, rank, rows, num_splits)
+            angles = torch.empty(2, head_dim // 2)
+            yield shape, partial(rotate_triton, query, angles, angles)
+        rows, weight = torch.empty(2, 4096, dtype=dtype), torch.empty(4096, dtype=dtype)
+        yield f"{name}, rows of 4096", partial(rms_norm_triton, rows, weight, 1e-5)
+        yield f"{name}, rows of 4096, with the sum", partial(add_rms_norm_triton, rows, rows, weight, 1e-5)
+        yield f"{name}, rows of 4096", partial(silu_mul_triton, rows)
+        for rank, num_rows, num_splits in ((16, 16, 8), (16, 256, 1), (64, 16, 8), (64, 256, 1)):
+            case = f"{name}, rank {rank}, {num_rows} rows, splits: {num_splits}"
+            yield case, partial(_add_lora, dtype, rank, num_rows, num_splits)
 
 
 def _add_lora(dtype: torch.dtype, rank: int, num_rows: int, num_splits: int) -> None:
