@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from icarus_kernels.kv_store_cpu import store_kv_cpu
+
 
 def store_kv(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
     """Row i of `keys` and `values` goes to token `slots[i]` of the pool; nothing else is touched.
@@ -14,6 +16,9 @@ def store_kv(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None
         from icarus_kernels.kv_store_triton import store_kv_triton
 
         store_kv_triton(pages, slots, keys, values)
+        return
+    if pages.device.type == "cpu":
+        store_kv_cpu(pages, slots, keys, values)
         return
     block_size = pages.shape[2]
     blocks, offsets = slots // block_size, slots % block_size

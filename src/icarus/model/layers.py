@@ -1,10 +1,19 @@
 """The parts of a decoder layer. A model's traits (`family.py`) say which of them its layers have."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from icarus_kernels import Columns, LoraRows, add_segmented_lora, paged_attention, store_kv
+from icarus_kernels import (
+    Columns,
+    LoraRows,
+    add_rms_norm,
+    add_segmented_lora,
+    paged_attention,
+    rms_norm,
+    silu_mul,
+    store_kv,
+)
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
 
 from icarus.model.batch import QueryRows, StepBatch
 from icarus.model.rotation import Rotation
@@ -18,7 +27,11 @@ class Norm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+    def of_sum(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Adds `x` to the residual in place, and norms that."""
+        return add_rms_norm(residual, x, self.weight, self.eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +42,12 @@ class Linear:
     layer: int
     columns: tuple[Columns, ...]
     """Where each module's output is."""
-    weight: Tensor
-    """[out of all modules, in]."""
-    bias: Tensor | None = None
+    base: Callable[[Tensor], Tensor]
+    """[rows, in] -> [rows, out of all modules]."""
 
     def __call__(self, x: Tensor, adapted: LoraRows | None) -> Tensor:
         """[rows, in] -> [rows, out of all modules]."""
-        output = linear(x, self.weight, self.bias)
+        output = self.base(x)
         if adapted is not None:
             add_segmented_lora(output, x, adapted, self.layer, self.columns)
         return output
@@ -60,14 +72,18 @@ class Attention:
     def project(self, x: Tensor, batch: StepBatch, rotation: Rotation, pages: Tensor) -> Tensor:
         """x [rows of the batch, hidden] -> queries [rows, heads, head_dim]. Stores K and V of the write rows: the only
         writer of the cache."""
-        heads = self.qkv_proj(x, batch.every.adapted).unflatten(-1, (-1, self.head_dim))
-        query, keys, values = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        query = self.q_norm(query) if self.q_norm else query
+        heads = self.qkv_proj(x, batch.every.adapted).view(len(x), -1, self.head_dim)
+        turned = self.num_heads + self.num_kv_heads
+        query, keys, values = heads[:, : self.num_heads], heads[:, self.num_heads : turned], heads[:, turned:]
+        if self.q_norm and self.k_norm:
+            query, keys = self.q_norm(query), self.k_norm(keys)
+            rotation(query)
+            rotation(keys)
+        else:
+            rotation(heads[:, :turned])
         if batch.num_writes:
-            writes = slice(batch.num_writes)
-            keys = self.k_norm(keys[writes]) if self.k_norm else keys[writes]
-            store_kv(pages, batch.slots, rotation.rows(writes)(keys), values[writes])
-        return rotation(query)
+            store_kv(pages, batch.slots, keys[: batch.num_writes], values[: batch.num_writes])
+        return query
 
     def read(self, query: Tensor, queries: QueryRows, pages: Tensor) -> Tensor:
         """query [rows of queries, heads, head_dim] -> [rows, hidden]."""
@@ -83,8 +99,7 @@ class GatedMLP:
     down_proj: Linear
 
     def __call__(self, x: Tensor, adapted: LoraRows | None) -> Tensor:
-        gate, up = self.gate_up_proj(x, adapted).chunk(2, dim=-1)
-        return self.down_proj(silu(gate).mul_(up), adapted)
+        return self.down_proj(silu_mul(self.gate_up_proj(x, adapted)), adapted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +114,10 @@ class DecoderLayer:
     def __call__(
         self, hidden: Tensor, batch: StepBatch, queries: QueryRows, rotation: Rotation, pages: Tensor
     ) -> Tensor:
-        """hidden [rows of the batch, hidden size] -> [rows of `queries`, hidden size]; writes K and V on the way."""
+        """hidden [rows of the batch, hidden size], which it may change -> [rows of `queries`, hidden size]; writes K
+        and V on the way."""
         query = self.attention.project(self.input_norm(hidden), batch, rotation, pages)
         if queries.index is not None:
             hidden, query = hidden[queries.index], query[queries.index]
-        hidden = hidden + self.attention.read(query, queries, pages)
-        return hidden + self.mlp(self.mlp_norm(hidden), queries.adapted)
+        x = self.mlp_norm.of_sum(hidden, self.attention.read(query, queries, pages))
+        return hidden.add_(self.mlp(x, queries.adapted))
