@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from icarus_kernels.segmented_lora import Columns, LoraRows
+from icarus_kernels.lora_rows import Columns, LoraRows
 from icarus_kernels.triton_launch import cdiv, count_processors, next_power_of_2
 
 _PROGRAMS_PER_PROCESSOR = 2

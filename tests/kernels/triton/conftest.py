@@ -10,12 +10,15 @@ pytest.importorskip("triton", reason="the kernels need Triton, which has wheels 
 
 from icarus_kernels.kv_store_triton import store_kv_triton
 from icarus_kernels.paged_attention_triton import paged_attention_triton
+from icarus_kernels.rms_norm_triton import add_rms_norm_triton, rms_norm_triton
+from icarus_kernels.rotate_triton import rotate_triton
 from icarus_kernels.segmented_lora_triton import add_segmented_lora_triton
+from icarus_kernels.silu_mul_triton import silu_mul_triton
 from triton import knobs
 from triton.language import bfloat16, float32
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from icarus.model import layers
+from icarus.model import layers, rotation
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +68,10 @@ def triton_layers(device: torch.device) -> Callable[[], AbstractContextManager[N
             patch.setattr(layers, "paged_attention", paged_attention_triton)
             patch.setattr(layers, "store_kv", store_kv_triton)
             patch.setattr(layers, "add_segmented_lora", add_segmented_lora_triton)
+            patch.setattr(layers, "rms_norm", rms_norm_triton)
+            patch.setattr(layers, "add_rms_norm", add_rms_norm_triton)
+            patch.setattr(layers, "silu_mul", silu_mul_triton)
+            patch.setattr(rotation, "rotate", rotate_triton)
             yield
 
     return patched
