@@ -19,7 +19,7 @@ STUB_FOLDERS := icarus/v1 icarus/worker/v1
 DASHBOARDS := deploy/grafana/provisioning/dashboards/icarus
 DASHBOARDS_OUT ?= $(DASHBOARDS)
 
-.PHONY: help demo test lint check-stubs check-dashboards protos dashboards clean
+.PHONY: help demo test test-gpu kernel-table lint check-stubs check-dashboards protos dashboards clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -30,6 +30,13 @@ demo: .venv/demo.stamp ## eight specialists over one KV cache, then over eight, 
 
 test: .venv/dev.stamp ## the whole suite, on the CPU
 	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: .venv/dev.stamp ## the kernels and the engine on this machine's GPU
+	$(BIN)/python -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "torch finds no GPU here")'
+	TRITON_INTERPRET=0 ICARUS_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels tests/model tests/engine $(ARGS)
+
+kernel-table: .venv/dev.stamp ## writes kernels/icarus_kernels/resources.md anew: what each kernel takes on a GPU
+	TRITON_INTERPRET=0 $(BIN)/python -m icarus_kernels.compile_table
 
 lint: .venv/dev.stamp check-stubs check-dashboards ## style, types, import order, protos, and written files that are fresh
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Tiny random models and adapters on disk, in the formats of the real ones. Shared by every test that needs one."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from icarus.adapters.lora import LoraWeights
 from icarus.types import AdapterMode
 
+DEVICE = os.environ.get("ICARUS_TEST_DEVICE", "cpu")
+"""Where the tests of the model and of the engine compute: "cuda" in `make test-gpu`. The oracle stays on the CPU."""
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Ids 0, 1 and 2; the last one is the end of sequence."""
 EOS = 2
@@ -148,5 +151,5 @@ def read_adapter(path: Path, mode: AdapterMode, dtype: torch.dtype = torch.float
         if key.endswith("lora_A.weight"):
             parts = key.split(".")
             b = tensors[key.replace("lora_A", "lora_B")] * scaling
-            modules[int(parts[parts.index("layers") + 1]), parts[-3]] = (a.to(dtype), b.to(dtype))
-    return LoraWeights(path.name, f"digest-of-{path.name}", mode, config.r, modules)
+            modules[int(parts[parts.index("layers") + 1]), parts[-3]] = (a.to(DEVICE, dtype), b.to(DEVICE, dtype))
+    return LoraWeights(path.name, f"digest-of-{path.name}", mode, config.r, max(modules)[0] + 1, modules)

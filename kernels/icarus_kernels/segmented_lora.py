@@ -1,38 +1,45 @@
 """LoRA deltas of several adapters over one batch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from icarus_kernels.lora_rows import Columns, LoraRows
+from icarus_kernels.segmented_lora_cpu import add_few_rows
+
 _FEW_ROWS = 32
-"""Below this a CPU is several times faster through small float32 matrices than through bfloat16 or float16 ones."""
+"""With more rows a segment, a CPU is faster through matrix products."""
 
 
-class LoraSegment(NamedTuple):
-    """Rows [start, end) of a batch go through one adapter's A [rank, in] and B [out, rank] (scaling within B)."""
+def add_segmented_lora(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]) -> None:
+    """output[s:e, columns] += x[s:e] @ A.T @ B.T for each segment and module, in place; the rest stays, to the bit.
 
-    start: int
-    end: int
-    a: Tensor
-    b: Tensor
-
-
-def add_segmented_lora(output: Tensor, x: Tensor, segments: Sequence[LoraSegment]) -> None:
-    """output[s:e] += x[s:e] @ A.T @ B.T for each segment, in place; other rows stay as they are, to the bit.
-
-    output [rows, out], x [rows, in]. Segments do not overlap. A and B may be wider than x: kept in float32 they save
-    a CPU the conversion.
+    output [rows, out], x [rows, in], of the dtype and device of A and B, each row contiguous.
     """
-    for start, end, a, b in segments:
-        dtype = torch.float32 if x.device.type == "cpu" and end - start < _FEW_ROWS else x.dtype
-        output[start:end] += linear(linear(x[start:end].to(dtype), a.to(dtype)), b.to(dtype))
+    if x.is_cuda:
+        from icarus_kernels.segmented_lora_triton import add_segmented_lora_triton
+
+        add_segmented_lora_triton(output, x, rows, layer, columns)
+        return
+    if x.device.type == "cpu" and rows.max_rows <= _FEW_ROWS:
+        add_few_rows(output, x, rows, layer, columns)
+        return
+    for start, end, table in rows.segments:
+        for module, first, last in columns:
+            if (layer, module) in table.pairs:
+                a, b = table.pairs[layer, module]
+                output[start:end, first:last] += linear(linear(x[start:end], a), b)
 
 
-def add_segmented_lora_reference(output: Tensor, x: Tensor, segments: Sequence[LoraSegment]) -> None:
+def add_segmented_lora_reference(
+    output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]
+) -> None:
     """The same, one row at a time, in float64."""
-    for start, end, a, b in segments:
-        for row in range(start, end):
-            output[row] += (b.double() @ (a.double() @ x[row].double())).to(output.dtype)
+    for segment in rows.segments:
+        for module, start, end in columns:
+            if (layer, module) not in segment.table.pairs:
+                continue
+            a, b = segment.table.pairs[layer, module]
+            for row in range(segment.start, segment.end):
+                output[row, start:end] += (b.double() @ (a.double() @ x[row].double())).to(output.dtype)

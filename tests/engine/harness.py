@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from oracle import base_logits, private_logits, shared_logits
-from tiny import load_adapted_reference, load_reference, read_adapter
+from tiny import DEVICE, load_adapted_reference, load_reference, read_adapter
 
 from icarus.adapters.lora import LoraWeights
 from icarus.cache.hashing import root_hash
@@ -60,13 +61,13 @@ class Harness:
     """`engine` with everything around it that a test may want to look at."""
 
     def __init__(self, folder: Path, num_blocks: int = 64, max_batch_tokens: int = 32, prefix_reuse: bool = True):
-        self.model = load_model(folder, "float32", "cpu")
-        self.kv = KVPool(self.model.config, num_blocks, BLOCK_SIZE, "float32", "cpu")
+        self.model = load_model(folder, "float32", DEVICE)
+        self.kv = KVPool(self.model.config, num_blocks, BLOCK_SIZE, "float32", DEVICE)
         self.pool = BlockPool(num_blocks)
         self.clock = Clock()
         self.scheduler = Scheduler(self.pool, max_batch_tokens, 32, 32, prefix_reuse)
         self.engine = Engine(
-            Runner(self.model, self.kv, "cpu"), self.pool, self.scheduler, LeaseTable(10), "me", num_blocks, self.clock
+            Runner(self.model, self.kv, DEVICE), self.pool, self.scheduler, LeaseTable(10), "me", num_blocks, self.clock
         )
         data = self.kv.tensor
         self.transport = InProcessTransport(PoolRegion(data.data_ptr(), self.kv.block_bytes, num_blocks, "cpu"))
@@ -116,6 +117,8 @@ class Harness:
         return turn
 
     def read_from(self, owner: "Harness", block_ids: Sequence[int], into: Sequence[int]) -> None:
+        if DEVICE != "cpu":
+            pytest.skip("the in-process transport copies the CPU's memory alone")
         self.transport.connect("owner", owner.transport.metadata(), owner.pool.num_blocks)
         self.transport.post_read("owner", list(block_ids), list(into))
 

@@ -114,12 +114,12 @@ def make_setup(name: str, root: Path) -> Setup:
     }
     modes = {n: AdapterMode.PRIVATE if n == "private" else AdapterMode.SHARED for n in folders}
     adapters = {n: tiny.read_adapter(path, modes[n]) for n, path in folders.items()}
-    return Setup(folder, load_model(folder, "float32"), adapters, folders)
+    return Setup(folder, load_model(folder, "float32", tiny.DEVICE), adapters, folders)
 
 
 def new_pool(setup: Setup, block_size: int) -> KVPool:
     """Poisoned: a read of what nobody wrote shows as NaN."""
-    pool = KVPool(setup.model.config, NUM_BLOCKS, block_size, "float32", "cpu")
+    pool = KVPool(setup.model.config, NUM_BLOCKS, block_size, "float32", tiny.DEVICE)
     pool.tensor.fill_(torch.nan)
     return pool
 
@@ -129,8 +129,8 @@ def tokens(length: int, seed: int) -> list[int]:
 
 
 def run(setup: Setup, pool: KVPool, *plans: RowPlan) -> torch.Tensor:
-    batch = StepBatch.build(plans, pool.block_size, "cpu", setup.model.config.windows)
-    return setup.model.forward(batch, pool)
+    batch = StepBatch.build(plans, pool.block_size, tiny.DEVICE)
+    return setup.model.forward(batch, pool).cpu()
 
 
 def last_step(setup: Setup, pool: KVPool, adapter: str | None, ids: list[int], blocks: list[int]) -> RowPlan:

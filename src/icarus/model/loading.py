@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from icarus_kernels import Columns, compile_cpu_kernels, pack_linear
 from torch import Tensor
 
+from icarus.adapters.lora import MODULES
 from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus.model.layers import Attention, DecoderLayer, GatedMLP, Linear, Norm
@@ -20,14 +22,17 @@ def load_model(
 ) -> TwoStreamModel:
     """Loads a model folder. `progress` gets (tensors loaded, tensors in all).
 
-    Weights stored in `dtype` stay mapped on the CPU: the processes of a machine share them. Raises ConfigError where
-    the folder, the architecture, the dtype or the device does not work.
+    On the CPU the embedding stays mapped if it is stored in `dtype`: the processes of a machine share it. The other
+    weights are laid out anew. Raises ConfigError where the folder, the architecture, the dtype or the device does not
+    work.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} is not there: torch {torch.__version__} sees no CUDA device")
     config = ModelConfig.from_folder(folder)
+    if device == "cpu":
+        compile_cpu_kernels(DTYPES[dtype])
     tensors = load_tensors(Path(folder), DTYPES[dtype], device, progress)
     return _build(config, _Checked(tensors, folder))
 
@@ -52,23 +57,35 @@ class _Checked:
 
 def _build(config: ModelConfig, tensors: _Checked) -> TwoStreamModel:
     embedding = tensors.get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+    lm_head = embedding if config.tied else tensors.get("lm_head.weight", config.vocab_size, config.hidden_size)
     return TwoStreamModel(
         config,
         embedding,
         [_build_layer(config, tensors, index) for index in range(config.num_layers)],
         Norm(tensors.get("model.norm.weight", config.hidden_size), config.rms_norm_eps),
-        embedding if config.tied else tensors.get("lm_head.weight", config.vocab_size, config.hidden_size),
+        pack_linear(lm_head),
     )
+
+
+def _build_linear(config: ModelConfig, tensors: _Checked, index: int, part: str, *modules: str) -> Linear:
+    """One linear of all `modules`; a bias that one of them lacks is zero."""
+    weights, biases, columns, end = [], [], [], 0
+    for module in modules:
+        name, (out, in_) = f"model.layers.{index}.{part}.{module}", config.linear_shapes[module]
+        weights.append(tensors.get(f"{name}.weight", out, in_))
+        has_bias = module in config.traits.biased
+        biases.append(tensors.get(f"{name}.bias", out) if has_bias else weights[-1].new_zeros(out))
+        columns.append(Columns(MODULES.index(module), end, end + out))
+        end += out
+    is_biased = not config.traits.biased.isdisjoint(modules)
+    return Linear(index, tuple(columns), pack_linear(torch.cat(weights), torch.cat(biases) if is_biased else None))
 
 
 def _build_layer(config: ModelConfig, tensors: _Checked, index: int) -> DecoderLayer:
     prefix = f"model.layers.{index}"
 
-    def projection(part: str, module: str) -> Linear:
-        out, in_ = config.linear_shapes[module]
-        name = f"{prefix}.{part}.{module}"
-        bias = tensors.get(f"{name}.bias", out) if module in config.traits.biased else None
-        return Linear(index, module, tensors.get(f"{name}.weight", out, in_), bias)
+    def projection(part: str, *modules: str) -> Linear:
+        return _build_linear(config, tensors, index, part, *modules)
 
     def norm(name: str, size: int) -> Norm:
         return Norm(tensors.get(f"{prefix}.{name}.weight", size), config.rms_norm_eps)
@@ -79,12 +96,15 @@ def _build_layer(config: ModelConfig, tensors: _Checked, index: int) -> DecoderL
     return DecoderLayer(
         input_norm=norm("input_layernorm", config.hidden_size),
         attention=Attention(
-            *(projection("self_attn", module) for module in ("q_proj", "k_proj", "v_proj", "o_proj")),
+            qkv_proj=projection("self_attn", "q_proj", "k_proj", "v_proj"),
+            o_proj=projection("self_attn", "o_proj"),
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             q_norm=head_norm("q_norm"),
             k_norm=head_norm("k_norm"),
             window=config.windows[index],
         ),
         mlp_norm=norm("post_attention_layernorm", config.hidden_size),
-        mlp=GatedMLP(*(projection("mlp", module) for module in ("gate_proj", "up_proj", "down_proj"))),
+        mlp=GatedMLP(projection("mlp", "gate_proj", "up_proj"), projection("mlp", "down_proj")),
     )

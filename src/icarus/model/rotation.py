@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import pi
 
 import torch
+from icarus_kernels import rotate
 from torch import Tensor
 
 from icarus.model.rope import LinearScaling, Llama3Scaling, RopeConfig
@@ -14,23 +15,17 @@ class Rotation:
     """RoPE of a batch's rows, half-rotation form: dimension i turns with dimension i + dim / 2."""
 
     cos: Tensor
-    """[rows, 1, dim]."""
+    """[rows, dim / 2] float32."""
     sin: Tensor
-    """[rows, 1, dim], negated in the first half."""
 
     @classmethod
-    def at(cls, positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> "Rotation":
-        """Angles are computed in float32, whatever `dtype`."""
+    def at(cls, positions: Tensor, frequencies: Tensor) -> "Rotation":
         angles = positions.float().unsqueeze(1) * frequencies
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        return cls(torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1))
+        return cls(angles.cos(), angles.sin())
 
-    def rows(self, index: Tensor | slice | None) -> "Rotation":
-        return self if index is None else Rotation(self.cos[index], self.sin[index])
-
-    def __call__(self, heads: Tensor) -> Tensor:
-        """[rows, heads, dim] -> the same, rotated."""
-        return (heads * self.cos).addcmul_(heads.roll(heads.shape[-1] // 2, -1), self.sin)
+    def __call__(self, heads: Tensor) -> None:
+        """Turns [rows, heads, dim] in place."""
+        rotate(heads, self.cos, self.sin)
 
 
 def rope_frequencies(rope: RopeConfig, device: torch.device) -> Tensor:

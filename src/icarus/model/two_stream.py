@@ -1,10 +1,9 @@
 """The two-stream model: the forward of a whole batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from icarus.cache.kv import KVPool
 from icarus.model.batch import StepBatch
@@ -17,11 +16,16 @@ class TwoStreamModel:
     """Runs the encoder (base) and the decoder (base + LoRA) rows of a batch in one pass (DESIGN section 2)."""
 
     def __init__(
-        self, config: ModelConfig, embedding: Tensor, layers: Sequence[DecoderLayer], norm: Norm, lm_head: Tensor
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: Sequence[DecoderLayer],
+        norm: Norm,
+        lm_head: Callable[[Tensor], Tensor],
     ):
         self.config = config
         self.kv_rows_written = 0
-        """Write rows of every forward so far, counted here and nowhere else."""
+        """Write rows of every forward so far."""
         self._embedding = embedding
         self._layers = layers
         self._norm = norm
@@ -38,15 +42,17 @@ class TwoStreamModel:
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, kv: KVPool) -> Tensor:
-        """Writes the KV of the batch's write rows; returns logits [num_samples, vocab_size], float32.
-
-        `batch` is built with `config.windows`.
-        """
+        """Writes the KV of the batch's write rows; returns logits [num_samples, vocab_size], float32."""
         self.kv_rows_written += batch.num_writes
+        return self.compute(batch, kv)
+
+    @torch.inference_mode()
+    def compute(self, batch: StepBatch, kv: KVPool) -> Tensor:
+        """`forward` without its count: what a CUDA graph records."""
         hidden = self._embedding[batch.token_ids]
-        rotation = Rotation.at(batch.positions, self._frequencies, hidden.dtype)
+        rotation = Rotation.at(batch.positions, self._frequencies)
         last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             queries = batch.sampled if index == last else batch.every
             hidden = layer(hidden, batch, queries, rotation, kv.layer(index))
-        return linear(self._norm(hidden[batch.sample_order]), self._lm_head).float()
+        return self._lm_head(self._norm(hidden[batch.sample_order])).float()

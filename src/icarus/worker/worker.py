@@ -223,7 +223,8 @@ def _build(
         context_length=shape.context_length,
     )
     gates = PhaseGates()
-    engine = _build_engine(config, Runner(model, kv, config.model.device), instance_id, gates, metrics)
+    runner = Runner(model, kv, config.model.device, config.engine.cuda_graphs)
+    engine = _build_engine(config, runner, instance_id, gates, metrics)
     transfer = TransferThread(
         lambda: NixlTransport(_region(kv)),
         config.transfer.read_timeout_seconds,

@@ -1,0 +1,211 @@
+"""Vectors of sixteen float32 for the CPU's kernels: their arithmetic is SIMD by construction, on any processor.
+
+Numba turns some loops into SIMD and some not; attention took twice as long where it was left to that.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import models, overload, register_model
+
+from icarus_kernels.cpu_kernel import compiled, inner, narrow_values, widen_values
+
+WIDTH = 16
+
+
+class _LanesType(types.Type):
+    def __init__(self) -> None:
+        super().__init__("lanes16")
+
+
+_LANES = _LanesType()
+_VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
+_INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
+
+
+@register_model(_LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Any):
+        super().__init__(manager, fe_type, _VECTOR)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(_INTEGERS, None)
+    return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), zeros)
+
+
+def _lane_pointer(builder: Any, pointer: Any, index: Any, width: int = WIDTH) -> Any:
+    """Of sixteen stored numbers from `pointer[index]` on, aligned as one of them."""
+    start = builder.gep(pointer, [index])
+    return builder.bitcast(start, ir.VectorType(start.type.pointee, width).as_pointer()), _alignment(start)
+
+
+def _alignment(pointer: Any) -> int:
+    return 4 if isinstance(pointer.type.pointee, ir.FloatType) else 2
+
+
+@compiled
+def load(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """Sixteen numbers from `pointer[index]` on, widened."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lane_pointer(builder, *arguments)
+        return widen_values(builder, builder.load(place, align=align), pointer.dtype, WIDTH)
+
+    return _LANES(pointer, types.int64), generate
+
+
+@compiled
+def store(typingctx: Any, pointer: Any, index: Any, lanes: Any) -> Any:
+    """Writes sixteen numbers from `pointer[index]` on, narrowed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, align = _lane_pointer(builder, *arguments[:2])
+        builder.store(narrow_values(builder, arguments[2], pointer.dtype, WIDTH), place, align=align)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, _LANES), generate
+
+
+@compiled
+def splat(typingctx: Any, value: Any) -> Any:
+    """The float32 in every lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _splat(builder, arguments[0])
+
+    return _LANES(types.float32), generate
+
+
+def _intrinsic(name: str, num_operands: int) -> Any:
+    """An LLVM operation on each lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * num_operands)
+        function = cgutils.get_or_insert_function(builder.module, kind, f"{name}.v{WIDTH}f32")
+        return builder.call(function, arguments)
+
+    return _LANES(*[_LANES] * num_operands), generate
+
+
+@compiled
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c."""
+    return _intrinsic("llvm.fma", 3)
+
+
+@compiled
+def larger(typingctx: Any, a: Any, b: Any) -> Any:
+    return _intrinsic("llvm.maxnum", 2)
+
+
+def _reduction(name: str, start: tuple[Any, ...]) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = [value.type for value in start] + [_VECTOR]
+        kind = ir.FunctionType(ir.FloatType(), kinds)
+        function = cgutils.get_or_insert_function(builder.module, kind, f"{name}.v{WIDTH}f32")
+        return builder.call(function, [*start, *arguments], fastmath=("reassoc",))
+
+    return types.float32(_LANES), generate
+
+
+@compiled
+def total(typingctx: Any, lanes: Any) -> Any:
+    """The sum of the lanes, a float32."""
+    return _reduction("llvm.vector.reduce.fadd", (ir.Constant(ir.FloatType(), -0.0),))
+
+
+@compiled
+def store_totals(typingctx: Any, pointer: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The sums of the lanes of four vectors, to four float32 from `pointer[index]` on. Much cheaper than four sums."""
+
+    def halves(builder: Any, first: Any, second: Any, run: int) -> Any:
+        """Adds up runs of `run` lanes: those of `first`, then those of `second`."""
+        lanes = [lane for lane in range(2 * WIDTH) if lane % (2 * run) < run]
+        low = builder.shuffle_vector(first, second, _mask(lanes))
+        return builder.fadd(low, builder.shuffle_vector(first, second, _mask([lane + run for lane in lanes])))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, _, a, b, c, d = arguments
+        sums = halves(builder, halves(builder, a, b, 8), halves(builder, c, d, 8), 4)
+        for run in (2, 1):
+            turned = builder.shuffle_vector(sums, sums, _mask([lane ^ run for lane in range(WIDTH)]))
+            sums = builder.fadd(sums, turned)
+        place, align = _lane_pointer(builder, *arguments[:2], width=4)
+        builder.store(builder.shuffle_vector(sums, sums, _mask([0, 4, 8, 12])), place, align=align)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, *[_LANES] * 4), generate
+
+
+def _mask(lanes: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+
+
+@compiled
+def largest(typingctx: Any, lanes: Any) -> Any:
+    """The largest lane, a float32."""
+    return _reduction("llvm.vector.reduce.fmax", ())
+
+
+def _operator(operation: Callable[..., Any], instruction: str) -> None:
+    @compiled
+    def lanewise(typingctx: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, instruction)(*arguments)
+
+        return _LANES(_LANES, _LANES), generate
+
+    @overload(operation)
+    def overloaded(a, b):
+        if a is _LANES and b is _LANES:
+            return lambda a, b: lanewise(a, b)  # noqa: PLW0108  # numba wants a Python function
+        return None
+
+
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
+
+
+@compiled
+def _power_of_two(typingctx: Any, exponent: Any) -> Any:
+    """2 to each lane, which is a whole number in -126..127."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = builder.fptosi(arguments[0], _INTEGERS)
+        biased = builder.add(whole, ir.Constant(_INTEGERS, [127] * WIDTH))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_INTEGERS, [23] * WIDTH)), _VECTOR)
+
+    return _LANES(_LANES), generate
+
+
+@compiled
+def _round(typingctx: Any, lanes: Any) -> Any:
+    return _intrinsic("llvm.rint", 1)
+
+
+@inner
+def exp(x: Any) -> Any:
+    """e to each lane, to two units in the last place; below -87 it is about 1e-38 and stays so, above 88 likewise."""
+    x = larger(x, splat(types.float32(-87.0)))
+    x = splat(types.float32(0.0)) - larger(splat(types.float32(0.0)) - x, splat(types.float32(-88.0)))
+    whole = _round(x * splat(types.float32(1.4426950408889634)))
+    # log(2) in two parts: the first times a whole number is exact.
+    rest = fma(whole, splat(types.float32(-0.693359375)), x)
+    rest = fma(whole, splat(types.float32(2.12194440e-4)), rest)
+    # Cephes' expf polynomial
+    y = splat(types.float32(1.9875691500e-4))
+    y = fma(y, rest, splat(types.float32(1.3981999507e-3)))
+    y = fma(y, rest, splat(types.float32(8.3334519073e-3)))
+    y = fma(y, rest, splat(types.float32(4.1665795894e-2)))
+    y = fma(y, rest, splat(types.float32(1.6666665459e-1)))
+    y = fma(y, rest, splat(types.float32(5.0000001201e-1)))
+    y = fma(y * rest, rest, rest + splat(types.float32(1.0)))
+    return y * _power_of_two(whole)

@@ -1,0 +1,68 @@
+"""RMSNorm on the CPU: one pass that adds and squares, one that scales."""
+
+import math
+
+import torch
+from numba import float32
+from torch import Tensor
+
+from icarus_kernels.cpu_kernel import (
+    CPUKernel,
+    arguments_of,
+    as_float,
+    at_address,
+    float_argument,
+    my_share,
+    narrow,
+    threads_for,
+    widen,
+)
+from icarus_kernels.cpu_lanes import WIDTH, fma, load, splat, store, total
+
+
+def rms_norm_cpu(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """As `rms_norm` where `added` is None, else as `add_rms_norm`."""
+    output = torch.empty(x.shape, dtype=x.dtype)
+    heads = x.shape[1] if x.ndim == 3 else 1
+    _RMS_NORM(
+        x.dtype,
+        threads_for(x.numel()),
+        x.data_ptr(),
+        0 if added is None else added.data_ptr(),
+        weight.data_ptr(),
+        output.data_ptr(),
+        *(x.shape[0], heads, x.shape[-1], x.stride(0), x.stride(-2)),
+        float_argument(eps),
+    )
+    return output
+
+
+def _rms_norm(p):
+    a = arguments_of(p)
+    x, added, weight, output = at_address(a[0], p), at_address(a[1], p), at_address(a[2], p), at_address(a[3], p)
+    rows, heads, size, row_stride, head_stride, eps = a[4], a[5], a[6], a[7], a[8], as_float(a[9])
+    begin, end = my_share(rows)
+    whole = size // WIDTH * WIDTH
+    for row in range(begin, end):
+        for head in range(heads):
+            at, to = row * row_stride + head * head_stride, (row * heads + head) * size
+            squares = splat(float32(0))
+            for d in range(0, whole, WIDTH):
+                lanes = load(x, at + d)
+                if a[1] != 0:
+                    store(x, at + d, lanes + load(added, at + d))
+                    lanes = load(x, at + d)
+                squares = fma(lanes, lanes, squares)
+            sum_of_squares = total(squares)
+            for d in range(whole, size):
+                if a[1] != 0:
+                    x[at + d] = narrow(widen(x[at + d]) + widen(added[at + d]), x)
+                sum_of_squares += widen(x[at + d]) * widen(x[at + d])
+            scale = float32(1) / float32(math.sqrt(sum_of_squares / float32(size) + eps))
+            for d in range(0, whole, WIDTH):
+                store(output, to + d, load(x, at + d) * splat(scale) * load(weight, d))
+            for d in range(whole, size):
+                output[to + d] = narrow(widen(x[at + d]) * scale * widen(weight[d]), output)
+
+
+_RMS_NORM = CPUKernel(_rms_norm)

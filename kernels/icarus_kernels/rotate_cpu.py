@@ -1,0 +1,32 @@
+"""Rotary position embedding on the CPU."""
+
+from numba import float32
+from torch import Tensor
+
+from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, my_share, narrow, threads_for, widen
+
+
+def rotate_cpu(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """As `rotate`."""
+    rows, num_heads, dim = heads.shape
+    addresses = (heads.data_ptr(), cos.data_ptr(), sin.data_ptr())
+    shape = (rows, num_heads, dim // 2, heads.stride(0), heads.stride(1))
+    _ROTATE(heads.dtype, threads_for(heads.numel()), *addresses, *shape)
+
+
+def _rotate(p):
+    a = arguments_of(p)
+    heads, cos, sin = at_address(a[0], p), at_address(a[1], float32), at_address(a[2], float32)
+    rows, num_heads, half, row_stride, head_stride = a[3], a[4], a[5], a[6], a[7]
+    begin, end = my_share(rows)
+    for row in range(begin, end):
+        for head in range(num_heads):
+            at = row * row_stride + head * head_stride
+            for i in range(half):
+                first, second = widen(heads[at + i]), widen(heads[at + half + i])
+                c, s = cos[row * half + i], sin[row * half + i]
+                heads[at + i] = narrow(first * c - second * s, heads)
+                heads[at + half + i] = narrow(second * c + first * s, heads)
+
+
+_ROTATE = CPUKernel(_rotate)

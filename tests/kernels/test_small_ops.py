@@ -1,0 +1,89 @@
+"""The ops between the matrix products against their references: odd sizes, views, few rows and many."""
+
+import pytest
+import torch
+from icarus_kernels import (
+    add_rms_norm,
+    pack_linear,
+    rms_norm,
+    rms_norm_reference,
+    rotate,
+    rotate_reference,
+    silu_mul,
+    silu_mul_reference,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {
+    torch.float32: {"atol": 2e-6, "rtol": 2e-6},
+    torch.bfloat16: {"atol": 1e-2, "rtol": 1e-2},
+    torch.float16: {"atol": 2e-3, "rtol": 2e-3},
+}
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def num_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(0, 16), (1, 5), (3, 40), (40, 576)])
+def test_rms_norm(rows, size, dtype):
+    torch.manual_seed(rows)
+    x, added, weight = torch.randn(rows, size).to(dtype), torch.randn(rows, size).to(dtype), torch.randn(size).to(dtype)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), rms_norm_reference(x, weight, 1e-5), **TOLERANCE[dtype])
+    residual = x.clone()
+    got = add_rms_norm(residual, added, weight, 1e-5)
+    assert torch.equal(residual, x + added)
+    torch.testing.assert_close(got, rms_norm_reference(x + added, weight, 1e-5), **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_of_heads_within_a_projection(dtype):
+    torch.manual_seed(0)
+    heads, weight = torch.randn(5, 7, 24).to(dtype)[:, 2:5], torch.randn(24).to(dtype)
+    got = rms_norm(heads, weight, 1e-6)
+    assert got.is_contiguous()
+    torch.testing.assert_close(got, rms_norm_reference(heads, weight, 1e-6), **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "dim"), [(0, 4), (3, 10), (90, 64)])
+def test_rotate_in_place_and_nothing_else(rows, dim, dtype):
+    torch.manual_seed(rows)
+    angles = torch.randn(rows, dim // 2)
+    projected = torch.randn(rows, 7, dim).to(dtype)
+    expected = projected.clone()
+    rotate(projected[:, 1:4], angles.cos(), angles.sin())
+    rotate_reference(expected[:, 1:4], angles.cos(), angles.sin())
+    torch.testing.assert_close(projected, expected, **TOLERANCE[dtype])
+    assert torch.equal(projected[:, 4:], expected[:, 4:]) and torch.equal(projected[:, :1], expected[:, :1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(0, 16), (1, 3), (5, 40), (30, 600)])
+def test_silu_mul(rows, size, dtype):
+    torch.manual_seed(rows)
+    gate_up = (4 * torch.randn(rows, 2 * size)).to(dtype)
+    torch.testing.assert_close(silu_mul(gate_up), silu_mul_reference(gate_up), **TOLERANCE[dtype])
+
+
+def test_silu_of_the_far_ends():
+    gate = torch.tensor([-1e4, -200.0, -90.0, 0.0, 90.0, 200.0, 1e4] * 5)[None]
+    got = silu_mul(torch.cat((gate, torch.ones_like(gate)), 1))
+    torch.testing.assert_close(got, torch.nn.functional.silu(gate), atol=1e-30, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 3, 70])
+def test_packed_linear(rows, bias, dtype):
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, 40).to(dtype), (torch.randn(23, 40) / 40**0.5).to(dtype)
+    added = torch.randn(23).to(dtype) if bias else None
+    expected = x.double() @ weight.double().T + (0 if added is None else added.double())
+    got = pack_linear(weight, added)(x)
+    torch.testing.assert_close(got, expected.to(dtype), **TOLERANCE[dtype])
