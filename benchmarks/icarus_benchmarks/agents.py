@@ -56,7 +56,7 @@ def run(job: AgentsJob, config: Config, progress: Callable[[str], None], startup
         for stage in stages(job):
             figures += _run_stage(stage, scene, config, specialists, progress, startup_seconds)
     settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}
-    return report(figures, settings, has_open_loop=data is not None)
+    return report(figures, settings, has_open_loop=data is not None, device=config.model.device)
 
 
 def _workflows(job: AgentsJob, data: ReactData | None, model_folder: Path) -> list[ReactWorkflow]:

@@ -20,7 +20,7 @@ _CACHE_COLUMNS = ("", "prompt tok", "computed", "local %", "remote %", "hit %", 
 _CACHE_LEGEND = "hit: prompt tokens not computed; evicted: blocks; KV: held at the end"
 
 
-def report(figures: Sequence[CaseFigures], settings: dict[str, Any], has_open_loop: bool) -> Report:
+def report(figures: Sequence[CaseFigures], settings: dict[str, Any], has_open_loop: bool, device: str) -> Report:
     ratios = [_ratio(shared, private) for shared, private in _pairs(figures)]
     results = {"cases": [_as_json(each) for each in figures], "shared_over_private": ratios, "paper": _paper(ratios)}
     tables = [
@@ -31,7 +31,7 @@ def report(figures: Sequence[CaseFigures], settings: dict[str, Any], has_open_lo
     ]
     tables.append(_paper_table(ratios))
     notes = [] if has_open_loop else ["no --data, so no open loop; give ReAct's folder"]
-    return Report("agents", settings, results, tables, _panels(figures), [*notes, *_doubts(figures)])
+    return Report("agents", settings, results, tables, _panels(figures), [*notes, *_doubts(figures)], device)
 
 
 def _as_json(figures: CaseFigures) -> dict[str, Any]:

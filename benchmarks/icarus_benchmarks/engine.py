@@ -242,7 +242,7 @@ def _report(
         log_x=True,
     )
     settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}
-    return Report("engine", settings, results, tables, [panel])
+    return Report("engine", settings, results, tables, [panel], device=config.model.device)
 
 
 def _title(kind: str, job: EngineJob) -> str:

@@ -27,6 +27,8 @@ class Report:
     panels: Sequence[Panel]
     notes: Sequence[str] = ()
     """What a reader of the figures must know."""
+    device: str = "cpu"
+    """What computed."""
 
 
 def write_json(path: Path, report: Report, command: str, machine: Machine) -> None:

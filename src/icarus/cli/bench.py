@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"note: {note}")
     if json_path:
         command = shlex.join(["icarus", *sys.argv[1:]])
-        write_json(json_path, report, command, describe_machine(read_config(args).model.device))
+        write_json(json_path, report, command, describe_machine(report.device))
         console.print(f"every figure is in {json_path}")
     if plot_path:
         save_panels(plot_path, f"icarus bench {args.benchmark}", report.panels)
@@ -92,4 +92,14 @@ def _agents(args: argparse.Namespace, progress: Progress) -> "Report":
     return run(job, read_config(args), progress, args.startup_seconds)
 
 
-_RUN: dict[str, Callable[[argparse.Namespace, Progress], "Report"]] = {"engine": _engine, "agents": _agents}
+def _transfer(args: argparse.Namespace, progress: Progress) -> "Report":
+    from icarus_benchmarks.transfer import TransferJob, run
+
+    return run(TransferJob(args.block_bytes, args.blocks, args.repetitions), progress)
+
+
+_RUN: dict[str, Callable[[argparse.Namespace, Progress], "Report"]] = {
+    "engine": _engine,
+    "agents": _agents,
+    "transfer": _transfer,
+}

@@ -56,6 +56,13 @@ def _add_agents_flags(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--startup-seconds", _rate, 300.0, "limit for each start of the processes")
 
 
+def _add_transfer_flags(parser: argparse.ArgumentParser) -> None:
+    text = "bytes of a block (default: 368640, 16 tokens of SmolLM2-135M in bfloat16)"
+    parser.add_argument("--block-bytes", type=_count, default=368_640, metavar="N", help=text)
+    _add(parser, "--blocks", _counts, (1, 4, 16, 64, 256), "blocks of a read")
+    _add(parser, "--repetitions", _count, 20, "timed reads of each size")
+
+
 BENCHMARKS = {
     "engine": Benchmark(
         "measure prefill, decode and the paired step of an engine in this process", _add_engine_flags, _ENGINE_SECTIONS
@@ -65,6 +72,7 @@ BENCHMARKS = {
         _add_agents_flags,
         _CLUSTER_SECTIONS,
     ),
+    "transfer": Benchmark("read another process's blocks by NIXL", _add_transfer_flags, {}),
 }
 
 

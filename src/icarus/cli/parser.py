@@ -142,7 +142,8 @@ def _add_bench(commands: _Commands) -> None:
         benchmark.add_flags(parser)
         parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
         parser.add_argument("--plot", metavar="FILE", help="draw the curves: .png, .svg or .pdf")
-        add_flags(parser, benchmark.sections)
+        if benchmark.sections:
+            add_flags(parser, benchmark.sections)
 
 
 def _add_local_flags(parser: argparse.ArgumentParser) -> None:
