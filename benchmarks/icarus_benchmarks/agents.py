@@ -22,6 +22,7 @@ from icarus_benchmarks.agents_cases import AgentsJob, Case, CaseFigures, Stage, 
 from icarus_benchmarks.agents_report import report
 from icarus_benchmarks.cache_use import cache_use, settled
 from icarus_benchmarks.closed_loop import run_closed_loop
+from icarus_benchmarks.kv_size import block_bytes
 from icarus_benchmarks.open_loop import run_open_loop
 from icarus_benchmarks.react import ReactData, ReactWorkflow, make_workflow, read_react
 from icarus_benchmarks.report import Report
@@ -97,14 +98,9 @@ def _with_pool(config: Config, stage: Stage, job: AgentsJob) -> Config:
     model = ModelConfig.from_folder(config.model.path)
     num_blocks = min(
         -(-stage.kv_tokens // config.cache.block_size),
-        job.max_kv_bytes // _block_bytes(model, config),
+        job.max_kv_bytes // block_bytes(model, config),
     )
     return dataclasses.replace(config, cache=dataclasses.replace(config.cache, num_blocks=num_blocks))
-
-
-def _block_bytes(model: ModelConfig, config: Config) -> int:
-    bytes_per_value = 4 if config.model.dtype == "float32" else 2
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * config.cache.block_size * bytes_per_value
 
 
 def _private(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from icarus.cli.bench_flags import PEER_SERVERS
 from icarus.cli.flags import read_config
 from icarus.cli.output_file import writable
 from icarus.errors import InvalidInputError
@@ -98,8 +99,25 @@ def _transfer(args: argparse.Namespace, progress: Progress) -> "Report":
     return run(TransferJob(args.block_bytes, args.blocks, args.repetitions), progress)
 
 
+def _peer(args: argparse.Namespace, progress: Progress) -> "Report":
+    from icarus_benchmarks.peer import PeerJob, run
+    from icarus_benchmarks.peer_report import DECODE_ONLY, FAST, FULL, NO_LORA
+    from icarus_benchmarks.vllm_server import PeerFolders
+
+    servers = dict(zip(PEER_SERVERS, (FAST, NO_LORA, DECODE_ONLY, FULL), strict=True))
+    job = PeerJob(
+        folders=PeerFolders(Path(args.peer).resolve(), Path(args.installed).resolve()),
+        num_workflows=args.workflows,
+        num_turns=args.turns,
+        kv_bytes=int(args.kv_gib * 2**30),
+        servers=tuple(servers[name] for name in args.server or PEER_SERVERS),
+    )
+    return run(job, read_config(args), progress, args.startup_seconds)
+
+
 _RUN: dict[str, Callable[[argparse.Namespace, Progress], "Report"]] = {
     "engine": _engine,
     "agents": _agents,
     "transfer": _transfer,
+    "peer": _peer,
 }

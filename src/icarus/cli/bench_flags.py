@@ -12,6 +12,10 @@ _CLUSTER_SECTIONS: Sections = {
     "transfer": ALL,
     "gateway": ("prefill_threshold_tokens", "load_penalty_tokens", "adapter_penalty_tokens"),
 }
+_PEER_SECTIONS: Sections = {**_CLUSTER_SECTIONS, "model": ("dtype", "device")}
+
+PEER_SERVERS = ("fast", "nolora", "icarus", "icarus-prefill")
+"""vLLM with eight LoRAs, and without any; a gateway with a decode worker, and with a prefill worker as well."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,19 @@ def _add_transfer_flags(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--repetitions", _count, 20, "timed reads of each size")
 
 
+def _add_peer_flags(parser: argparse.ArgumentParser) -> None:
+    text = "the peer's scripts: serve.sh, workload.py"
+    parser.add_argument("--peer", required=True, metavar="FOLDER", help=text)
+    text = "where its setup.sh put vLLM, the model and the adapters"
+    parser.add_argument("--installed", required=True, metavar="FOLDER", help=text)
+    text = "only these, in this order; may be repeated (default: all four)"
+    parser.add_argument("--server", action="append", choices=PEER_SERVERS, help=text)
+    _add(parser, "--workflows", _count, 8, "workflows of the agents job, side by side")
+    _add(parser, "--turns", _count, 8, "turns of each")
+    _add(parser, "--kv-gib", _rate, 3.0, "memory of each worker's pool; serve.sh gives vLLM 3")
+    _add(parser, "--startup-seconds", _rate, 300.0, "limit for each start of our processes")
+
+
 BENCHMARKS = {
     "engine": Benchmark(
         "measure prefill, decode and the paired step of an engine in this process", _add_engine_flags, _ENGINE_SECTIONS
@@ -73,6 +90,7 @@ BENCHMARKS = {
         _CLUSTER_SECTIONS,
     ),
     "transfer": Benchmark("read another process's blocks by NIXL", _add_transfer_flags, {}),
+    "peer": Benchmark("run vLLM and Icarus in turn under the same load", _add_peer_flags, _PEER_SECTIONS),
 }
 
 
