@@ -20,6 +20,7 @@ from icarus.types import AdapterMode
 from icarus.worker.compute import prepare_compute
 from icarus_benchmarks.in_process import InProcessEngine, load_specialists
 from icarus_benchmarks.machine import resident_bytes
+from icarus_benchmarks.model_shapes import SHAPES, write_random_model
 from icarus_benchmarks.percentiles import median, percentile
 from icarus_benchmarks.plot import Panel
 from icarus_benchmarks.report import Report, figures_table
@@ -45,6 +46,8 @@ class EngineJob:
     """Timed prefills of each kind."""
     num_specialists: int
     rank: int
+    random_weights: str
+    """A name of SHAPES, whose weights are drawn; empty for the model in the settings."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,16 @@ class MemoryFigures:
 
 def run(job: EngineJob, config: Config, progress: Callable[[str], None]) -> Report:
     """Loads the model here and measures. Raises ConfigError where the model or the settings do not work."""
-    folder = resolve_model(config.model.path, progress)
+    with tempfile.TemporaryDirectory(prefix="icarus-bench-") as temporary:
+        if job.random_weights:
+            progress(f"writing a random model of the shape of {job.random_weights}")
+            folder = write_random_model(Path(temporary) / job.random_weights, SHAPES[job.random_weights])
+        else:
+            folder = resolve_model(config.model.path, progress)
+        return _measure(folder, job, config, progress)
+
+
+def _measure(folder: Path, job: EngineJob, config: Config, progress: Callable[[str], None]) -> Report:
     prepare_compute(config.engine.num_threads)
     progress(f"loading {folder.name}")
     model = load_model(folder, config.model.dtype, config.model.device)

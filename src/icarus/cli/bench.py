@@ -62,6 +62,7 @@ def _engine(args: argparse.Namespace, progress: Progress) -> "Report":
         repetitions=args.repetitions,
         num_specialists=args.specialists,
         rank=args.rank,
+        random_weights=args.random_weights,
     )
     return run(job, read_config(args), progress)
 

@@ -17,6 +17,8 @@ _PEER_SECTIONS: Sections = {**_CLUSTER_SECTIONS, "model": ("dtype", "device")}
 PEER_SERVERS = ("fast", "nolora", "icarus", "icarus-prefill")
 """vLLM with eight LoRAs, and without any; a gateway with a decode worker, and with a prefill worker as well."""
 
+MODEL_SHAPES = ("llama-3.1-8b", "smollm2-135m")
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -28,6 +30,8 @@ class Benchmark:
 
 
 def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    text = "random weights of this shape, in place of the model in the settings"
+    parser.add_argument("--random-weights", choices=MODEL_SHAPES, default="", help=text)
     _add(parser, "--prefill-tokens", _count, 2048, "length of the prompts that are prefilled")
     _add(parser, "--batches", _counts, (1, 8, 32), "requests that decode together")
     _add(parser, "--decode-context", _count, 512, "length of their prompts")
