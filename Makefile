@@ -70,7 +70,7 @@ check-dashboards: .venv/dev.stamp
 
 clean: ## removes the environment and everything built; the converted model stays in your cache folder
 	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache
-	find src kernels services tests examples deploy -name __pycache__ -prune -exec rm -rf {} +
+	find src kernels services benchmarks tests examples deploy -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Icarus needs Python 3.11 or newer, and python3 here is" \

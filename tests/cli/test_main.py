@@ -32,6 +32,8 @@ def run_python(code, *argv, **options):
         ["models", "--help"],
         ["train", "--help"],
         ["eval", "--help"],
+        ["bench", "--help"],
+        ["bench", "agents", "--help"],
         ["--version"],
     ],
 )

@@ -29,6 +29,8 @@ _FIELDS = (
     "transfer_bytes",
     "running_requests",
     "waiting_requests",
+    "evicted_blocks",
+    "preemptions",
 )
 
 

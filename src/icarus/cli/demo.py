@@ -19,9 +19,10 @@ from icarus.cli.demo_report import answers_table, comparison_table, turns_table,
 from icarus.cli.demo_text import CONTEXT, CREW, WARM_UP, Ask
 from icarus.cli.flags import read_config
 from icarus.cli.local import LocalCluster, resolve_section
+from icarus.cli.output_file import writable
 from icarus.client import Client
 from icarus.config import Config
-from icarus.errors import ConfigError, InvalidInputError
+from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.types import AdapterMode
@@ -41,7 +42,7 @@ _TITLES = {
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
-    json_path = _writable(args.json) if args.json else None
+    json_path = writable("--json", args.json) if args.json else None
     console = Console(highlight=False, markup=False)
     with tempfile.TemporaryDirectory(prefix="icarus-demo-") as folder:
         config = _prepare(config, console)
@@ -178,11 +179,3 @@ def _check_room(config: Config, *stories: Sequence[int]) -> None:
         raise ConfigError(
             f"[cache] num_blocks = {config.cache.num_blocks} is too small for the demo; it needs at least {needed}"
         )
-
-
-def _writable(path: str) -> Path:
-    try:
-        Path(path).touch()
-    except OSError as error:
-        raise InvalidInputError(f"--json {path} cannot be written: {error.strerror}") from None
-    return Path(path)

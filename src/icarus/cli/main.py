@@ -15,7 +15,14 @@ from icarus.errors import (
 )
 
 _USERS_MISTAKES = (AlreadyExistsError, ConfigError, FailedPreconditionError, InvalidInputError, NotFoundError)
-_EXTRAS = {"opentelemetry": "tracing", "gguf": "demo", "transformers": "demo", "peft": "train", "accelerate": "train"}
+_EXTRAS = {
+    "opentelemetry": "tracing",
+    "gguf": "demo",
+    "transformers": "demo",
+    "peft": "train",
+    "accelerate": "train",
+    "matplotlib": "bench",
+}
 """Module -> the extra that brings it; the engine's bring the others."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
 from icarus import __version__
+from icarus.cli.bench_flags import BENCHMARKS
 from icarus.cli.flags import ALL, Sections, add_flags
 from icarus.cli.sampling_flags import add_sampling_flags
 from icarus.cli.train_flags import add_train_flags
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pull(commands)
     _add_train(commands)
     _add_eval(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -133,6 +135,19 @@ def _add_eval(commands: _Commands) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the score and every answer to this file")
     parser.add_argument("--card", action="store_true", help="add the score to the adapter's model card")
     add_flags(parser, _EVAL_SECTIONS)
+
+
+def _add_bench(commands: _Commands) -> None:
+    bench = _add(commands, "bench", "measure this machine: the engine, specialists, transfers, kernels, another server")
+    benchmarks = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        parser = _add(benchmarks, name, benchmark.text, "bench")
+        parser.set_defaults(benchmark=name)
+        benchmark.add_flags(parser)
+        parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
+        parser.add_argument("--plot", metavar="FILE", help="draw the curves: .png, .svg or .pdf")
+        if benchmark.sections:
+            add_flags(parser, benchmark.sections)
 
 
 def _add_local_flags(parser: argparse.ArgumentParser) -> None:

@@ -117,6 +117,10 @@ class Worker:
     transfer_bytes: int
     running_requests: int
     waiting_requests: int
+    evicted_blocks: int
+    """Cached blocks that gave way to others."""
+    preemptions: int
+    """Times that a running request gave up its blocks for another."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class EngineState:
     leases_released: int
     leases_expired: int
     preemptions: int
+    evicted_blocks: int
 
 
 class Engine:
@@ -253,6 +254,7 @@ class Engine:
             leases_released=self._leases.released,
             leases_expired=self._leases.expired,
             preemptions=self._scheduler.preemptions,
+            evicted_blocks=self.pool.evictions,
         )
 
     # -- helpers -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ class GetClusterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "total_blocks", "free_blocks", "cached_blocks", "used_blocks", "quarantined_blocks", "block_bytes", "kv_written_tokens", "transfer_reads", "transfer_bytes", "running_requests", "waiting_requests")
+    __slots__ = ("worker_id", "role", "address", "total_blocks", "free_blocks", "cached_blocks", "used_blocks", "quarantined_blocks", "block_bytes", "kv_written_tokens", "transfer_reads", "transfer_bytes", "running_requests", "waiting_requests", "evicted_blocks", "preemptions")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class Worker(_message.Message):
     TRANSFER_BYTES_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     address: str
@@ -40,7 +42,9 @@ class Worker(_message.Message):
     transfer_bytes: int
     running_requests: int
     waiting_requests: int
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., kv_written_tokens: _Optional[int] = ..., transfer_reads: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
+    evicted_blocks: int
+    preemptions: int
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., kv_written_tokens: _Optional[int] = ..., transfer_reads: _Optional[int] = ..., transfer_bytes: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., evicted_blocks: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
 
 class GetClusterResponse(_message.Message):
     __slots__ = ("workers", "block_size")

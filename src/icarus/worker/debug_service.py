@@ -45,6 +45,7 @@ class DebugServicer(pb_grpc.DebugServiceServicer):
             leases_released=state.leases_released,
             leases_expired=state.leases_expired,
             preemptions=state.preemptions,
+            evicted_blocks=state.evicted_blocks,
         )
 
     async def HoldPhase(self, request: pb.HoldPhaseRequest, context: grpc.aio.ServicerContext) -> pb.HoldPhaseResponse:

@@ -1,0 +1,265 @@
+"""`icarus bench engine`: prefill, decode and the paired step, of an engine in this process.
+
+The kinds that are compared, each on the same model with a pool of its own, take turns repetition by repetition and
+step by step, so that whatever else the machine does disturbs them alike. Every figure is a median.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from icarus.adapters.lora import LoraWeights
+from icarus.config import Config
+from icarus.model.digest import base_digest
+from icarus.model.hub import resolve_model
+from icarus.model.loading import load_model
+from icarus.model.two_stream import TwoStreamModel
+from icarus.types import AdapterMode
+from icarus.worker.compute import prepare_compute
+from icarus_benchmarks.in_process import InProcessEngine, load_specialists
+from icarus_benchmarks.machine import resident_bytes
+from icarus_benchmarks.model_shapes import SHAPES, write_random_model
+from icarus_benchmarks.percentiles import median, percentile
+from icarus_benchmarks.plot import Panel
+from icarus_benchmarks.report import Report, figures_table
+from icarus_benchmarks.specialists import write_specialists
+from icarus_benchmarks.workload import random_ids
+
+_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """What is measured."""
+
+    prefill_tokens: int
+    batches: tuple[int, ...]
+    decode_context: int
+    """Tokens of each prompt at `batches`."""
+    paired_batch: int
+    paired_context: int
+    num_steps: int
+    """Timed decode steps of each kind."""
+    repetitions: int
+    """Timed prefills of each kind."""
+    num_specialists: int
+    rank: int
+    random_weights: str
+    """A name of SHAPES, whose weights are drawn; empty for the model in the settings."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Whose turns a batch is made of; turns take its specialists in turn."""
+
+    name: str
+    specialists: Sequence[LoraWeights] = ()
+
+    def adapter(self, index: int) -> LoraWeights | None:
+        return self.specialists[index % len(self.specialists)] if self.specialists else None
+
+
+@dataclass(frozen=True)
+class PrefillFigures:
+    """From a prompt to its first token."""
+
+    kind: str
+    num_tokens: int
+    seconds: float
+    tokens_per_second: float
+    all_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DecodeFigures:
+    """A step in which every request of the batch gets a token."""
+
+    kind: str
+    batch: int
+    context: int
+    step_seconds: float
+    step_seconds_p95: float
+    tokens_per_second: float
+    kv_bytes: int
+    """Of the pool that the batch was in."""
+
+
+@dataclass(frozen=True)
+class MemoryFigures:
+    """Bytes."""
+
+    resident_with_model: int
+    """Of the process with the base model; mapped weights count once they were read."""
+    resident_with_specialists: int
+    resident_at_end: int
+    kv_per_token: int
+
+
+def run(job: EngineJob, config: Config, progress: Callable[[str], None]) -> Report:
+    """Loads the model here and measures. Raises ConfigError where the model or the settings do not work."""
+    with tempfile.TemporaryDirectory(prefix="icarus-bench-") as temporary:
+        if job.random_weights:
+            progress(f"writing a random model of the shape of {job.random_weights}")
+            folder = write_random_model(Path(temporary) / job.random_weights, SHAPES[job.random_weights])
+        else:
+            folder = resolve_model(config.model.path, progress)
+        return _measure(folder, job, config, progress)
+
+
+def _measure(folder: Path, job: EngineJob, config: Config, progress: Callable[[str], None]) -> Report:
+    prepare_compute(config.engine.num_threads)
+    progress(f"loading {folder.name}")
+    model = load_model(folder, config.model.dtype, config.model.device)
+    with_model = resident_bytes()
+    kinds = _kinds(model, folder, job, config)
+    with_specialists = resident_bytes()
+    progress(f"prefill of {job.prefill_tokens} tokens")
+    prefills = measure_prefill(model, config, kinds, job)
+    decodes: list[DecodeFigures] = []
+    for batch in job.batches:
+        progress(f"decode, batch {batch}, context {job.decode_context}")
+        decodes += measure_decode(model, config, kinds, batch, job.decode_context, job.num_steps)
+    progress(f"paired step, batch {job.paired_batch}, context {job.paired_context}")
+    paired = measure_decode(model, config, kinds, job.paired_batch, job.paired_context, job.num_steps)
+    kv_per_token = InProcessEngine(model, config, 1, 1).kv_bytes_per_token
+    memory = MemoryFigures(with_model, with_specialists, resident_bytes(), kv_per_token)
+    return _report(job, config, prefills, decodes, paired, memory)
+
+
+def measure_prefill(
+    model: TwoStreamModel, config: Config, kinds: Sequence[Kind], job: EngineJob
+) -> list[PrefillFigures]:
+    """The first repetition of each kind is not counted."""
+    engine = InProcessEngine(model, config, 1, job.prefill_tokens + 1)
+    seconds: dict[str, list[float]] = {kind.name: [] for kind in kinds}
+    for repetition in range(job.repetitions + 1):
+        for kind in kinds:
+            ids = random_ids(("prefill", kind.name, repetition), job.prefill_tokens, model.config.vocab_size)
+            engine.submit(ids, kind.adapter(0), max_tokens=1)
+            seconds[kind.name].append(engine.finish())
+    return [_prefill_figures(kind.name, job.prefill_tokens, seconds[kind.name][1:]) for kind in kinds]
+
+
+def _prefill_figures(kind: str, num_tokens: int, seconds: Sequence[float]) -> PrefillFigures:
+    middle = median(seconds)
+    return PrefillFigures(kind, num_tokens, middle, num_tokens / middle, tuple(seconds))
+
+
+def measure_decode(
+    model: TwoStreamModel, config: Config, kinds: Sequence[Kind], batch: int, context: int, num_steps: int
+) -> list[DecodeFigures]:
+    """Prompts of `context` tokens, prefilled first; then a step of each kind in turn, `num_steps` times."""
+    num_outputs = 1 + _WARM_UP_STEPS + num_steps
+    engines = {kind.name: InProcessEngine(model, config, batch, context + batch + num_outputs) for kind in kinds}
+    for kind in kinds:
+        _fill(engines[kind.name], kind, batch, context, num_outputs + batch, model.config.vocab_size)
+    seconds: dict[str, list[float]] = {kind.name: [] for kind in kinds}
+    for _ in range(_WARM_UP_STEPS + num_steps):
+        for name, engine in engines.items():
+            seconds[name].append(engine.step())
+    return [
+        _decode_figures(name, batch, context, engine.kv_bytes, seconds[name][_WARM_UP_STEPS:])
+        for name, engine in engines.items()
+    ]
+
+
+def _fill(engine: InProcessEngine, kind: Kind, batch: int, context: int, max_tokens: int, vocab_size: int) -> None:
+    """Steps until every prompt is computed; the first ones have some output by then."""
+    for index in range(batch):
+        engine.submit(random_ids(("decode", kind.name, index), context, vocab_size), kind.adapter(index), max_tokens)
+    while not engine.is_decoding:
+        engine.step()
+
+
+def _decode_figures(kind: str, batch: int, context: int, kv_bytes: int, seconds: Sequence[float]) -> DecodeFigures:
+    middle = median(seconds)
+    return DecodeFigures(kind, batch, context, middle, percentile(seconds, 95), batch / middle, kv_bytes)
+
+
+def _kinds(model: TwoStreamModel, folder: Path, job: EngineJob, config: Config) -> list[Kind]:
+    digest = base_digest(folder)
+    with tempfile.TemporaryDirectory(prefix="icarus-bench-") as adapters:
+        folders = write_specialists(Path(adapters), folder, job.num_specialists, job.rank)
+        return [
+            Kind("base"),
+            Kind("shared", load_specialists(model, config, folders, AdapterMode.SHARED, digest)),
+            Kind("private", load_specialists(model, config, folders, AdapterMode.PRIVATE, digest)),
+        ]
+
+
+def _report(
+    job: EngineJob,
+    config: Config,
+    prefills: Sequence[PrefillFigures],
+    decodes: Sequence[DecodeFigures],
+    paired: Sequence[DecodeFigures],
+    memory: MemoryFigures,
+) -> Report:
+    step = {figures.kind: figures.step_seconds for figures in paired}
+    ratios = {f"shared_over_{kind}": step["shared"] / step[kind] for kind in ("base", "private")}
+    results = {
+        "prefill": [dataclasses.asdict(figures) for figures in prefills],
+        "decode": [dataclasses.asdict(figures) for figures in decodes],
+        "paired_step": {"steps": [dataclasses.asdict(figures) for figures in paired], **ratios},
+        "memory": dataclasses.asdict(memory),
+    }
+    tables = [
+        figures_table(
+            f"prefill of {job.prefill_tokens} tokens",
+            ("", "seconds", "tokens/s"),
+            [(_title(figures.kind, job), figures.seconds, figures.tokens_per_second) for figures in prefills],
+        ),
+        figures_table(
+            f"decode, tokens/s, prompts of {job.decode_context} tokens",
+            ("", *(f"batch {batch}" for batch in job.batches)),
+            [
+                (_title(kind, job), *(f.tokens_per_second for f in decodes if f.kind == kind))
+                for kind in dict.fromkeys(figures.kind for figures in decodes)
+            ],
+        ),
+        figures_table(
+            f"a step, batch {job.paired_batch}, prompts of {job.paired_context} tokens",
+            ("", "ms", "P95 ms", "paired / this"),
+            [
+                (_title(f.kind, job), 1e3 * f.step_seconds, 1e3 * f.step_seconds_p95, step["shared"] / f.step_seconds)
+                for f in paired
+            ],
+        ),
+        figures_table(
+            "memory, MiB",
+            ("process with the model", "with specialists", "at the end", "KV of 1,000 tokens"),
+            [
+                [
+                    value / 2**20
+                    for value in (
+                        memory.resident_with_model,
+                        memory.resident_with_specialists,
+                        memory.resident_at_end,
+                        1000 * memory.kv_per_token,
+                    )
+                ]
+            ],
+        ),
+    ]
+    panel = Panel(
+        f"decode, prompts of {job.decode_context} tokens",
+        "batch",
+        "tokens/s",
+        {
+            kind: [(f.batch, f.tokens_per_second) for f in decodes if f.kind == kind]
+            for kind in dict.fromkeys(figures.kind for figures in decodes)
+        },
+        log_x=True,
+    )
+    settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}
+    return Report("engine", settings, results, tables, [panel], device=config.model.device)
+
+
+def _title(kind: str, job: EngineJob) -> str:
+    return {
+        "base": "base, one stream",
+        "shared": f"{job.num_specialists} shared specialists, paired",
+        "private": f"{job.num_specialists} private specialists, one stream",
+    }[kind]
