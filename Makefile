@@ -16,7 +16,7 @@ PROTOS := $(sort $(wildcard protos/icarus/v1/*.proto protos/icarus/worker/v1/*.p
 STUBS ?= src
 STUB_FOLDERS := icarus/v1 icarus/worker/v1
 
-.PHONY: help demo test lint check-stubs protos clean
+.PHONY: help demo test test-gpu kernel-table lint check-stubs protos clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -27,6 +27,13 @@ demo: .venv/demo.stamp ## eight specialists over one KV cache, then over eight, 
 
 test: .venv/dev.stamp ## the whole suite, on the CPU
 	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: .venv/dev.stamp ## the kernels and the engine on this machine's GPU
+	$(BIN)/python -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "torch finds no GPU here")'
+	TRITON_INTERPRET=0 ICARUS_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels tests/model tests/engine $(ARGS)
+
+kernel-table: .venv/dev.stamp ## writes kernels/icarus_kernels/resources.md anew: what each kernel takes on a GPU
+	TRITON_INTERPRET=0 $(BIN)/python -m icarus_kernels.compile_table
 
 lint: .venv/dev.stamp check-stubs ## style, types, import order, protos, and stubs that match them
 	$(BIN)/ruff check .

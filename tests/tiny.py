@@ -149,4 +149,4 @@ def read_adapter(path: Path, mode: AdapterMode, dtype: torch.dtype = torch.float
             parts = key.split(".")
             b = tensors[key.replace("lora_A", "lora_B")] * scaling
             modules[int(parts[parts.index("layers") + 1]), parts[-3]] = (a.to(dtype), b.to(dtype))
-    return LoraWeights(path.name, f"digest-of-{path.name}", mode, config.r, modules)
+    return LoraWeights(path.name, f"digest-of-{path.name}", mode, config.r, max(modules)[0] + 1, modules)

@@ -10,6 +10,11 @@ def store_kv(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None
     slots   [rows] int64, block * block_size + offset, distinct
     keys, values  [rows, kv_heads, head_dim]
     """
+    if pages.is_cuda:
+        from icarus_kernels.kv_store_triton import store_kv_triton
+
+        store_kv_triton(pages, slots, keys, values)
+        return
     block_size = pages.shape[2]
     blocks, offsets = slots // block_size, slots % block_size
     pages[blocks, 0, offsets] = keys

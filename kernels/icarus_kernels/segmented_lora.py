@@ -1,38 +1,106 @@
 """LoRA deltas of several adapters over one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-_FEW_ROWS = 32
-"""Below this a CPU is several times faster through small float32 matrices than through bfloat16 or float16 ones."""
+
+@dataclass(frozen=True, eq=False)
+class LoraTable:
+    """One adapter's matrices and where they lie. Built once, when the adapter is loaded."""
+
+    pairs: Mapping[tuple[int, int], tuple[Tensor, Tensor]]
+    """(layer, module) -> A [rank, in], B [out, rank] with its scaling. A is contiguous, and so is B.T."""
+    entries: Tensor
+    """[layers, modules, 3] int64: the address of A, that of B, the rank. Zeros where a module is left alone."""
+    max_rank: int
+
+    @classmethod
+    def build(
+        cls, pairs: Mapping[tuple[int, int], tuple[Tensor, Tensor]], num_layers: int, num_modules: int
+    ) -> "LoraTable":
+        """Matrices of one dtype and device; they are copied where they are not laid out as `pairs` says."""
+        laid_out = {at: (a.contiguous(), b.t().contiguous().t()) for at, (a, b) in pairs.items()}
+        entries = torch.zeros(num_layers, num_modules, 3, dtype=torch.int64)
+        for at, (a, b) in laid_out.items():
+            entries[at] = torch.tensor([a.data_ptr(), b.data_ptr(), a.shape[0]])
+        device = next((a.device for a, _ in laid_out.values()), torch.device("cpu"))
+        return cls(laid_out, entries.to(device), max((a.shape[0] for a, _ in laid_out.values()), default=0))
 
 
 class LoraSegment(NamedTuple):
-    """Rows [start, end) of a batch go through one adapter's A [rank, in] and B [out, rank] (scaling within B)."""
+    """Rows [start, end) of a batch go through one adapter."""
 
     start: int
     end: int
-    a: Tensor
-    b: Tensor
+    table: LoraTable
 
 
-def add_segmented_lora(output: Tensor, x: Tensor, segments: Sequence[LoraSegment]) -> None:
-    """output[s:e] += x[s:e] @ A.T @ B.T for each segment, in place; other rows stay as they are, to the bit.
+@dataclass(frozen=True, eq=False)
+class LoraRows:
+    """Which rows of a batch go through which adapters: built once a step, read by every module of every layer."""
 
-    output [rows, out], x [rows, in]. Segments do not overlap. A and B may be wider than x: kept in float32 they save
-    a CPU the conversion.
+    segments: tuple[LoraSegment, ...]
+    """Ascending; they do not overlap. Rows of the base are in none."""
+    bounds: Tensor
+    """[segments, 2] int32: start and end."""
+    entries: Tensor
+    """[segments, layers, modules, 3] int64, as in `LoraTable`."""
+    max_rank: int
+    max_rows: int
+    """Most rows of one segment."""
+
+    @classmethod
+    def build(cls, segments: Sequence[LoraSegment], device: str | torch.device = "cpu") -> "LoraRows | None":
+        """None without segments."""
+        if not segments:
+            return None
+        return cls(
+            segments=tuple(segments),
+            bounds=torch.tensor([(s.start, s.end) for s in segments], dtype=torch.int32, device=device),
+            entries=torch.stack([s.table.entries for s in segments]),
+            max_rank=max(s.table.max_rank for s in segments),
+            max_rows=max(s.end - s.start for s in segments),
+        )
+
+
+class Columns(NamedTuple):
+    """Where a module's output lies in that of a linear that several modules share: columns [start, end)."""
+
+    module: int
+    start: int
+    end: int
+
+
+def add_segmented_lora(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]) -> None:
+    """output[s:e, columns] += x[s:e] @ A.T @ B.T for each segment and module, in place; the rest stays, to the bit.
+
+    output [rows, out], x [rows, in], of the dtype and device of A and B, each row contiguous.
     """
-    for start, end, a, b in segments:
-        dtype = torch.float32 if x.device.type == "cpu" and end - start < _FEW_ROWS else x.dtype
-        output[start:end] += linear(linear(x[start:end].to(dtype), a.to(dtype)), b.to(dtype))
+    if x.is_cuda:
+        from icarus_kernels.segmented_lora_triton import add_segmented_lora_triton
+
+        add_segmented_lora_triton(output, x, rows, layer, columns)
+        return
+    for start, end, table in rows.segments:
+        for module, first, last in columns:
+            if (layer, module) in table.pairs:
+                a, b = table.pairs[layer, module]
+                output[start:end, first:last] += linear(linear(x[start:end], a), b)
 
 
-def add_segmented_lora_reference(output: Tensor, x: Tensor, segments: Sequence[LoraSegment]) -> None:
+def add_segmented_lora_reference(
+    output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]
+) -> None:
     """The same, one row at a time, in float64."""
-    for start, end, a, b in segments:
-        for row in range(start, end):
-            output[row] += (b.double() @ (a.double() @ x[row].double())).to(output.dtype)
+    for segment in rows.segments:
+        for module, start, end in columns:
+            if (layer, module) not in segment.table.pairs:
+                continue
+            a, b = segment.table.pairs[layer, module]
+            for row in range(segment.start, segment.end):
+                output[row, start:end] += (b.double() @ (a.double() @ x[row].double())).to(output.dtype)

@@ -14,7 +14,7 @@ FOLDER = Path("/adapters")
 
 
 def weights(name: str, digest: str = "d", mode: AdapterMode = AdapterMode.SHARED) -> LoraWeights:
-    return LoraWeights(name, digest, mode, rank=1, modules={})
+    return LoraWeights(name, digest, mode, rank=1, num_layers=1, modules={})
 
 
 def filled(max_resident: int, *names: str, pinned: str = "") -> AdapterRegistry:

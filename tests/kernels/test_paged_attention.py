@@ -2,21 +2,21 @@
 
 import pytest
 import torch
-from icarus_kernels import SequenceRows, paged_attention, paged_attention_reference
+from icarus_kernels import AttentionRows, SequenceRows, paged_attention, paged_attention_reference
 
 LAYERS, LAYER = 3, 1
 
 
-def poisoned_pages(num_blocks, block_size, kv_heads, head_dim, sequences, dtype=torch.float32):
+def poisoned_pages(num_blocks, block_size, kv_heads, head_dim, rows, window=None, dtype=torch.float32):
     """One layer's pages, a strided view; NaN wherever there is no key that a row of a sequence sees."""
     pool = torch.full((num_blocks, LAYERS, 2, block_size, kv_heads, head_dim), torch.nan, dtype=dtype)
-    pages = pool[:, LAYER]
-    for sequence in sequences:
-        positions = sequence.positions.tolist()
-        first = 0 if sequence.window is None else max(0, min(positions) - sequence.window + 1)
+    pages, starts = pool[:, LAYER], rows.starts.tolist()
+    for s, table in enumerate(rows.block_tables.tolist()):
+        positions = rows.positions[starts[s] : starts[s + 1]].tolist()
+        first = 0 if window is None else max(0, min(positions) - window + 1)
         for position in range(first, max(positions) + 1):
-            block = sequence.block_ids[position // block_size - sequence.first_block]
-            pages[block, :, position % block_size] = torch.randn(2, kv_heads, head_dim).to(dtype)
+            page, offset = divmod(position, block_size)
+            pages[table[page], :, offset] = torch.randn(2, kv_heads, head_dim).to(dtype)
     return pages
 
 
@@ -27,64 +27,57 @@ def test_mixed_rows_match_the_reference(group, block_size, window):
     torch.manual_seed(group)
     kv_heads, head_dim, blocks = 2, 10, torch.randperm(40).tolist()
     table = [blocks[i : i + 8] for i in range(0, 40, 8)]
-    sequences = [
-        SequenceRows.build([0, 1, 2, 7], [3, 4, 5, 5], table[0], block_size, "cpu", window),  # a chunk and its read row
-        SequenceRows.build([3], [2 * block_size - 1], table[1], block_size, "cpu", window),  # ends with its block
-        SequenceRows.build(
-            [4, 8], [2 * block_size] * 2, table[2], block_size, "cpu", window
-        ),  # paired, a block's first token
-        SequenceRows.build([5, 6], [0, 1], table[3], block_size, "cpu", window),  # starts at the start
-        SequenceRows.build([9], [0], table[4], block_size, "cpu", window),  # one key
-    ]
-    pages = poisoned_pages(40, block_size, kv_heads, head_dim, sequences)
+    rows = AttentionRows.build(
+        [
+            SequenceRows([0, 1, 2, 7], [3, 4, 5, 5], table[0]),  # a chunk and its read row
+            SequenceRows([3], [2 * block_size - 1], table[1]),  # ends with its block
+            SequenceRows([4, 8], [2 * block_size] * 2, table[2]),  # paired, a block's first token
+            SequenceRows([5, 6], [0, 1], table[3]),  # starts at the start
+            SequenceRows([9], [0], table[4]),  # one key
+        ],
+        block_size,
+    )
+    pages = poisoned_pages(40, block_size, kv_heads, head_dim, rows, window)
     query = torch.randn(10, kv_heads * group, head_dim)
-    got = paged_attention(query, pages, sequences)
-    torch.testing.assert_close(got, paged_attention_reference(query, pages, sequences), atol=2e-6, rtol=1e-5)
+    got = paged_attention(query, pages, rows, window)
+    torch.testing.assert_close(got, paged_attention_reference(query, pages, rows, window), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     torch.manual_seed(0)
-    sequences = [SequenceRows.build([0, 1], [36, 36], [3, 1, 0], 16, "cpu")]
-    pages = poisoned_pages(4, 16, 3, 64, sequences, dtype)
+    rows = AttentionRows.build([SequenceRows([0, 1], [36, 36], [3, 1, 0])], 16)
+    pages = poisoned_pages(4, 16, 3, 64, rows, dtype=dtype)
     query = torch.randn(2, 9, 64).to(dtype)
-    got = paged_attention(query, pages, sequences)
-    torch.testing.assert_close(got, paged_attention_reference(query, pages, sequences), atol=2e-2, rtol=2e-2)
+    got = paged_attention(query, pages, rows)
+    torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-2, rtol=2e-2)
+
+
+def test_queries_may_be_a_view():
+    torch.manual_seed(0)
+    rows = AttentionRows.build([SequenceRows([1], [6], [2, 0]), SequenceRows([0, 2], [1, 2], [1])], 4)
+    pages = poisoned_pages(3, 4, 2, 8, rows)
+    query = torch.randn(3, 10, 8)[:, :4]
+    got = paged_attention(query, pages, rows)
+    assert got.is_contiguous()
+    torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-6, rtol=1e-5)
 
 
 def test_no_rows():
-    assert paged_attention(torch.empty(0, 4, 8), torch.empty(2, 2, 4, 2, 8), []).shape == (0, 4, 8)
+    rows = AttentionRows.build([], 4)
+    assert paged_attention(torch.empty(0, 4, 8), torch.empty(2, 2, 4, 2, 8), rows).shape == (0, 4, 8)
 
 
-def test_decode_needs_no_mask_and_prefill_does():
-    assert SequenceRows.build([0, 5], [7, 7], [0, 1], 4, "cpu").mask is None
-    mask = SequenceRows.build([0, 1], [6, 7], [0, 1], 4, "cpu").mask
-    assert mask is not None and (mask == 0).sum(1).tolist() == [7, 8]
-
-
-@pytest.mark.parametrize(
-    ("positions", "window", "blocks", "keys"),
-    [
-        ([20], None, [10, 11, 12, 13, 14, 15], slice(0, 21)),
-        ([20], 21, [10, 11, 12, 13, 14, 15], slice(0, 21)),
-        ([20], 20, [10, 11, 12, 13, 14, 15], slice(1, 21)),
-        ([19, 19], 8, [13, 14], slice(0, 8)),  # the window is two whole blocks
-        ([20, 20], 8, [13, 14, 15], slice(1, 9)),
-        ([20], 1, [15], slice(0, 1)),
-        ([19], 1, [14], slice(3, 4)),
-        ([14, 15, 16], 4, [12, 13, 14], slice(3, 9)),  # the first row sees from 11 on
-    ],
-)
-def test_blocks_outside_the_window_are_not_read(positions, window, blocks, keys):
-    rows = SequenceRows.build(range(len(positions)), positions, list(range(10, 20)), 4, "cpu", window)
-    assert (rows.block_ids.tolist(), rows.keys, rows.first_block) == (blocks, keys, blocks[0] - 10)
-
-
-def test_a_chunks_rows_slide():
-    mask = SequenceRows.build([0, 1, 2, 3], [5, 6, 7, 7], [0, 1], 4, "cpu", 3).mask
-    assert mask is not None and (mask == 0).int().tolist() == [
-        [1, 1, 1, 0, 0],
-        [0, 1, 1, 1, 0],
-        [0, 0, 1, 1, 1],
-        [0, 0, 1, 1, 1],
-    ]
+def test_decode_comes_before_chunks():
+    rows = AttentionRows.build(
+        [
+            SequenceRows([0, 1, 2], [4, 5, 5], [7, 8, 9, 10]),
+            SequenceRows([3, 5], [9, 9], [3, 1, 2, 4]),
+            SequenceRows([4], [0], [6]),
+        ],
+        4,
+    )
+    assert (rows.num_decodes, rows.num_sequences, rows.max_rows, rows.max_keys) == (2, 3, 3, 10)
+    assert rows.row_ids.tolist() == [3, 5, 4, 0, 1, 2] and rows.positions.tolist() == [9, 9, 0, 4, 5, 5]
+    assert rows.starts.tolist() == [0, 2, 3, 6]
+    assert rows.block_tables.tolist() == [[3, 1, 2], [6, 0, 0], [7, 8, 0]]

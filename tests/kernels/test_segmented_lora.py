@@ -2,39 +2,70 @@
 
 import pytest
 import torch
-from icarus_kernels import LoraSegment, add_segmented_lora, add_segmented_lora_reference
-
-
-@pytest.mark.parametrize(
-    "sizes", [[1] * 7, [3, 3, 3], [17, 1, 2], [13], []], ids=["distinct", "uniform", "skewed", "identical", "none"]
+from icarus_kernels import (
+    Columns,
+    LoraRows,
+    LoraSegment,
+    LoraTable,
+    add_segmented_lora,
+    add_segmented_lora_reference,
 )
-def test_matches_the_reference(sizes):
-    torch.manual_seed(len(sizes))
-    start, segments = 2, []
-    for i, size in enumerate(sizes):
-        rank = 1 + 5 * i
-        segments.append(LoraSegment(start, start + size, torch.randn(rank, 19) / 19**0.5, torch.randn(23, rank)))
-        start += size + i % 2
-    x = torch.randn(start + 1, 19)
-    inside = torch.zeros(len(x), dtype=torch.bool)
+
+IN, OUTS = 19, (23, 8, 31)
+COLUMNS = (Columns(0, 0, 23), Columns(3, 23, 31), Columns(1, 31, 62))
+"""Three modules share a linear; an adapter of rank r leaves out those that are not in `modules_of(r)`."""
+LAYER = 1
+
+
+def modules_of(rank):
+    return [c for i, c in enumerate(COLUMNS) if (rank + i) % 4]
+
+
+def adapter(rank, dtype=torch.float32, modules=None):
+    pairs = {
+        (LAYER, c.module): ((torch.randn(rank, IN) / IN**0.5).to(dtype), torch.randn(c.end - c.start, rank).to(dtype))
+        for c in (modules_of(rank) if modules is None else modules)
+    }
+    return LoraTable.build(pairs, num_layers=3, num_modules=4)
+
+
+def check(segments, num_rows, dtype, **tolerance):
+    x = torch.randn(num_rows, IN).to(dtype)
+    inside = torch.zeros(num_rows, dtype=torch.bool)
     for segment in segments:
         inside[segment.start : segment.end] = True
     x[~inside] = torch.nan  # rows of the base are not read
-    before = torch.randn(len(x), 23)
+    before = torch.randn(num_rows, sum(OUTS)).to(dtype)
     got, expected = before.clone(), before.clone()
-    add_segmented_lora(got, x, segments)
-    add_segmented_lora_reference(expected, x, segments)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    rows = LoraRows.build(segments)
+    assert rows is not None
+    add_segmented_lora(got, x, rows, LAYER, COLUMNS)
+    add_segmented_lora_reference(expected, x, rows, LAYER, COLUMNS)
+    torch.testing.assert_close(got, expected, **tolerance)
     assert torch.equal(got[~inside], before[~inside])
+    assert inside.sum() == 0 or not torch.equal(got, before)
+    add_segmented_lora(got.copy_(before), x, rows, LAYER + 1, COLUMNS)
+    assert torch.equal(got, before), "a layer that no adapter changes"
 
 
-@pytest.mark.parametrize("rows", [1, 31, 32, 70])
-@pytest.mark.parametrize("adapter_dtype", [torch.bfloat16, torch.float32])
-def test_half_precision(rows, adapter_dtype):
-    torch.manual_seed(rows)
-    segment = LoraSegment(1, rows + 1, torch.randn(4, 64).to(adapter_dtype) / 8, torch.randn(48, 4).to(adapter_dtype))
-    x, got = torch.randn(rows + 2, 64).bfloat16(), torch.zeros(rows + 2, 48).bfloat16()
-    expected = got.clone()
-    add_segmented_lora(got, x, [segment])
-    add_segmented_lora_reference(expected, x, [segment])
-    torch.testing.assert_close(got, expected, atol=5e-2, rtol=2e-2)
+@pytest.mark.parametrize(
+    "sizes", [[1] * 7, [3, 3, 3], [17, 1, 2], [13], [70, 2]], ids=["distinct", "uniform", "skewed", "identical", "many"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_matches_the_reference(sizes, dtype):
+    torch.manual_seed(len(sizes))
+    start, segments = 2, []
+    for i, size in enumerate(sizes):
+        segments.append(LoraSegment(start, start + size, adapter(1 + 5 * i, dtype)))
+        start += size + i % 2
+    tolerance = {"atol": 2e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-1, "rtol": 2e-2}
+    check(segments, start + 1, dtype, **tolerance)
+
+
+def test_an_adapter_that_changes_nothing_here():
+    torch.manual_seed(0)
+    check([LoraSegment(0, 2, adapter(3, modules=[])), LoraSegment(2, 4, adapter(3))], 5, torch.float32)
+
+
+def test_no_segments():
+    assert LoraRows.build([]) is None

@@ -129,7 +129,7 @@ def tokens(length: int, seed: int) -> list[int]:
 
 
 def run(setup: Setup, pool: KVPool, *plans: RowPlan) -> torch.Tensor:
-    batch = StepBatch.build(plans, pool.block_size, "cpu", setup.model.config.windows)
+    batch = StepBatch.build(plans, pool.block_size, "cpu")
     return setup.model.forward(batch, pool)
 
 

@@ -6,8 +6,8 @@ from icarus.adapters.lora import LoraWeights
 from icarus.model.batch import RowPlan, StepBatch
 from icarus.types import AdapterMode
 
-A, B = (LoraWeights(name, name, AdapterMode.SHARED, 1, {}) for name in "AB")
-P = LoraWeights("P", "P", AdapterMode.PRIVATE, 1, {})
+A, B = (LoraWeights(name, name, AdapterMode.SHARED, 1, 1, {}) for name in "AB")
+P = LoraWeights("P", "P", AdapterMode.PRIVATE, 1, 1, {})
 
 
 def test_rows_of_one_adapter_are_contiguous_within_each_stream():
@@ -23,20 +23,15 @@ def test_rows_of_one_adapter_are_contiguous_within_each_stream():
     assert batch.token_ids.tolist() == [40, 41, 42, 10, 30, 20, 21, 10, 50, 30, 60]
     assert batch.positions.tolist() == [0, 1, 2, 4, 3, 0, 1, 4, 2, 3, 1]
     assert batch.slots.tolist() == [16, 17, 18, 4, 15, 8, 9]
-    assert [(r.start, r.end, r.adapter.name) for r in batch.adapted_writes] == [(5, 7, "P")]
-    assert [(r.start, r.end, r.adapter.name) for r in batch.every.adapted] == [
-        (5, 7, "P"),
-        (7, 9, "A"),
-        (9, 10, "B"),
-        (10, 11, "P"),
-    ]
+    assert batch.every.adapted is not None
+    assert batch.every.adapted.segments == ((5, 7, P.table), (7, 9, A.table), (9, 10, B.table), (10, 11, P.table))
     assert batch.sampled.index is not None and batch.sampled.index.tolist() == [6, 7, 8, 9, 10]
     assert batch.sample_order.tolist() == [1, 0, 3, 2, 4]
 
 
 def test_a_step_that_samples_nothing():
     batch = StepBatch.build([RowPlan([1, 2], 0, 2, False, False, [0])], 4, "cpu")
-    assert batch.sample_order.tolist() == [] and batch.sampled.sequences == {None: ()}
+    assert batch.sample_order.tolist() == [] and batch.sampled.attention.num_rows == 0
 
 
 @pytest.mark.parametrize(

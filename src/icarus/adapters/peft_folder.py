@@ -76,6 +76,7 @@ def load_peft_folder(
         digest=_digest(raw, config),
         mode=mode,
         rank=max(a.shape[0] for a, _ in raw.values()),
+        num_layers=num_layers,
         modules={
             module: _prepare(name, module, a, b, config.scaling_of(_path(*module)), dtype, device)
             for module, (a, b) in raw.items()
@@ -166,8 +167,9 @@ def _check_complete(name: str, keys: Iterable[tuple[int, str, str]], targets: It
 def _prepare(
     name: str, at: Module, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """A, B as stored -> A, scaling * B in the compute dtype; the product is made in float32."""
-    prepared = a.to(dtype), (b.float() * scaling).to(dtype)
+    """A, B as stored -> A, scaling * B in the compute dtype, laid out as `LoraTable` wants them; the product is made in
+    float32."""
+    prepared = a.to(dtype), (b.float() * scaling).to(dtype).t().contiguous().t()
     for half, tensor in zip("AB", prepared, strict=True):
         if not tensor.isfinite().all():
             raise InvalidInputError(

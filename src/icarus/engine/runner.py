@@ -3,22 +3,26 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from icarus.cache.kv import KVPool
 from icarus.engine.request import Sampled
 from icarus.engine.sampler import sample
 from icarus.engine.scheduler import ScheduledRows
 from icarus.model.batch import RowPlan, StepBatch
+from icarus.model.cuda_graph import DecodeGraphs
 from icarus.model.two_stream import TwoStreamModel
 
 
 class Runner:
     """The model and its KV pool. Owned by the engine thread."""
 
-    def __init__(self, model: TwoStreamModel, kv: KVPool, device: str):
+    def __init__(self, model: TwoStreamModel, kv: KVPool, device: str, cuda_graphs: bool = True):
+        """`cuda_graphs` matters on a GPU alone."""
         self._model = model
         self._kv = kv
         self._device = torch.device(device)
+        self._graphs = DecodeGraphs(model, kv) if cuda_graphs and self._device.type == "cuda" else None
 
     @property
     def kv_rows_written(self) -> int:
@@ -29,8 +33,7 @@ class Runner:
     def run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
         """Computes the rows; a token for each request that samples, in order. Returns when the device is done."""
         plans = [_plan(rows) for rows in scheduled]
-        batch = StepBatch.build(plans, self._kv.block_size, self._device, self._model.config.windows)
-        logits = self._model.forward(batch, self._kv)
+        logits = self._forward(plans)
         for rows in scheduled:
             rows.request.kv_written_tokens += rows.num_writes
         sampling = [rows.request for rows in scheduled if rows.sample]
@@ -38,6 +41,11 @@ class Runner:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return tokens
+
+    def _forward(self, plans: Sequence[RowPlan]) -> Tensor:
+        if self._graphs is not None:
+            return self._graphs.forward(StepBatch.build(plans, self._kv.block_size, "cpu"))
+        return self._model.forward(StepBatch.build(plans, self._kv.block_size, self._device), self._kv)
 
 
 def _plan(rows: ScheduledRows) -> RowPlan:

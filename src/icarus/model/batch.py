@@ -4,11 +4,11 @@ A batch stacks two streams: [write rows of all requests; read rows of all reques
 the rows of one adapter are contiguous within each stream.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from icarus_kernels import LoraSegment, SequenceRows
+from icarus_kernels import AttentionRows, LoraRows, LoraSegment, SequenceRows
 from torch import Tensor
 
 from icarus.adapters.lora import LoraWeights
@@ -56,28 +56,13 @@ class RowPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptedRows:
-    """Rows [start, end) of a stack that one adapter changes."""
-
-    start: int
-    end: int
-    adapter: LoraWeights
-
-    def segment(self, layer: int, module: str) -> LoraSegment | None:
-        """None where the adapter leaves the module alone."""
-        pair = self.adapter.modules.get((layer, module))
-        return pair and LoraSegment(self.start, self.end, *pair)
-
-
-@dataclass(frozen=True, eq=False)
 class QueryRows:
     """A stack of rows that attend: the whole batch, or those of it that are sampled."""
 
     index: Tensor | None
     """[rows] int64, which rows of the batch these are; None for all of them."""
-    sequences: Mapping[int | None, tuple[SequenceRows, ...]]
-    """By the layer's window: what its rows see of their sequences."""
-    adapted: tuple[AdaptedRows, ...]
+    attention: AttentionRows
+    adapted: LoraRows | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +76,6 @@ class StepBatch:
     slots: Tensor
     """[num_writes] int64: block * block_size + offset."""
     num_writes: int
-    adapted_writes: tuple[AdaptedRows, ...]
-    """Private adapters over the write rows."""
     every: QueryRows
     sampled: QueryRows
     """The last layer's: nobody reads what the other rows give there."""
@@ -105,18 +88,16 @@ class StepBatch:
         plans: Sequence[RowPlan],
         block_size: int,
         device: str | torch.device,
-        windows: Collection[int | None] = (None,),
     ) -> "StepBatch":
-        """Stacks at least one plan. Logits come in the order of the plans that sample. `windows` are the layers'
-        (`ModelConfig.windows`)."""
+        """Stacks at least one plan. Logits come in the order of the plans that sample."""
         rows = _stack(plans)
         sampled = [r for r, row in enumerate(rows) if row.is_sample]
         rank = {rows[r].plan: i for i, r in enumerate(sampled)}
         num_writes = sum(plan.num_writes for plan in plans)
 
         def query_rows(rows: Sequence[_Row], index: Tensor | None) -> QueryRows:
-            sequences = {w: _sequences(rows, plans, block_size, device, w) for w in set(windows)}
-            return QueryRows(index, sequences, _adapted(rows))
+            attention = AttentionRows.build(_sequences(rows, plans), block_size, device)
+            return QueryRows(index, attention, LoraRows.build(_adapted(rows), device))
 
         return cls(
             token_ids=torch.tensor([row.token_id for row in rows], device=device),
@@ -130,7 +111,6 @@ class StepBatch:
                 device=device,
             ),
             num_writes=num_writes,
-            adapted_writes=_adapted(rows[:num_writes]),
             every=query_rows(rows, None),
             sampled=query_rows([rows[r] for r in sampled], torch.tensor(sampled, dtype=torch.int64, device=device)),
             sample_order=torch.tensor(
@@ -184,31 +164,22 @@ def _by_adapter(plans: Sequence[RowPlan]) -> list[int]:
     return sorted(range(len(plans)), key=key)
 
 
-def _adapted(rows: Iterable[_Row]) -> tuple[AdaptedRows, ...]:
+def _adapted(rows: Iterable[_Row]) -> list[LoraSegment]:
     """Runs of rows with the same adapter; rows of the base are in none."""
-    runs: list[AdaptedRows] = []
+    runs: list[LoraSegment] = []
     for r, row in enumerate(rows):
         if row.adapter is None:
             continue
-        if runs and runs[-1].end == r and runs[-1].adapter is row.adapter:
-            runs[-1] = AdaptedRows(runs[-1].start, r + 1, row.adapter)
+        if runs and runs[-1].end == r and runs[-1].table is row.adapter.table:
+            runs[-1] = LoraSegment(runs[-1].start, r + 1, row.adapter.table)
         else:
-            runs.append(AdaptedRows(r, r + 1, row.adapter))
-    return tuple(runs)
+            runs.append(LoraSegment(r, r + 1, row.adapter.table))
+    return runs
 
 
-def _sequences(
-    rows: Sequence[_Row],
-    plans: Sequence[RowPlan],
-    block_size: int,
-    device: str | torch.device,
-    window: int | None,
-) -> tuple[SequenceRows, ...]:
+def _sequences(rows: Sequence[_Row], plans: Sequence[RowPlan]) -> list[SequenceRows]:
     """One for each plan that has rows here."""
     by_plan: dict[int, list[int]] = {}
     for r, row in enumerate(rows):
         by_plan.setdefault(row.plan, []).append(r)
-    return tuple(
-        SequenceRows.build(ids, [rows[r].position for r in ids], plans[p].block_ids, block_size, device, window)
-        for p, ids in by_plan.items()
-    )
+    return [SequenceRows(ids, [rows[r].position for r in ids], plans[p].block_ids) for p, ids in by_plan.items()]

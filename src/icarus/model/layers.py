@@ -1,13 +1,12 @@
 """The parts of a decoder layer. A model's traits (`family.py`) say which of them its layers have."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from icarus_kernels import add_segmented_lora, paged_attention, store_kv
+from icarus_kernels import Columns, LoraRows, add_segmented_lora, paged_attention, store_kv
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
-from icarus.model.batch import AdaptedRows, QueryRows, StepBatch
+from icarus.model.batch import QueryRows, StepBatch
 from icarus.model.rotation import Rotation
 
 
@@ -24,19 +23,21 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """A base weight, read once for all rows, and each adapter's delta on its own rows."""
+    """The base weights of modules that read the same input, read once for all rows, and each adapter's deltas on its
+    own rows."""
 
     layer: int
-    module: str
-    """PEFT's name: "q_proj"."""
+    columns: tuple[Columns, ...]
+    """Where each module's output is."""
     weight: Tensor
+    """[out of all modules, in]."""
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor, adapted: Sequence[AdaptedRows]) -> Tensor:
-        """[rows, in] -> [rows, out]."""
+    def __call__(self, x: Tensor, adapted: LoraRows | None) -> Tensor:
+        """[rows, in] -> [rows, out of all modules]."""
         output = linear(x, self.weight, self.bias)
-        segments = [segment for rows in adapted if (segment := rows.segment(self.layer, self.module))]
-        add_segmented_lora(output, x, segments)
+        if adapted is not None:
+            add_segmented_lora(output, x, adapted, self.layer, self.columns)
         return output
 
 
@@ -44,10 +45,11 @@ class Linear:
 class Attention:
     """Grouped-query attention: K and V from the write rows, queries from every row."""
 
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
+    qkv_proj: Linear
+    """Rows that write nothing have K and V too, which nobody reads: that is cheaper than to read weights twice."""
     o_proj: Linear
+    num_heads: int
+    num_kv_heads: int
     head_dim: int
     q_norm: Norm | None = None
     """Over each head, before RoPE."""
@@ -55,38 +57,34 @@ class Attention:
     window: int | None = None
     """How many tokens a row sees, its own included; None: all."""
 
-    def write(self, x: Tensor, batch: StepBatch, rotation: Rotation, pages: Tensor) -> None:
-        """Stores K and V of the write rows of `x` [rows, hidden]: the only writer of the cache."""
-        if batch.num_writes == 0:
-            return
-        x = x[: batch.num_writes]
-        keys = self._heads(self.k_proj(x, batch.adapted_writes), self.k_norm)
-        values = self._heads(self.v_proj(x, batch.adapted_writes))
-        store_kv(pages, batch.slots, rotation.rows(slice(batch.num_writes))(keys), values)
+    def project(self, x: Tensor, batch: StepBatch, rotation: Rotation, pages: Tensor) -> Tensor:
+        """x [rows of the batch, hidden] -> queries [rows, heads, head_dim]. Stores K and V of the write rows: the only
+        writer of the cache."""
+        heads = self.qkv_proj(x, batch.every.adapted).unflatten(-1, (-1, self.head_dim))
+        query, keys, values = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        query = self.q_norm(query) if self.q_norm else query
+        if batch.num_writes:
+            writes = slice(batch.num_writes)
+            keys = self.k_norm(keys[writes]) if self.k_norm else keys[writes]
+            store_kv(pages, batch.slots, rotation.rows(writes)(keys), values[writes])
+        return rotation(query)
 
-    def read(self, x: Tensor, queries: QueryRows, rotation: Rotation, pages: Tensor) -> Tensor:
-        """x [rows of queries, hidden] -> the same shape; `rotation` is of these rows."""
-        query = rotation(self._heads(self.q_proj(x, queries.adapted), self.q_norm))
-        attended = paged_attention(query, pages, queries.sequences[self.window])
+    def read(self, query: Tensor, queries: QueryRows, pages: Tensor) -> Tensor:
+        """query [rows of queries, heads, head_dim] -> [rows, hidden]."""
+        attended = paged_attention(query, pages, queries.attention, self.window)
         return self.o_proj(attended.flatten(1), queries.adapted)
-
-    def _heads(self, x: Tensor, norm: Norm | None = None) -> Tensor:
-        """[rows, heads * head_dim] -> [rows, heads, head_dim]."""
-        heads = x.unflatten(-1, (-1, self.head_dim))
-        return norm(heads) if norm else heads
 
 
 @dataclass(frozen=True, eq=False)
 class GatedMLP:
     """down(silu(gate(x)) * up(x))."""
 
-    gate_proj: Linear
-    up_proj: Linear
+    gate_up_proj: Linear
     down_proj: Linear
 
-    def __call__(self, x: Tensor, adapted: Sequence[AdaptedRows]) -> Tensor:
-        gated = silu(self.gate_proj(x, adapted)).mul_(self.up_proj(x, adapted))
-        return self.down_proj(gated, adapted)
+    def __call__(self, x: Tensor, adapted: LoraRows | None) -> Tensor:
+        gate, up = self.gate_up_proj(x, adapted).chunk(2, dim=-1)
+        return self.down_proj(silu(gate).mul_(up), adapted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +100,8 @@ class DecoderLayer:
         self, hidden: Tensor, batch: StepBatch, queries: QueryRows, rotation: Rotation, pages: Tensor
     ) -> Tensor:
         """hidden [rows of the batch, hidden size] -> [rows of `queries`, hidden size]; writes K and V on the way."""
-        x = self.input_norm(hidden)
-        self.attention.write(x, batch, rotation, pages)
+        query = self.attention.project(self.input_norm(hidden), batch, rotation, pages)
         if queries.index is not None:
-            hidden, x = hidden[queries.index], x[queries.index]
-        hidden = hidden + self.attention.read(x, queries, rotation.rows(queries.index), pages)
+            hidden, query = hidden[queries.index], query[queries.index]
+        hidden = hidden + self.attention.read(query, queries, pages)
         return hidden + self.mlp(self.mlp_norm(hidden), queries.adapted)

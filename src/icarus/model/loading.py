@@ -1,11 +1,14 @@
 """From a model folder to a model. Families differ by their traits alone, so one builder serves them all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from icarus_kernels import Columns
 from torch import Tensor
 
+from icarus.adapters.lora import MODULES
 from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus.model.layers import Attention, DecoderLayer, GatedMLP, Linear, Norm
@@ -64,11 +67,22 @@ def _build(config: ModelConfig, tensors: _Checked) -> TwoStreamModel:
 def _build_layer(config: ModelConfig, tensors: _Checked, index: int) -> DecoderLayer:
     prefix = f"model.layers.{index}"
 
-    def projection(part: str, module: str) -> Linear:
-        out, in_ = config.linear_shapes[module]
-        name = f"{prefix}.{part}.{module}"
-        bias = tensors.get(f"{name}.bias", out) if module in config.traits.biased else None
-        return Linear(index, module, tensors.get(f"{name}.weight", out, in_), bias)
+    def projection(part: str, *modules: str) -> Linear:
+        """One linear of all `modules`."""
+        shapes = [config.linear_shapes[module] for module in modules]
+        names = [f"{prefix}.{part}.{module}" for module in modules]
+        ends = list(accumulate(out for out, _ in shapes))
+        columns = tuple(
+            Columns(MODULES.index(module), end - out, end)
+            for module, (out, _), end in zip(modules, shapes, ends, strict=True)
+        )
+        weights = [tensors.get(f"{name}.weight", *shape) for name, shape in zip(names, shapes, strict=True)]
+        biases = [
+            tensors.get(f"{name}.bias", out) if module in config.traits.biased else weight.new_zeros(out)
+            for name, module, weight, (out, _) in zip(names, modules, weights, shapes, strict=True)
+        ]
+        biased = not config.traits.biased.isdisjoint(modules)
+        return Linear(index, columns, _cat(weights), _cat(biases) if biased else None)
 
     def norm(name: str, size: int) -> Norm:
         return Norm(tensors.get(f"{prefix}.{name}.weight", size), config.rms_norm_eps)
@@ -79,12 +93,20 @@ def _build_layer(config: ModelConfig, tensors: _Checked, index: int) -> DecoderL
     return DecoderLayer(
         input_norm=norm("input_layernorm", config.hidden_size),
         attention=Attention(
-            *(projection("self_attn", module) for module in ("q_proj", "k_proj", "v_proj", "o_proj")),
+            qkv_proj=projection("self_attn", "q_proj", "k_proj", "v_proj"),
+            o_proj=projection("self_attn", "o_proj"),
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             q_norm=head_norm("q_norm"),
             k_norm=head_norm("k_norm"),
             window=config.windows[index],
         ),
         mlp_norm=norm("post_attention_layernorm", config.hidden_size),
-        mlp=GatedMLP(*(projection("mlp", module) for module in ("gate_proj", "up_proj", "down_proj"))),
+        mlp=GatedMLP(projection("mlp", "gate_proj", "up_proj"), projection("mlp", "down_proj")),
     )
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    """A single tensor stays as it is: mapped."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -38,10 +38,7 @@ class TwoStreamModel:
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, kv: KVPool) -> Tensor:
-        """Writes the KV of the batch's write rows; returns logits [num_samples, vocab_size], float32.
-
-        `batch` is built with `config.windows`.
-        """
+        """Writes the KV of the batch's write rows; returns logits [num_samples, vocab_size], float32."""
         self.kv_rows_written += batch.num_writes
         hidden = self._embedding[batch.token_ids]
         rotation = Rotation.at(batch.positions, self._frequencies, hidden.dtype)

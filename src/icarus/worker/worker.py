@@ -206,7 +206,8 @@ def _build(config: Config, role: Role, worker_id: WorkerId, folder: Path, change
         context_length=shape.context_length,
     )
     gates = PhaseGates()
-    engine = _build_engine(config, Runner(model, kv, config.model.device), instance_id, gates)
+    runner = Runner(model, kv, config.model.device, config.engine.cuda_graphs)
+    engine = _build_engine(config, runner, instance_id, gates)
     transfer = TransferThread(
         lambda: NixlTransport(_region(kv)),
         config.transfer.read_timeout_seconds,

@@ -1,0 +1,90 @@
+"""Decode steps as CUDA graphs: a forward is hundreds of small launches, which a graph makes one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from icarus.cache.kv import KVPool
+from icarus.model.batch import StepBatch
+from icarus.model.padded_batch import DecodeShape, pad
+from icarus.model.two_stream import TwoStreamModel
+
+_LAID_OUT_FOR_KEYS = 8192
+"""A longer context is read right, in as many parts."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """A forward over `batch`, whose tensors stay where they are, into `logits`."""
+
+    batch: StepBatch
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
+
+
+class DecodeGraphs:
+    """Runs a model's forwards on a GPU: decode batches by replaying the graph of their shape, others as they are.
+
+    A shape is recorded when it comes up first. Owned by one thread.
+    """
+
+    def __init__(self, model: TwoStreamModel, kv: KVPool):
+        self._model = model
+        self._kv = kv
+        self._max_pages = min(-(-model.config.context_length // kv.block_size), kv.num_blocks)
+        self._recorded: dict[DecodeShape, _Recorded] = {}
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def forward(self, batch: StepBatch) -> Tensor:
+        """As `TwoStreamModel.forward`, of a batch that was built on the CPU. The logits hold until the next call."""
+        shape = DecodeShape.of(batch)
+        if shape is None:
+            return self._model.forward(on_device(batch, self._model.device), self._kv)
+        self._model.kv_rows_written += batch.num_writes
+        padded = pad(batch, shape, self._max_pages, _LAID_OUT_FOR_KEYS)
+        if shape not in self._recorded:
+            self._recorded[shape] = self._record(on_device(padded, self._model.device))
+        recorded = self._recorded[shape]
+        copy_tensors(padded, recorded.batch)
+        recorded.graph.replay()
+        return recorded.logits[: len(batch.sample_order)]
+
+    def _record(self, batch: StepBatch) -> _Recorded:
+        """The batch may be real: to run it again writes the same KV again."""
+        stream = torch.cuda.Stream(self._model.device)
+        stream.wait_stream(torch.cuda.current_stream(self._model.device))
+        with torch.cuda.stream(stream):
+            self._model.compute(batch, self._kv)  # compiles kernels, which a capture cannot
+        torch.cuda.current_stream(self._model.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # The transfer thread may call CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
+            logits = self._model.compute(batch, self._kv)
+        return _Recorded(batch, graph, logits)
+
+
+def on_device(value: T, device: torch.device) -> T:
+    """A copy of a tensor there, or of a dataclass of tensors, however nested."""
+    if isinstance(value, Tensor):
+        return cast(T, value.to(device, copy=True))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: on_device(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+def copy_tensors(source: StepBatch, target: StepBatch) -> None:
+    """Between batches of one shape."""
+    for new, old in zip(_tensors(source), _tensors(target), strict=True):
+        old.copy_(new, non_blocking=True)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
