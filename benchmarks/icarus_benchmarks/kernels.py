@@ -2,7 +2,7 @@
 
 Bytes are those that an op must read and write once (queries, keys, values, matrices, outputs), so the bandwidth of one
 that reads anything twice is its own loss. The copy is of a buffer far larger than any cache, and counts what it reads
-and writes. Medians; on a GPU the cache is overwritten before each repetition, and events time the device alone.
+and writes. Medians; caches are overwritten before each repetition, and on a GPU events time the device alone.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _PREFILL_CHUNK = 512
 _WARM_UP = 3
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
 _CACHE_BYTES = 2**28
-"""More than any GPU's L2."""
+"""More than a GPU's L2 or a CPU's last level."""
 
 
 @dataclass(frozen=True)
@@ -200,19 +200,24 @@ def _time(op: Op, job: KernelsJob) -> float:
 
 
 def _time_here(op: Op) -> float:
+    _overwrite_caches("cpu")
     started = time.perf_counter()
     op.call()
     return time.perf_counter() - started
 
 
 def _time_on_gpu(op: Op) -> float:
-    torch.empty(_CACHE_BYTES, dtype=torch.uint8, device="cuda").zero_()
+    _overwrite_caches("cuda")
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     op.call()
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3
+
+
+def _overwrite_caches(device: str) -> None:
+    torch.empty(_CACHE_BYTES, dtype=torch.uint8, device=device).zero_()
 
 
 def _report(job: KernelsJob, copy_rate: float, figures: list[OpFigures]) -> Report:
