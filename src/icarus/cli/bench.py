@@ -116,9 +116,25 @@ def _peer(args: argparse.Namespace, progress: Progress) -> "Report":
     return run(job, read_config(args), progress, args.startup_seconds)
 
 
+def _kernels(args: argparse.Namespace, progress: Progress) -> "Report":
+    from icarus_benchmarks.kernels import KernelsJob, run
+
+    job = KernelsJob(
+        device=args.device,
+        shape=args.shape,
+        dtype=args.dtype,
+        batches=args.batches,
+        contexts=args.contexts,
+        rank=args.rank,
+        repetitions=args.repetitions,
+    )
+    return run(job, progress)
+
+
 _RUN: dict[str, Callable[[argparse.Namespace, Progress], "Report"]] = {
     "engine": _engine,
     "agents": _agents,
     "transfer": _transfer,
     "peer": _peer,
+    "kernels": _kernels,
 }

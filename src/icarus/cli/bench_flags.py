@@ -84,6 +84,18 @@ def _add_peer_flags(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--startup-seconds", _rate, 300.0, "limit for each start of our processes")
 
 
+def _add_kernels_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
+    text = "whose sizes (default: llama-3.1-8b)"
+    parser.add_argument("--shape", choices=MODEL_SHAPES, default="llama-3.1-8b", help=text)
+    dtypes = ("bfloat16", "float16", "float32")
+    parser.add_argument("--dtype", choices=dtypes, default="bfloat16", help="(default: bfloat16)")
+    _add(parser, "--batches", _counts, (1, 8, 32), "sequences of a step")
+    _add(parser, "--contexts", _counts, (1024, 4096, 8192), "tokens that each of them has")
+    _add(parser, "--rank", _count, 16, "of the adapters")
+    _add(parser, "--repetitions", _count, 50, "timed calls of each op")
+
+
 BENCHMARKS = {
     "engine": Benchmark(
         "measure prefill, decode and the paired step of an engine in this process", _add_engine_flags, _ENGINE_SECTIONS
@@ -95,6 +107,7 @@ BENCHMARKS = {
     ),
     "transfer": Benchmark("read another process's blocks by NIXL", _add_transfer_flags, {}),
     "peer": Benchmark("run vLLM and Icarus in turn under the same load", _add_peer_flags, _PEER_SECTIONS),
+    "kernels": Benchmark("compare each op's bandwidth with a copy's, on a GPU", _add_kernels_flags, {}),
 }
 
 
