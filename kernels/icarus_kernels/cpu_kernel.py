@@ -6,9 +6,11 @@ as a parallel region, and Numba compiles it.
 """
 
 import ctypes
+import hashlib
 import struct
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import llvmlite.binding
@@ -41,6 +43,12 @@ _thread_num = types.ExternalFunction("icarus_omp_get_thread_num", types.int32())
 _num_threads = types.ExternalFunction("icarus_omp_get_num_threads", types.int32())
 
 
+@cache
+def _digest_of_helpers() -> str:
+    sources = (Path(__file__), Path(__file__).with_name("cpu_lanes.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
+
+
 class CPUKernel:
     """A kernel for each dtype, compiled when it is first asked for and kept in Numba's cache where one can be written.
 
@@ -50,6 +58,8 @@ class CPUKernel:
     _all: ClassVar[list["CPUKernel"]] = []
 
     def __init__(self, body: Callable[[Any], None]):
+        # Numba's cache is by name, and sees changes in the body's file alone: not in those of the functions it calls.
+        body.__qualname__ = f"{body.__qualname__}_{_digest_of_helpers()}"
         self._body = body
         self._functions: dict[torch.dtype, tuple[int, Callable[[Any], None]]] = {}
         self._kept: list[Any] = []
@@ -75,7 +85,7 @@ class CPUKernel:
 
     def __call__(self, dtype: torch.dtype, num_threads: int, *arguments: int) -> None:
         """Runs it on so many threads, which share the work."""
-        block: Any = (ctypes.c_int64 * len(arguments))(*arguments)
+        block: Any = struct.pack(f"{len(arguments)}q", *arguments)  # a third of what a ctypes array takes
         address, call = self._functions.get(dtype) or self._compile(dtype)
         if num_threads == 1:
             call(block)

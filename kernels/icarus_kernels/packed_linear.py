@@ -17,7 +17,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor]
     """
     if weight.device.type == "cpu" and _packs(weight.dtype):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        run = torch.ops.mkldnn._linear_pointwise.default
+        run = torch.ops.mkldnn._linear_pointwise.default._op
         return lambda x: run(x, packed, bias, "none", [], "")
     return lambda x: linear(x, weight, bias)
 

@@ -13,7 +13,15 @@ from numba import float32, int32
 from torch import Tensor
 
 from icarus_kernels.attention_rows import AttentionRows
-from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, inner, thread_number, total_threads
+from icarus_kernels.cpu_kernel import (
+    CPUKernel,
+    arguments_of,
+    at_address,
+    inner,
+    thread_number,
+    threads_for,
+    total_threads,
+)
 from icarus_kernels.cpu_lanes import WIDTH, exp, fma, largest, load, splat, store, store_totals, total
 from icarus_kernels.paged_attention_torch import paged_attention_torch
 
@@ -26,7 +34,7 @@ _LOWEST, _ZERO = np.float32(-1e30), np.float32(0)
 
 def paged_attention_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, window: int | None) -> Tensor:
     """As `paged_attention`."""
-    output = torch.empty(query.shape, dtype=query.dtype)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
     in_place = query.shape[2] % WIDTH == 0 and pages.stride(4) == 1 and query.stride(2) == 1
     num_decodes = rows.num_decodes if in_place else 0
     if num_decodes:
@@ -39,7 +47,7 @@ def paged_attention_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, windo
 def _decode(query: Tensor, pages: Tensor, rows: AttentionRows, window: int | None, output: Tensor) -> None:
     heads, head_dim = query.shape[1:]
     _, _, block_size, kv_heads, _ = pages.shape
-    num_threads = torch.get_num_threads()
+    num_threads = threads_for(rows.num_decodes * rows.max_keys * kv_heads * head_dim)
     queries = 2 * heads
     # Of a slot: its header; for each query the largest score, the sum of weights and the weighted sum of values.
     slot_size = -(-(_HEADER + 2 * queries) // WIDTH) * WIDTH + queries * head_dim
@@ -51,7 +59,7 @@ def _decode(query: Tensor, pages: Tensor, rows: AttentionRows, window: int | Non
         *(tensor.data_ptr() for tensor in (rows.row_ids, rows.positions, rows.starts, rows.block_tables)),
         *(rows.num_decodes, rows.block_tables.shape[1], window or 0),
         *(heads, kv_heads, head_dim, block_size),
-        *(query.stride(0), query.stride(1), *pages.stride()[:4]),
+        *(*query.stride()[:2], *pages.stride()[:4]),
         *(slot_size, thread_size, num_threads),
     )
     _ATTEND(query.dtype, num_threads, *arguments)

@@ -22,16 +22,17 @@ from icarus_kernels.cpu_lanes import WIDTH, fma, load, splat, store, total
 
 def rms_norm_cpu(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     """As `rms_norm` where `added` is None, else as `add_rms_norm`."""
-    output = torch.empty(x.shape, dtype=x.dtype)
-    heads = x.shape[1] if x.ndim == 3 else 1
+    output = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows, heads, size = x.shape if x.ndim == 3 else (x.shape[0], 1, x.shape[1])
+    strides = x.stride()
     _RMS_NORM(
         x.dtype,
-        threads_for(x.numel()),
+        threads_for(rows * heads * size),
         x.data_ptr(),
         0 if added is None else added.data_ptr(),
         weight.data_ptr(),
         output.data_ptr(),
-        *(x.shape[0], heads, x.shape[-1], x.stride(0), x.stride(-2)),
+        *(rows, heads, size, strides[0], strides[-2]),
         float_argument(eps),
     )
     return output

@@ -4,6 +4,7 @@ from numba import float32
 from torch import Tensor
 
 from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, my_share, narrow, threads_for, widen
+from icarus_kernels.cpu_lanes import WIDTH, load, store
 
 
 def rotate_cpu(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -19,10 +20,16 @@ def _rotate(p):
     heads, cos, sin = at_address(a[0], p), at_address(a[1], float32), at_address(a[2], float32)
     rows, num_heads, half, row_stride, head_stride = a[3], a[4], a[5], a[6], a[7]
     begin, end = my_share(rows)
+    whole = half // WIDTH * WIDTH
     for row in range(begin, end):
         for head in range(num_heads):
             at = row * row_stride + head * head_stride
-            for i in range(half):
+            for i in range(0, whole, WIDTH):
+                first, second = load(heads, at + i), load(heads, at + half + i)
+                c, s = load(cos, row * half + i), load(sin, row * half + i)
+                store(heads, at + i, first * c - second * s)
+                store(heads, at + half + i, second * c + first * s)
+            for i in range(whole, half):
                 first, second = widen(heads[at + i]), widen(heads[at + half + i])
                 c, s = cos[row * half + i], sin[row * half + i]
                 heads[at + i] = narrow(first * c - second * s, heads)
