@@ -8,7 +8,7 @@ import tiny
 from rich.console import Console
 
 from icarus.adapters.generate import write_random_adapter
-from icarus.cli.demo import _check_room, _specialists
+from icarus.cli.demo import _POOL_BLOCKS, _check_room, _specialists
 from icarus.cli.demo_chain import Chain, Step, TurnFigures, play
 from icarus.cli.demo_report import answers_table, comparison_table, ratios, turns_table, write_json
 from icarus.cli.demo_text import CONTEXT, CREW, WARM_UP
@@ -33,7 +33,7 @@ def test_the_warm_up_shares_no_message_with_the_chain():
 
 def test_a_pool_too_small_is_refused_and_the_default_is_not():
     histories = [1100 + 100 * turn for turn in range(8)]
-    _check_room(Config(), histories, [300])
+    _check_room(dataclasses.replace(Config(), cache=CacheSection(num_blocks=_POOL_BLOCKS)), histories, [300])
     with pytest.raises(ConfigError, match="num_blocks = 512"):
         _check_room(dataclasses.replace(Config(), cache=CacheSection(num_blocks=512)), histories, [300])
 

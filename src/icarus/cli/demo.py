@@ -21,7 +21,7 @@ from icarus.cli.flags import read_config
 from icarus.cli.local import LocalCluster, resolve_section
 from icarus.cli.output_file import writable
 from icarus.client import Client
-from icarus.config import Config
+from icarus.config import CacheSection, Config
 from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
@@ -33,6 +33,7 @@ _NUM_DECODE = 2
 _ANSWER_TOKENS = 96
 _NONSENSE_TOKENS = 32
 _WARM_UP_TURNS = 4
+_POOL_BLOCKS = 1536
 _RANK = 16
 _TITLES = {
     AdapterMode.SHARED: "shared: every specialist reads the base model's KV",
@@ -119,9 +120,12 @@ def _play_live(client: Client, mode: AdapterMode, steps: Sequence[Step], console
 
 
 def _prepare(config: Config, console: Console) -> Config:
-    """The config with the model's folder in it and a free port for the gateway."""
+    """The config with the model's folder in it, a free port for the gateway and, unless the user wants another size,
+    pools that hold both chains."""
+    num_blocks = config.cache.num_blocks
     return dataclasses.replace(
         config,
+        cache=replace(config.cache, num_blocks=_POOL_BLOCKS if num_blocks == CacheSection().num_blocks else num_blocks),
         model=resolve_section(config.model, console.print),
         gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
     )

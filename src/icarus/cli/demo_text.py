@@ -172,7 +172,5 @@ CONTEXT = tuple(
 )
 """About a thousand tokens in which nobody of the crew has spoken yet."""
 
-WARM_UP = tuple(
-    {**message, "content": " ".join(reversed(message["content"].split()))} for message in CONTEXT[: len(CONTEXT) // 2]
-)
-"""Half as long, and not a block in common."""
+WARM_UP = tuple({**message, "content": " ".join(reversed(message["content"].split()))} for message in CONTEXT[:8])
+"""Long enough for a prefill worker, and not a block in common."""
