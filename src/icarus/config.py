@@ -51,6 +51,9 @@ class EngineSection:
     max_running: int = _setting(32, "requests in the running batch")
     max_waiting: int = _setting(128, "requests that wait for room before more are refused")
     num_threads: int = _setting(0, "compute threads; 0 takes one a core")
+    thread_spins: int = _setting(
+        0, "rounds an idle compute thread spins before it sleeps; 100000 suits a worker that shares its cores with none"
+    )
     cuda_graphs: bool = _setting(True, "on a GPU, decode steps are recorded once for each shape and replayed")
 
 

@@ -1,7 +1,6 @@
 """`icarus bench`: runs one benchmark, shows its figures and writes them down."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,17 +12,20 @@ from rich.console import Console
 from icarus.cli.bench_flags import PEER_SERVERS
 from icarus.cli.flags import read_config
 from icarus.cli.output_file import writable
+from icarus.cli.thread_spins import set_thread_spins
 from icarus.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from icarus_benchmarks.report import Report
 
 Progress = Callable[[str], None]
+_IN_PROCESS = ("engine",)
+"""Benchmarks that compute in this process, as a worker does."""
 
 
 def run(args: argparse.Namespace) -> int:
-    # As in a worker, and like there before torch is loaded: see `serve.py`.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if args.benchmark in _IN_PROCESS:
+        set_thread_spins(read_config(args).engine)
     from icarus_benchmarks.machine import describe_machine
     from icarus_benchmarks.plot import require_plotting, save_panels
     from icarus_benchmarks.report import write_json

@@ -9,6 +9,7 @@ import threading
 import time
 
 from icarus.cli.flags import read_config
+from icarus.cli.thread_spins import set_thread_spins
 from icarus.rpc.logs import configure_logging
 from icarus.rpc.tracing import configure_tracing
 
@@ -19,8 +20,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     configure_logging(args.log_level)
     configure_tracing(args.role, "" if args.role == "gateway" else config.worker.id, os.environ)
-    # Before torch is loaded: idle compute threads that spin would take the cores of the worker beside this one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    set_thread_spins(config.engine)
     if args.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, name="stdin-watch", daemon=True).start()
     service = importlib.import_module(f"icarus_{args.role}.main")
