@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
+from icarus.cli.ctrl_c import on_ctrl_c
 from icarus.cli.gateway import connect
 from icarus.cli.models import models_table
 from icarus.client import Client, Session, TurnStream
@@ -97,12 +98,10 @@ class Chat:
         while True:
             stream = self._generate(text)
             try:
-                for delta in stream:
-                    sys.stdout.write(delta.text)
-                    sys.stdout.flush()
-                return stream
-            except KeyboardInterrupt:
-                stream.cancel()
+                with on_ctrl_c(stream.cancel):
+                    for delta in stream:
+                        sys.stdout.write(delta.text)
+                        sys.stdout.flush()
                 return stream
             except ConflictError:  # the gateway is still ending the turn before this one
                 if stream.token_ids or time.monotonic() > patience:
