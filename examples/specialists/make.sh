@@ -33,7 +33,7 @@ specialist() { # TASK METRIC MAX_TOKENS STEPS [FLAGS...]
     task=$1 metric=$2 max_tokens=$3 steps=$4
     shift 4
     train "$task" icarus 8 0.008 "$steps"
-    train "$task" conventional 7 0.002 "$steps"
+    train "$task" conventional 7 0.004 "$steps"
     score "$task" base "$metric" "$max_tokens" "$@"
     score "$task" icarus "$metric" "$max_tokens" --adapter "$build/icarus/$task" --card "$@"
     score "$task" conventional "$metric" "$max_tokens" --adapter "$build/conventional/$task" --card "$@"
