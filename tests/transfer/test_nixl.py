@@ -47,9 +47,16 @@ class Peer:
         return bytes.fromhex(self.process.stdout.readline())
 
     def send(self, number: signal.Signals) -> None:
+        """Returns once the signal has had its effect: a kernel stops each thread a little after `kill` returns."""
         os.kill(self.process.pid, number)
         if number == signal.SIGKILL:
             self.process.wait()
+        while number == signal.SIGSTOP and not self._is_stopped():
+            time.sleep(0.001)
+
+    def _is_stopped(self) -> bool:
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
 
     def end(self) -> None:
         self.process.kill()
