@@ -84,7 +84,6 @@ def _spec(begin: pb.BeginTurn) -> TurnSpec:
     return TurnSpec(
         tenant=begin.tenant,
         turn_id=begin.turn_id,
-        session_id=begin.session_id,
         token_ids=begin.token_ids,
         adapter=begin.adapter,
         adapter_digest=begin.adapter_digest,

@@ -120,12 +120,3 @@ class GatewayMetrics:
             self.prompt_tokens.labels(model, source)
         self.avoided_tokens.labels(model)
         self.completion_tokens.labels(model)
-
-    def start_series(self, model: str) -> None:
-        """Makes a model's counters be there, at 0, before its first turn ends: a rate needs what came before."""
-        for outcome in Outcome:
-            self.turns.labels(model, outcome)
-        for source in Source:
-            self.prompt_tokens.labels(model, source)
-        self.completion_tokens.labels(model)
-        self.avoided_tokens.labels(model)

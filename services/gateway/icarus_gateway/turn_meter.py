@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from icarus import tracing
@@ -28,23 +28,19 @@ class TurnMeter:
         labels: ModelLabels,
         request: TurnRequest,
         span: tracing.Span,
-        clock: Callable[[], float] = time.monotonic,
     ):
         self._metrics = metrics
         self._labels = labels
         self._request = request
         self._span = span
-        self._clock = clock
         self._model = labels.label(request.model)
-        self._started = clock()
-        self._reserved_at: float | None = None
-        self._first_token_at: float | None = None
+        self._started = time.monotonic()
+        self._is_reserved = False
         self._last_token_at = 0.0
         self._num_tokens = 0
         self._num_redispatches = 0
         self._sources = PromptSources()
         self._finished: Outcome | None = None
-        metrics.start_series(self._model)
         metrics.expect(self._model)
         metrics.turns_running.labels(self._model).inc()
 
@@ -59,18 +55,17 @@ class TurnMeter:
 
     def reserved(self) -> None:
         """A decode worker has room for the turn."""
-        if self._reserved_at is None:
-            self._reserved_at = self._clock()
-            self._metrics.queue_seconds.labels(self._model).observe(self._reserved_at - self._started)
+        if not self._is_reserved:
+            self._is_reserved = True
+            self._metrics.queue_seconds.labels(self._model).observe(time.monotonic() - self._started)
 
     def prompt_used(self, sources: PromptSources) -> None:
         """An attempt is about to give its first token; what an earlier one said is void."""
         self._sources = sources
 
     def token(self) -> None:
-        now = self._clock()
-        if self._first_token_at is None:
-            self._first_token_at = now
+        now = time.monotonic()
+        if self._num_tokens == 0:
             self._metrics.first_token_seconds.labels(self._model).observe(now - self._started)
             self._span.add_event("first_token")
         else:
@@ -85,7 +80,7 @@ class TurnMeter:
     def end(self, outcome: Outcome) -> None:
         """Counts the turn; `outcome` unless it was finished."""
         outcome = self._finished or outcome
-        seconds = self._clock() - self._started
+        seconds = time.monotonic() - self._started
         self._metrics.turns_running.labels(self._model).dec()
         self._metrics.turns.labels(self._model, outcome).inc()
         if outcome in (Outcome.STOP, Outcome.LENGTH):

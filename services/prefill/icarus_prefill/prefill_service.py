@@ -45,7 +45,6 @@ def _spec(request: pb.PrefillRequest) -> TurnSpec:
     return TurnSpec(
         tenant=request.tenant,
         turn_id=request.turn_id,
-        session_id=request.session_id,
         token_ids=request.token_ids,
         adapter=request.adapter,
         adapter_digest=request.adapter_digest,

@@ -28,7 +28,6 @@ class EngineState:
     pool: PoolCounts
     private_blocks: int
     """Blocks that caches of each specialist's own would hold, for what is in use or cached here."""
-    evictions: int
     leased_blocks: int
     kv_written_tokens: int
     kv_written_by: Mapping[str, int]
@@ -243,7 +242,6 @@ class Engine:
         return EngineState(
             pool=counts,
             private_blocks=counts.used + counts.cached + self.pool.num_extra_copies,
-            evictions=self.pool.evictions,
             leased_blocks=len(self._leases.references()),
             kv_written_tokens=self._runner.kv_rows_written,
             kv_written_by=dict(self._runner.written_by),

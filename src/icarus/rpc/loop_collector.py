@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -18,18 +19,15 @@ class LoopCollector(Collector):
     `read` must not wait for long: a scrape gives up after some seconds and lacks these metrics then.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[list[Metric]]]):
+    def __init__(self, read: Callable[[], Coroutine[Any, Any, list[Metric]]]):
         self._loop = asyncio.get_running_loop()
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        reading = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
+        reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
         try:
             return reading.result(_TIMEOUT_SECONDS)
         except TimeoutError:
             reading.cancel()
             log.warning("the event loop did not answer a scrape for %g s", _TIMEOUT_SECONDS)
             return []
-
-    async def _run(self) -> list[Metric]:
-        return await self._read()

@@ -56,7 +56,7 @@ class FetchFailure(StrEnum):
     OTHER = "other"
 
 
-_FAILURES: Mapping[type[IcarusError], FetchFailure] = {
+_FAILURES: Mapping[type, FetchFailure] = {
     LapsedLeaseError: FetchFailure.LAPSED,
     DeadlineError: FetchFailure.TIMEOUT,
     TransferError: FetchFailure.FAILED,
@@ -73,8 +73,10 @@ class FetchRecord:
     """Hears of every read that is done."""
     failures: Counter[FetchFailure] = field(default_factory=Counter)
 
-    def failed(self, error: BaseException | None) -> None:
-        self.failures[_FAILURES.get(type(error), FetchFailure.OTHER)] += 1  # type: ignore[arg-type]
+    def failed(self, error: IcarusError) -> None:
+        """A read that has not settled counts as what kept it from it."""
+        cause = error.__cause__ if isinstance(error, UnsettledReadError) else error
+        self.failures[_FAILURES.get(type(cause), FetchFailure.OTHER)] += 1
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,10 @@ class BlockFetch:
                     self._record.failures[FetchFailure.GONE] += 1
                     continue
                 landing = await self._read(peer, wanted, grant)
-            except UnsettledReadError as error:
-                self._record.failed(error.__cause__)
-                raise
             except IcarusError as error:
                 self._record.failed(error)
+                if isinstance(error, UnsettledReadError):
+                    raise
                 logger.warning("nothing read from %s: %s", source.worker_id, error)
                 continue
             return Landing(landing, len(landing) * wanted.block_size)
@@ -139,11 +140,10 @@ class BlockFetch:
         try:
             with tracing.span("fetch", sources=1, wanted_blocks=len(wanted.block_ids)):
                 writers = await self._read(self._peers.get(address), wanted, grant)
-        except UnsettledReadError as error:
-            self._record.failed(error.__cause__)
-            raise
         except IcarusError as error:
             self._record.failed(error)
+            if isinstance(error, UnsettledReadError):
+                raise
             logger.warning("nothing read from prefill worker %s: %s", address, error)
             return Landing()
         num_landed = len(writers) * wanted.block_size

@@ -58,7 +58,7 @@ class WorkerState:
             totals[label] = totals.get(label, 0) + count
         for label, count in totals.items():
             written.add_metric([label], count)
-        evictions = CounterMetricFamily("icarus_kv_evictions", "Cached blocks that gave way.", state.evictions)
+        evictions = CounterMetricFamily("icarus_kv_evictions", "Cached blocks that gave way.", state.evicted_blocks)
         return [written, evictions]
 
     def _leases(self, state: EngineState) -> list[Metric]:

@@ -79,7 +79,6 @@ class TurnSpec:
     """A shared specialist's prefill: its name is noted, its weights are not needed."""
     await_landing: bool = False
     lease_from_block: int = 0
-    session_id: str = ""
     adapter_digest: str = ""
     """What the specialist's name stood for when the turn began; empty takes what it stands for now."""
 
@@ -176,15 +175,15 @@ async def build_worker(
     worker = await asyncio.to_thread(_build, config, role, worker_id, folder, changes, metrics)
     for entry in config.worker.adapters:
         name, path, mode = parse_adapter_entry(entry)
-        if role is Role.PREFILL and not _is_private(path, mode):
+        if role is Role.PREFILL and not _is_private(Path(config.worker.adapter_root, path), mode):
             continue  # the base writes a shared specialist's KV
         info = await worker.adapters.load(name, path, mode)
         logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
     return worker
 
 
-def _is_private(path: str, mode: AdapterMode | None) -> bool:
-    metadata = read_metadata(Path(path)) if mode is None else None
+def _is_private(folder: Path, mode: AdapterMode | None) -> bool:
+    metadata = read_metadata(folder) if mode is None else None
     return (metadata.mode if metadata else mode) is AdapterMode.PRIVATE
 
 
