@@ -13,7 +13,7 @@ from icarus.training.adapted import add_lora, check_two_streams, load_base
 from icarus.training.batches import collate
 from icarus.training.examples import Example
 from icarus.training.settings import DEFAULT_TARGETS
-from icarus.training.two_stream import answer_loss, checkpoint_layers
+from icarus.training.two_stream import answer_loss, checkpoint_layers, num_shared_tokens
 from icarus.types import AdapterMode
 
 SHARED, PRIVATE = AdapterMode.SHARED, AdapterMode.PRIVATE
@@ -21,6 +21,13 @@ EXAMPLES = [
     Example(tuple(range(10, 10 + prompt)), tuple(range(100, 100 + answer)))
     for prompt, answer in ((7, 3), (1, 5), (20, 1), (12, 9))
 ]
+
+SHARED_PREFIX = [
+    Example(tuple(range(10, 15)) + tuple(range(40, 40 + prompt)), tuple(range(100, 100 + answer)))
+    for prompt, answer in ((7, 3), (1, 5), (20, 1), (12, 9))
+]
+PREFIX_ALONE = [Example((10, 11, 12), (100, 101)), Example((10, 11, 12), (102,))]
+"""Only the prompt's last token is a row: it is not shared."""
 
 
 @pytest.fixture
@@ -55,10 +62,34 @@ def reference_loss(logits_of, examples=EXAMPLES):
     return total
 
 
+@pytest.mark.parametrize("examples", [EXAMPLES, SHARED_PREFIX, PREFIX_ALONE])
 @pytest.mark.parametrize(("mode", "logits"), [(SHARED, shared_logits), (PRIVATE, private_logits)])
-def test_a_padded_batch_has_the_oracles_loss(adapted, mode, logits):
+def test_a_padded_batch_has_the_oracles_loss(adapted, mode, logits, examples):
     model = adapted(mode)
-    assert loss_of(model, mode).item() == pytest.approx(reference_loss(lambda ids: logits(model, ids)), rel=1e-5)
+    expected = reference_loss(lambda ids: logits(model, ids), examples)
+    assert loss_of(model, mode, examples).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("examples", "num_shared"), [(EXAMPLES, 0), (SHARED_PREFIX, 5), (PREFIX_ALONE, 2)])
+def test_shared_tokens_end_where_examples_differ_or_rows_begin(examples, num_shared):
+    batch = collate(examples)
+    assert num_shared_tokens(batch.input_ids, batch.positions) == num_shared
+    alone = collate(examples[:1])
+    assert num_shared_tokens(alone.input_ids, alone.positions) == 0
+
+
+@pytest.mark.parametrize("mode", [SHARED, PRIVATE])
+def test_a_prefix_that_is_computed_once_changes_no_gradient(adapted, mode):
+    model = adapted(mode)
+    loss_of(model, mode, SHARED_PREFIX).backward()
+    together = gradients(model)
+    model.zero_grad()
+    for example in SHARED_PREFIX:
+        loss_of(model, mode, [example]).backward()
+    apart = gradients(model)
+    assert together.keys() == apart.keys() and together
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, apart[name], rtol=1e-4, atol=1e-5)
 
 
 def test_the_two_ways_differ(adapted):
@@ -98,14 +129,15 @@ def test_gradients_are_those_of_running_the_decoder_over_the_whole_text(adapted)
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("examples", [EXAMPLES, SHARED_PREFIX])
 @pytest.mark.parametrize("mode", [SHARED, PRIVATE])
-def test_checkpointed_layers_change_neither_loss_nor_gradients(adapted, mode):
+def test_checkpointed_layers_change_neither_loss_nor_gradients(adapted, mode, examples):
     plain, checkpointed = adapted(mode), adapted(mode)
     checkpoint_layers(checkpointed)
     losses = []
     for model in (plain, checkpointed):
         model.train()
-        losses.append(loss_of(model, mode))
+        losses.append(loss_of(model, mode, examples))
         losses[-1].backward()
     assert torch.equal(*losses)
     expected, found = gradients(plain), gradients(checkpointed)

@@ -8,41 +8,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import DynamicCache
 
 from icarus.errors import ConfigError
 from icarus.training.batches import IGNORED
+from icarus.training.stream_kv import EncoderKV, FilledKV, StreamKV
 from icarus.types import AdapterMode
-
-
-class EncoderKV:
-    """A cache for the decoder: answers every layer with the encoder's K and V and drops what it is given."""
-
-    is_compileable = False
-    is_initialized = True
-
-    def __init__(self, filled: DynamicCache):
-        self._filled = filled
-        self.is_sliding = [False] * len(filled)
-
-    def __len__(self) -> int:
-        return len(self._filled)
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        layer: Any = self._filled.layers[layer_idx]
-        return layer.keys, layer.values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query: Any, layer_idx: int = 0) -> tuple[int, int]:
-        return self._filled.get_seq_length(layer_idx), 0
-
-    def get_max_cache_shape(self, *args: Any) -> int:
-        return -1
 
 
 def backbone_of(model: PeftModel) -> Any:
@@ -51,7 +21,30 @@ def backbone_of(model: PeftModel) -> Any:
     return getattr(causal, causal.base_model_prefix)
 
 
-def decode_rows(model: PeftModel, row_ids: Tensor, positions: Tensor, kv: DynamicCache, visible: Tensor) -> Tensor:
+def write_rows(model: PeftModel, input_ids: Tensor, num_shared: int) -> tuple[Tensor, StreamKV]:
+    """One stream over `input_ids` [examples, tokens], adapted or not, that writes its own KV.
+
+    All examples begin with the same `num_shared` tokens, which are computed once. Returns the last hidden states of the
+    other tokens and the KV of all.
+    """
+    backbone, prefix = backbone_of(model), None
+    if num_shared:
+        prefix = StreamKV(len(backbone.layers))
+        backbone(input_ids=input_ids[:1, :num_shared], past_key_values=prefix, use_cache=True)
+    kv = StreamKV(len(backbone.layers), prefix)
+    rest = backbone(input_ids=input_ids[:, num_shared:], past_key_values=kv, use_cache=True)
+    return rest.last_hidden_state, kv
+
+
+def num_shared_tokens(input_ids: Tensor, positions: Tensor) -> int:
+    """How many tokens all examples of a `Batch` begin with (a system turn, say), at most to their first rows."""
+    if len(input_ids) == 1:
+        return 0
+    alike = (input_ids == input_ids[:1]).all(dim=0).long().cumprod(dim=0).sum()
+    return int(torch.minimum(alike, positions[:, 0].min()))
+
+
+def decode_rows(model: PeftModel, row_ids: Tensor, positions: Tensor, kv: FilledKV, visible: Tensor) -> Tensor:
     """Last hidden states [examples, rows, hidden] of the adapted stream over the encoder's KV.
 
     row_ids, positions: [examples, rows]; visible: bool [examples, rows, tokens], which positions a row attends to.
@@ -100,9 +93,8 @@ class SharedAnswerLoss(AnswerLoss):
     """
 
     def _hidden_rows(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        kv = DynamicCache()
         with torch.no_grad(), self.model.disable_adapter():
-            backbone_of(self.model)(input_ids=input_ids, past_key_values=kv, use_cache=True)
+            _, kv = write_rows(self.model, input_ids, num_shared_tokens(input_ids, positions))
         visible = torch.arange(input_ids.shape[1], device=input_ids.device) <= positions[..., None]
         return decode_rows(self.model, input_ids.gather(1, positions), positions, kv, visible)
 
@@ -111,8 +103,10 @@ class PrivateAnswerLoss(AnswerLoss):
     """One adapted stream with KV of its own: ordinary LoRA."""
 
     def _hidden_rows(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        hidden = backbone_of(self.model)(input_ids=input_ids, use_cache=False).last_hidden_state
-        return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        num_shared = num_shared_tokens(input_ids, positions)
+        hidden, _ = write_rows(self.model, input_ids, num_shared)
+        rows = (positions - num_shared).clamp(min=0)  # below it is padding alone
+        return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def answer_loss(model: PeftModel, mode: AdapterMode) -> AnswerLoss:
@@ -122,8 +116,8 @@ def answer_loss(model: PeftModel, mode: AdapterMode) -> AnswerLoss:
 def checkpoint_layers(model: PeftModel) -> None:
     """Makes the backward pass compute each layer again instead of keeping its activations.
 
-    transformers' own switch drops the cache. Here layers keep their arguments, the encoder's KV among them. The encoder
-    runs without gradients and is not affected. Call once.
+    transformers' own switch drops the cache. Here layers keep their arguments, the KV that they read among them. The
+    encoder runs without gradients and is not affected. Call once.
     """
     for layer in backbone_of(model).layers:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
