@@ -8,7 +8,7 @@ as a parallel region, and Numba compiles it.
 import ctypes
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,7 +45,7 @@ _num_threads = types.ExternalFunction("icarus_omp_get_num_threads", types.int32(
 
 @cache
 def _digest_of_helpers() -> str:
-    sources = (Path(__file__), Path(__file__).with_name("cpu_lanes.py"))
+    sources = [Path(__file__).with_name(name) for name in ("cpu_kernel.py", "cpu_lanes.py", "cpu_dot_tiles.py")]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
@@ -53,14 +53,16 @@ class CPUKernel:
     """A kernel for each dtype, compiled when it is first asked for and kept in Numba's cache where one can be written.
 
     `body` takes a pointer of the dtype, which only carries the type: it points to the int64 arguments (`arguments_of`).
+    `dtypes` are those that it is for.
     """
 
     _all: ClassVar[list["CPUKernel"]] = []
 
-    def __init__(self, body: Callable[[Any], None]):
+    def __init__(self, body: Callable[[Any], None], dtypes: Collection[torch.dtype] = tuple(_STORED)):
         # Numba's cache is by name, and sees changes in the body's file alone: not in those of the functions it calls.
         body.__qualname__ = f"{body.__qualname__}_{_digest_of_helpers()}"
         self._body = body
+        self._dtypes = dtypes
         self._functions: dict[torch.dtype, tuple[int, Callable[[Any], None]]] = {}
         self._kept: list[Any] = []
         self._all.append(self)
@@ -69,7 +71,8 @@ class CPUKernel:
     def compile_all(cls, dtype: torch.dtype) -> None:
         """Some seconds where Numba's cache has nothing yet."""
         for kernel in cls._all:
-            kernel._compile(dtype)
+            if dtype in kernel._dtypes:
+                kernel._compile(dtype)
 
     def _compile(self, dtype: torch.dtype) -> tuple[int, Callable[[Any], None]]:
         """Its address, and how one thread calls it."""

@@ -209,3 +209,20 @@ def exp(x: Any) -> Any:
     y = fma(y, rest, splat(types.float32(5.0000001201e-1)))
     y = fma(y * rest, rest, rest + splat(types.float32(1.0)))
     return y * _power_of_two(whole)
+
+
+@inner
+def exp2(x: Any) -> Any:
+    """2 to each lane, to two units in the last place; for lanes up to 127, and below -126 it is about 1e-38."""
+    x = larger(x, splat(types.float32(-126.0)))
+    whole = _round(x)
+    rest = x - whole
+    # Cephes' exp2f polynomial
+    y = splat(types.float32(1.535336188319500e-4))
+    y = fma(y, rest, splat(types.float32(1.339887440266574e-3)))
+    y = fma(y, rest, splat(types.float32(9.618437357674640e-3)))
+    y = fma(y, rest, splat(types.float32(5.550332471162809e-2)))
+    y = fma(y, rest, splat(types.float32(2.402264791363012e-1)))
+    y = fma(y, rest, splat(types.float32(6.931472028550421e-1)))
+    y = fma(y, rest, splat(types.float32(1.0)))
+    return y * _power_of_two(whole)

@@ -24,6 +24,7 @@ from icarus_kernels.cpu_kernel import (
 )
 from icarus_kernels.cpu_lanes import WIDTH, exp, fma, largest, load, splat, store, store_totals, total
 from icarus_kernels.paged_attention_torch import paged_attention_torch
+from icarus_kernels.paged_prefill_cpu import paged_prefill_cpu, takes_chunks
 
 _TILE = WIDTH
 """Keys that are scored at once: one vector of scores a query."""
@@ -40,7 +41,8 @@ def paged_attention_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, windo
     if num_decodes:
         _decode(query, pages, rows, window, output)
     if num_decodes < rows.num_sequences:
-        paged_attention_torch(query, pages, rows, window, output, num_decodes)
+        attend_chunks = paged_prefill_cpu if takes_chunks(query, pages) else paged_attention_torch
+        attend_chunks(query, pages, rows, window, output, num_decodes)
     return output
 
 

@@ -53,6 +53,37 @@ def test_half_precision(dtype):
     torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (5, 64), (4, 128), (64, 64)])
+@pytest.mark.parametrize("window", [None, 1, 17, 64, 70])
+def test_chunks_in_bfloat16(group, head_dim, window):
+    """Chunks have a kernel of their own where the processor multiplies bfloat16. Several tiles of keys and rows."""
+    torch.manual_seed(group)
+    blocks = torch.randperm(32).tolist()
+    rows = AttentionRows.build(
+        [
+            SequenceRows([4, 0], [20, 20], blocks[:2]),  # paired, beside the chunks
+            SequenceRows([1, 2, 3, 5, 6], [0, 1, 2, 3, 3], blocks[2:3]),  # from the start, with its read row
+            SequenceRows(list(range(7, 90)), list(range(75, 158)), blocks[3:13]),
+        ],
+        16,
+    )
+    pages = poisoned_pages(32, 16, 2, head_dim, rows, window, torch.bfloat16)
+    query = torch.randn(90, 2 * group, head_dim).to(torch.bfloat16)
+    got = paged_attention(query, pages, rows, window)
+    torch.testing.assert_close(got, paged_attention_reference(query, pages, rows, window), atol=1e-2, rtol=1e-2)
+
+
+def test_large_scores_do_not_overflow():
+    """Scores of some hundreds, rising and falling over the tiles of keys."""
+    torch.manual_seed(0)
+    rows = AttentionRows.build([SequenceRows(list(range(20)), list(range(180, 200)), list(range(13)))], 16)
+    pages = poisoned_pages(13, 16, 1, 64, rows, dtype=torch.bfloat16)
+    pages[:, 0] *= torch.linspace(-8, 8, 13).to(torch.bfloat16)[:, None, None, None]
+    query = 8 * torch.randn(20, 3, 64).to(torch.bfloat16)
+    got = paged_attention(query, pages, rows)
+    torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-2, rtol=2e-2)
+
+
 def test_queries_may_be_a_view():
     torch.manual_seed(0)
     rows = AttentionRows.build([SequenceRows([1], [6], [2, 0]), SequenceRows([0, 2], [1, 2], [1])], 4)
