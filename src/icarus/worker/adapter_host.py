@@ -8,6 +8,7 @@ from icarus.adapters.lora import LoraWeights
 from icarus.adapters.registry import AdapterCounts, AdapterRegistry
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError
 from icarus.types import AdapterInfo, AdapterMode
+from icarus.worker.compute import run_in_passing_thread
 
 ReadAdapter = Callable[[Path, str, AdapterMode | None], LoraWeights]
 """(folder, name, mode) -> weights; blocks, and raises what `load_peft_folder` raises."""
@@ -131,4 +132,4 @@ class AdapterHost:
 
     async def _read_folder(self, folder: Path, name: str, mode: AdapterMode | None) -> LoraWeights:
         async with self._reads:
-            return await asyncio.to_thread(self._read, folder, name, mode)
+            return await run_in_passing_thread(self._read, folder, name, mode)

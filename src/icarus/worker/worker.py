@@ -35,7 +35,7 @@ from icarus.transfer.transport import PoolRegion
 from icarus.types import AdapterMode, BlockHash, BlockSource, RequestId, Role, SamplingParams, WorkerId
 from icarus.worker.adapter_host import AdapterHost
 from icarus.worker.change_feed import ChangeFeed
-from icarus.worker.compute import prepare_compute
+from icarus.worker.compute import prepare_compute, run_in_passing_thread
 from icarus.worker.fetch import BlockFetch, FetchRecord
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.peers import PeerTable
@@ -172,7 +172,7 @@ async def build_worker(
             f"[transfer] transport = {config.transfer.transport!r} serves unit tests only: a service takes 'nixl'"
         )
     folder = await asyncio.to_thread(resolve_model, config.model.path, logger.info)
-    worker = await asyncio.to_thread(_build, config, role, worker_id, folder, changes, metrics)
+    worker = await run_in_passing_thread(_build, config, role, worker_id, folder, changes, metrics)
     for entry in config.worker.adapters:
         name, path, mode = parse_adapter_entry(entry)
         if role is Role.PREFILL and not _is_private(Path(config.worker.adapter_root, path), mode):
