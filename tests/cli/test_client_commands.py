@@ -1,6 +1,7 @@
 """`icarus generate` and `icarus models` against a scripted gateway."""
 
 import io
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -25,6 +26,17 @@ def test_generate_streams_text_and_sums_up(gateway, capsys):
     request = gateway.last(generation_pb2.GenerateRequest)
     assert (request.model, request.content.text, request.sampling.max_tokens) == ("alpha", "hi", 3)
     assert not request.sampling.HasField("temperature") and not request.sampling.ignore_eos
+
+
+def test_ctrl_c_ends_the_turn(gateway):
+    command = [sys.executable, "-m", "icarus.cli.main", "generate", "--gateway", gateway.address, "endless"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.read(3) == "<1>"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "cancelled\n")
+    assert gateway.cancelled == [gateway.last(generation_pb2.GenerateRequest).turn_id]
 
 
 def test_generate_takes_the_base_model_and_standard_input(gateway, monkeypatch):

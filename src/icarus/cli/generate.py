@@ -3,24 +3,28 @@
 import argparse
 import sys
 
+from icarus.cli.ctrl_c import on_ctrl_c
 from icarus.cli.gateway import connect
 from icarus.client import Client, TurnStream
 from icarus.client.messages import Sampling
-from icarus.types import TokenLogprobs
+from icarus.types import FinishReason, TokenLogprobs
 
 _SAMPLING = tuple(Sampling.__annotations__)
+_INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 
 def run(args: argparse.Namespace) -> int:
     prompt = args.prompt if args.prompt is not None else sys.stdin.read()
     with connect(args) as client, _start(client, args, prompt) as stream:
-        for delta in stream:
-            sys.stdout.write(delta.text)
-            sys.stdout.flush()
+        with on_ctrl_c(stream.cancel):
+            for delta in stream:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
         sys.stdout.write("\n")
     sys.stderr.writelines(map(_logprob_line, stream.logprobs))
     sys.stderr.write(_summary(stream) + "\n")
-    return 0
+    return _INTERRUPTED if stream.finish_reason is FinishReason.CANCELLED else 0
 
 
 def _start(client: Client, args: argparse.Namespace, prompt: str) -> TurnStream:
