@@ -142,6 +142,8 @@ def load_config(path: str | Path | None = None, overrides: dict[str, dict[str, A
             tables = tomllib.loads(Path(path).read_text())
         except FileNotFoundError:
             raise ConfigError(f"config file {path} does not exist") from None
+        except OSError as error:
+            raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
     sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}

@@ -49,6 +49,14 @@ def test_the_serving_path_and_the_oracle_agree(base, data, tmp_path, capsys):
     assert "train.jsonl: exact 0.0% [0.0%, 0.0%] over 12 examples" in (adapter / "README.md").read_text()
 
 
+def test_the_base_has_a_score_and_a_loss_too(base, data, tmp_path, capsys):
+    argv = ["eval", "--model", str(base), "--data", str(data), "--metric", "exact", "--max-tokens", "4", "--limit", "3"]
+    argv += ["--model-dtype", "float32", "--oracle", "--nll", "--json", str(tmp_path / "report")]
+    assert cli.main(argv) == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["adapter"] == "" and 3 < report["answer_loss"] < 20
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [(["--card"], "give --adapter"), (["--limit", "0"], "at least 1"), (["--oracle", "--gateway", "x"], "not both")],

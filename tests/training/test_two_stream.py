@@ -92,6 +92,13 @@ def test_a_prefix_that_is_computed_once_changes_no_gradient(adapted, mode):
         torch.testing.assert_close(gradient, apart[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("examples", [EXAMPLES, SHARED_PREFIX])
+def test_the_base_alone_has_its_own_loss(base, examples):
+    model = load_reference(base)
+    expected = reference_loss(lambda ids: base_logits(model, ids), examples)
+    assert loss_of(load_base(base, "float32", 64), PRIVATE, examples).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_two_ways_differ(adapted):
     model = adapted(SHARED)
     assert abs(loss_of(model, SHARED).item() - loss_of(model, PRIVATE).item()) > 0.1

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2 if isinstance(error, _USERS_MISTAKES) else 1)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
+        if missing == "icarus_benchmarks":
+            return _fail("the benchmarks are not installed here; run `icarus bench` from a checkout of the sources", 2)
         if not missing or missing.startswith("icarus"):
             raise
         extra = _EXTRAS.get(missing, "engine")

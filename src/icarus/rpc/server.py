@@ -98,6 +98,8 @@ def _bind(server: grpc.aio.Server, address: str) -> int:
 def _try_to_bind(address: str) -> None:
     """The system says what is wrong; gRPC says only that something is, and writes to stderr by itself."""
     host, _, port = address.rpartition(":")
+    if not (port.isdecimal() and int(port) < 1 << 16):  # the system would take the rest of a division, or a name
+        raise OverflowError(f"its port is {port!r}, no number from 0 to 65535")
     found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, _, _, name = found[0]
     with socket.socket(family, kind) as probe:

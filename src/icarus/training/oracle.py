@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from icarus.training.adapted import load_base
-from icarus.training.two_stream import decode_rows
+from icarus.training.two_stream import backbone_of, causal_of, decode_rows
 from icarus.types import AdapterMode
 
 PADDING = 0
@@ -30,8 +30,8 @@ class Oracle:
         self._model = model
         self._mode = mode
         self._end_ids = torch.tensor(list(end_ids))
-        self._causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._backbone: Any = getattr(self._causal, self._causal.base_model_prefix)
+        self._causal = causal_of(model)
+        self._backbone = backbone_of(model)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:

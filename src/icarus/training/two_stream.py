@@ -8,20 +8,29 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from icarus.errors import ConfigError
 from icarus.training.batches import IGNORED
 from icarus.training.stream_kv import EncoderKV, FilledKV, StreamKV
 from icarus.types import AdapterMode
 
+Model = PeftModel | PreTrainedModel
+"""With an adapter, or the base alone, which has a stream of its own and no other."""
 
-def backbone_of(model: PeftModel) -> Any:
+
+def causal_of(model: Model) -> Any:
+    """transformers' model, whether an adapter is around it or not."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone_of(model: Model) -> Any:
     """The layers without the output head."""
-    causal: Any = model.get_base_model()
+    causal = causal_of(model)
     return getattr(causal, causal.base_model_prefix)
 
 
-def write_rows(model: PeftModel, input_ids: Tensor, num_shared: int) -> tuple[Tensor, StreamKV]:
+def write_rows(model: Model, input_ids: Tensor, num_shared: int) -> tuple[Tensor, StreamKV]:
     """One stream over `input_ids` [examples, tokens], adapted or not, that writes its own KV.
 
     All examples begin with the same `num_shared` tokens, which are computed once. Returns the last hidden states of the
@@ -61,23 +70,21 @@ def decode_rows(model: PeftModel, row_ids: Tensor, positions: Tensor, kv: Filled
 class AnswerLoss(nn.Module):
     """Summed cross-entropy of a batch's answer tokens, a float32 scalar. Its parameters are the model's."""
 
-    def __init__(self, model: PeftModel):
+    def __init__(self, model: Model):
         """Raises ConfigError where transformers' own gradient checkpointing is on."""
         super().__init__()
-        causal: Any = model.get_base_model()
-        if causal.is_activation_checkpointing:
+        if causal_of(model).is_activation_checkpointing:
             raise ConfigError(
                 "transformers' gradient checkpointing drops the cache that the decoder reads, and would train an "
                 "ordinary LoRA; use `checkpoint_layers`"
             )
-        self.model = model
+        self.model: Any = model
 
     def forward(self, input_ids: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         """The tensors of a `Batch`."""
         hidden = self._hidden_rows(input_ids, positions)
         learned = labels != IGNORED
-        causal: Any = self.model.get_base_model()
-        head = causal.get_output_embeddings()
+        head = causal_of(self.model).get_output_embeddings()
         return F.cross_entropy(head(hidden[learned]).float(), labels[learned], reduction="sum")
 
     def _hidden_rows(self, input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ class SharedAnswerLoss(AnswerLoss):
 
 
 class PrivateAnswerLoss(AnswerLoss):
-    """One adapted stream with KV of its own: ordinary LoRA."""
+    """One stream with KV of its own: ordinary LoRA, or the base alone."""
 
     def _hidden_rows(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         num_shared = num_shared_tokens(input_ids, positions)
@@ -109,7 +116,8 @@ class PrivateAnswerLoss(AnswerLoss):
         return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def answer_loss(model: PeftModel, mode: AdapterMode) -> AnswerLoss:
+def answer_loss(model: Model, mode: AdapterMode) -> AnswerLoss:
+    """The loss of a specialist of that mode; the base's own is a private one's."""
     return (SharedAnswerLoss if mode is AdapterMode.SHARED else PrivateAnswerLoss)(model)
 
 
