@@ -44,6 +44,12 @@ def test_a_missing_file_is_refused():
         load_config("nowhere.toml")
 
 
+def test_a_folder_in_its_place_is_refused(tmp_path):
+    """Docker makes one where it mounts a file that does not exist."""
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "path", "expected"),
     [

@@ -1,5 +1,6 @@
 """The manifests are valid, and say what this version of Icarus understands. kustomize itself is not run."""
 
+import re
 from pathlib import Path
 
 import kubernetes_validate
@@ -67,6 +68,27 @@ def test_services_lead_to_pods():
         assert found[0]["selector"]["matchLabels"].items() <= found[0]["template"]["metadata"]["labels"].items()
         names = {port["name"] for port in found[0]["template"]["spec"]["containers"][0]["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+
+
+def test_pods_are_scraped_under_the_jobs_that_rules_and_dashboards_know():
+    """What the relabelling of prometheus.yml makes of each pod's labels."""
+    (scraped,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    jobs = {}
+    for name, spec in WORKLOADS.items():
+        labels = {re.sub(r"\W", "_", key): value for key, value in spec["template"]["metadata"]["labels"].items()}
+        meta = {f"__meta_kubernetes_pod_label_{key}": value for key, value in labels.items()}
+        meta["__meta_kubernetes_pod_container_port_name"] = "metrics"
+        meta["__meta_kubernetes_pod_name"] = name
+        for rule in scraped["relabel_configs"]:
+            value = ";".join(meta.get(source, "") for source in rule["source_labels"])
+            matches = re.fullmatch(rule.get("regex", "(.*)"), value)
+            if rule.get("action") == "keep":
+                assert matches, name
+            elif matches:
+                meta[rule["target_label"]] = matches[1]
+        jobs[name] = meta["job"]
+        assert meta["instance"] == name
+    assert jobs == {"gateway": "gateway", "prefill": "prefill", "decode": "decode"}
 
 
 def test_the_gpu_patch_fits_the_workers():

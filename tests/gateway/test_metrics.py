@@ -96,7 +96,8 @@ async def test_a_cancelled_turn_counts_what_it_used(cluster, value):
         while not await value("icarus_turns_total", outcome="cancelled"):
             await asyncio.sleep(0.01)
     assert await value("icarus_prompt_tokens_total") == 10
-    assert 1 <= await value("icarus_completion_tokens_total") <= 2
+    assert 1 <= await value("icarus_completion_tokens_total", outcome="cancelled") <= 2
+    assert await value("icarus_completion_tokens_total", outcome="length") == 0
     assert await value("icarus_turn_seconds_count") == 0
     assert await value("icarus_rpcs_total", method="icarus.v1.GenerationService/Generate", status="CANCELLED") == 1
 

@@ -78,7 +78,7 @@ def _speed() -> Panel:
     return lines(
         "Speed of a read",
         "Bytes by the time that reads took. Compare it with `icarus bench transfer` on the same machines: far less "
-        "means that UCX fell back to TCP (`icarus doctor` tells).",
+        "means that UCX fell back to TCP (a worker's log with UCX_PROTO_INFO=y tells).",
         "binBps",
         Query(
             f"sum by (instance) (rate(icarus_transfer_bytes_total{{{_INSTANCE}}}[$__rate_interval])) "

@@ -95,7 +95,7 @@ class GatewayMetrics:
             prompt_tokens=counter(
                 "icarus_prompt_tokens", "Prompt tokens, by where their KV came from.", "model", "source"
             ),
-            completion_tokens=counter("icarus_completion_tokens", "Tokens generated.", "model"),
+            completion_tokens=counter("icarus_completion_tokens", "Tokens generated.", "model", "outcome"),
             avoided_tokens=counter(
                 "icarus_encoder_tokens_avoided", "Prompt tokens that were not computed: local and remote.", "model"
             ),
@@ -116,7 +116,7 @@ class GatewayMetrics:
         a series that it has seen before, so the first failure would be lost on it."""
         for outcome in Outcome:
             self.turns.labels(model, outcome)
+            self.completion_tokens.labels(model, outcome)
         for source in Source:
             self.prompt_tokens.labels(model, source)
         self.avoided_tokens.labels(model)
-        self.completion_tokens.labels(model)

@@ -86,6 +86,7 @@ class TurnMeter:
         if outcome in (Outcome.STOP, Outcome.LENGTH):
             self._metrics.turn_seconds.labels(self._model).observe(seconds)
         used = self._sources
+        self._metrics.completion_tokens.labels(self._model, outcome).inc(self._num_tokens)
         self._count(used)
         figures = {
             "outcome": str(outcome),
@@ -107,7 +108,6 @@ class TurnMeter:
         ):
             self._metrics.prompt_tokens.labels(self._model, source).inc(count)
         self._metrics.avoided_tokens.labels(self._model).inc(used.local + used.remote)
-        self._metrics.completion_tokens.labels(self._model).inc(self._num_tokens)
         for writer, count in used.written_under.items():
             self._metrics.cross_adapter_tokens.labels(self._labels.label(writer), self._model).inc(count)
 
