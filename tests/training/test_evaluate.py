@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tiny import tiny_adapter
+from training.conftest import chat_line, write_lines
 
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli import main as cli
@@ -55,6 +56,13 @@ def test_the_base_has_a_score_and_a_loss_too(base, data, tmp_path, capsys):
     assert cli.main(argv) == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "report").read_text())
     assert report["adapter"] == "" and 3 < report["answer_loss"] < 20
+
+
+def test_an_example_that_the_gateway_refuses_is_named(base, tmp_path, capsys):
+    data = write_lines(tmp_path / "d.jsonl", [chat_line("red", "red"), chat_line("red " * 600, "red")])
+    argv = ["eval", "--model", str(base), "--data", str(data), "--metric", "exact", "--model-dtype", "float32"]
+    assert cli.main([*argv, "--engine-num-threads", "1"]) == 2
+    assert "icarus: error: the example in line 2: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

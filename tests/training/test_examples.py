@@ -49,6 +49,7 @@ def test_the_answer_ends_with_the_end_token_alone(base):
         ('{"prompt": "a"}', "both text"),
         ('{"prompt": "a", "completion": " "}', "no answer to learn"),
         ('{"prompt": "", "completion": "b"}', "'prompt' is empty"),
+        ('{"prompt": "a", "completion": "\\ud800"}', "surrogates not allowed"),
         ('{"messages": "hi"}', "'messages' is a list"),
         ('{"messages": [{"role": "user"}]}', "'messages' is a list"),
         ('{"messages": [{"role": "assistant", "content": "b"}]}', "no answer to learn"),

@@ -24,6 +24,8 @@ def test_a_target_that_changes_the_cache_is_refused(target):
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"warmup": 1.0}, "--warmup"),
         ({"steps": -1}, "--steps"),
+        ({"alpha": float("inf")}, "--alpha is inf"),
+        ({"seed": 1 << 32}, "--seed is 4294967296"),
         ({"targets": ("lm_head",)}, "cannot be served"),
     ],
 )
@@ -56,7 +58,9 @@ def test_the_command_says_why(base, data, tmp_path, capsys):
     assert cli.main(argv) == 2
     assert "would change the KV cache" in capsys.readouterr().err
     assert cli.main([*argv[:-1], "x_proj"]) == 2
-    assert "x_proj is no module of model" in capsys.readouterr().err
+    assert "target 'x_proj' is no linear projection of model" in capsys.readouterr().err
+    assert cli.main([*argv[:-1], "mlp"]) == 2
+    assert "target 'mlp' is no linear projection of model" in capsys.readouterr().err
     assert cli.main([*argv[:-2], "--max-length", "5"]) == 2
     assert "no example fits into 5 tokens" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

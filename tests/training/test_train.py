@@ -121,11 +121,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(settings, 
         train(settings(), tmp_path / "out")
     assert [file.name for file in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000002.pt"]
     assert len(curve(tmp_path / "out")) == 3 and not (tmp_path / "out" / "adapter_model.safetensors").exists()
+    monkeypatch.setattr(train_module.Run, "_accumulate", good)
+    train(settings(learning_rate=5e-3), tmp_path / "out", resume=True)
+    assert [line["learning_rate"] > 5e-3 for line in curve(tmp_path / "out")] == [True, True, *[False] * 4]
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["learning_rate"] == 5e-3
 
 
-def test_a_rate_that_is_far_too_high_diverges(settings, tmp_path):
-    with pytest.raises(DivergedError):
-        train(settings(learning_rate=1e30, warmup=0.0, max_grad_norm=1e30), tmp_path / "out")
+def test_a_rate_that_is_far_too_high_leaves_no_checkpoint(settings, tmp_path):
+    """The one after the first step has finite weights, of which the second step shows that they are no good."""
+    with pytest.raises(DivergedError, match=r"step 2 .* no good checkpoint: start over with --overwrite"):
+        train(settings(learning_rate=1e30, warmup=0.0, max_grad_norm=1e30, save_every=1), tmp_path / "out")
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
 
 
 def test_a_folder_that_is_taken(settings, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from icarus.cli.output_file import writable
 from icarus.errors import InvalidInputError
 from icarus.training.card import add_score
 from icarus.training.evaluate import Report, judge, write_report
@@ -15,10 +16,14 @@ from icarus.training.records import Record, read_records
 def run(args: argparse.Namespace) -> int:
     if args.card and not args.adapter:
         raise InvalidInputError("--card adds the score to an adapter's model card; give --adapter")
+    if args.card and not Path(args.adapter).is_dir():
+        raise InvalidInputError(f"--card writes into the adapter's folder, and {args.adapter} is none")
     if args.gateway and args.oracle:
         raise InvalidInputError("--oracle computes the answers itself; give it or --gateway, not both")
     if (args.limit is not None and args.limit < 1) or args.max_tokens < 1 or args.in_flight < 1:
         raise InvalidInputError("--limit, --max-tokens and --in-flight are at least 1")
+    if args.json:
+        writable("--json", args.json)
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]
     report = _evaluate(args, records, console)

@@ -13,7 +13,7 @@ from icarus.cli.flags import read_config
 from icarus.cli.local import LocalCluster
 from icarus.client import AsyncClient
 from icarus.config import Config
-from icarus.errors import OverloadedError
+from icarus.errors import IcarusError, OverloadedError
 from icarus.training.evaluate import Answer
 from icarus.training.records import Record
 from icarus.types import FinishReason
@@ -55,8 +55,11 @@ async def _answer(
             advance(1)
             return result
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer(record)) for record in records]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(answer(record)) for record in records]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first ended the others
         return [task.result() for task in tasks], time.perf_counter() - started
 
 
@@ -99,6 +102,8 @@ async def _ask(client: AsyncClient, model: str, record: Record, max_tokens: int)
                 raise
             await asyncio.sleep(error.retry_delay_seconds)
             continue
+        except IcarusError as error:
+            raise type(error)(f"the example in line {record.line}: {error}") from None
         num_prompt_tokens = result.usage.prompt_tokens if result.usage else 0
         finished = result.finish_reason is FinishReason.STOP
         return Answer(result.text, num_prompt_tokens, len(result.token_ids), finished)

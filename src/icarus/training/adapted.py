@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from icarus.errors import ConfigError, InvalidInputError
 from icarus.training.batches import collate
@@ -16,18 +18,23 @@ from icarus.training.two_stream import SharedAnswerLoss
 
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Nats per token."""
+_LINEAR = (nn.Linear, Conv1D)
 _FULL_ATTENTION = {"full_attention", "sliding_attention"}
 
 
 def load_base(folder: Path, dtype: str, max_length: int) -> PreTrainedModel:
-    """The base model, frozen. Raises ConfigError for attention that two streams over one cache do not cover."""
+    """The base model, frozen. Raises ConfigError for one that cannot be loaded, and for attention that two streams over
+    one cache do not cover."""
     config = AutoConfig.from_pretrained(folder)
     if others := set(getattr(config, "layer_types", None) or ()) - _FULL_ATTENTION:
         raise ConfigError(f"model {folder} has layers of type {', '.join(sorted(others))}; only attention is supported")
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and max_length > window:
         raise ConfigError(f"model {folder} attends to {window} tokens at most; give --max-length {window} or less")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
     return model.requires_grad_(False)
 
 
@@ -42,9 +49,12 @@ def add_lora(base: PreTrainedModel, settings: TrainSettings) -> PeftModel:
         task_type="CAUSAL_LM",
         bias="none",
     )
-    names = {name.rpartition(".")[2] for name, _ in base.named_modules()}
+    names = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, _LINEAR)}
     if missing := sorted(set(settings.target_modules) - names):
-        raise InvalidInputError(f"target {missing[0]} is no module of model {settings.model}")
+        has = ", ".join(sorted(names))
+        raise InvalidInputError(
+            f"target {missing[0]!r} is no linear projection of model {settings.model}: it has {has}"
+        )
     model: Any = get_peft_model(base, config, autocast_adapter_dtype=True)
     config.base_model_name_or_path = settings.model  # peft puts the folder there, which is this machine's affair
     return model

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from icarus.model.hub import published_name
 from icarus.training.settings import TrainSettings
 
 FILE_NAME = "README.md"
@@ -51,20 +52,23 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
     loss = f"Training loss at the end: {facts.final_loss:.4f} nats an answer token."
     if facts.validation_loss is not None:
         loss += f" Validation loss: {facts.validation_loss:.4f}."
+    note = f"{settings.data_note}\n\n" if settings.data_note else ""
     (folder / FILE_NAME).write_text(
-        f"---\nbase_model: {settings.model}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
+        f"---\nbase_model: {published_name(settings.model)}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
         f"# {folder.resolve().name}\n\nA LoRA specialist trained by `icarus train`. {_HOW[settings.mode]}\n\n"
-        f"## Data\n\n`{facts.data_name}`, {facts.num_examples:,} examples{left_out}{truncated}; "
+        f"## Data\n\n{note}`{facts.data_name}`, {facts.num_examples:,} examples{left_out}{truncated}; "
         f"SHA-256 `{facts.data_sha256}`.\n\n"
         f"## Recipe\n\n{_table(recipe)}\n{loss}\n\n## Scores\n\n{_NO_SCORES}"
     )
 
 
 def add_score(folder: Path, line: str) -> None:
-    """Puts a line at the end of the scores, which are the end of the card."""
+    """Puts a line at the end of the scores, which are the end of the card, unless it is there already."""
     file = folder / FILE_NAME
     text = file.read_text() if file.is_file() else f"# {folder.resolve().name}\n\n## Scores\n\n"
-    file.write_text(text.replace(_NO_SCORES, "") + f"- {line}\n")
+    entry = f"- {line}\n"
+    if entry not in text:
+        file.write_text(text.replace(_NO_SCORES, "") + entry)
 
 
 def _table(rows: Mapping[str, str]) -> str:

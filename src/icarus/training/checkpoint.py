@@ -51,9 +51,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(exist_ok=True)
     partial = folder / "partial"
     torch.save(vars(checkpoint), partial)
-    os.replace(partial, folder / f"step-{checkpoint.num_steps_done:06d}.pt")
+    os.replace(partial, folder / _name(checkpoint.num_steps_done))
     for old in checkpoint_files(folder)[:-_NUM_KEPT]:
         old.unlink()
+
+
+def drop_checkpoint(folder: Path, num_steps_done: int) -> None:
+    """Removes the checkpoint after so many steps, where there is one."""
+    (folder / _name(num_steps_done)).unlink(missing_ok=True)
+
+
+def _name(num_steps_done: int) -> str:
+    return f"step-{num_steps_done:06d}.pt"
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -27,8 +27,12 @@ class Renderer:
     """A model's chat template and tokenizer."""
 
     def __init__(self, folder: str | Path):
-        """Raises ConfigError where the model names no end-of-sequence token."""
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        """Raises ConfigError where the model has no tokenizer, or names no end-of-sequence token."""
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"model {folder} has no tokenizer that can be read: {reason}") from None
         self.end_ids = _end_ids(Path(folder), self.tokenizer)
         self.context_length = int(getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", 1 << 30))
         if not self.end_ids:
@@ -41,9 +45,14 @@ class Renderer:
         return self._encode(self._render(prompt, add_generation_prompt=True))
 
     def example(self, record: Record) -> Example:
-        """Raises InvalidInputError where the chat template objects, or rewrites the prompt once it is answered."""
-        prompt_ids = self.prompt_ids(record.prompt)
-        return Example(tuple(prompt_ids), tuple(self._end(self._encode(self._answer_text(record)))))
+        """Raises InvalidInputError with the record's line where the chat template objects, or rewrites an answered
+        prompt."""
+        try:
+            prompt_ids = self.prompt_ids(record.prompt)
+            answer_ids = self._end(self._encode(self._answer_text(record)))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"line {record.line}: {error}") from None
+        return Example(tuple(prompt_ids), tuple(answer_ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)

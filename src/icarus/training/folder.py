@@ -19,7 +19,8 @@ from icarus.training.settings import TrainSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _IDENTITY_FILE = "train.json"
-_FREE_TO_CHANGE = {"save_every"}
+_FREE_TO_CHANGE = {"save_every", "data_note", "learning_rate"}
+"""A run that diverged may go on with a lower rate."""
 
 
 class RunFolder:
@@ -49,7 +50,8 @@ class RunFolder:
     def resume(self, identity: Mapping[str, Any]) -> None:
         """Goes on with the same run; starts it where there is nothing yet.
 
-        Raises AlreadyExistsError for a finished run, InvalidInputError for a run with other settings or data.
+        Raises AlreadyExistsError for a finished run, InvalidInputError for a run with other settings or data: all but
+        the rate of learning and what does not touch the weights.
         """
         file = self.path / _IDENTITY_FILE
         if not file.is_file():
@@ -70,12 +72,13 @@ class RunFolder:
                 f"the run in {self.path} has {key} {earlier.get(key)!r}, this command {now.get(key)!r} "
                 f"({len(changed)} different in all); give the same settings, or start over with --overwrite"
             )
+        file.write_text(json.dumps(identity, indent=2) + "\n")
 
-    def cut_log(self, num_steps_done: int) -> list[float]:
-        """Drops the lines of steps that will be done again; returns the losses of the others."""
+    def cut_log(self, num_steps_done: int) -> list[dict[str, Any]]:
+        """Drops the lines of steps that will be done again; returns the others."""
         lines = self.log.read_text().splitlines(keepends=True)[:num_steps_done] if self.log.is_file() else []
         self.log.write_text("".join(lines))
-        return [json.loads(line)["loss"] for line in lines]
+        return [json.loads(line) for line in lines]
 
     def append_log(self, figures: Mapping[str, Any]) -> None:
         with self.log.open("a") as stream:
@@ -86,7 +89,7 @@ class RunFolder:
 
 
 def identity_of(settings: TrainSettings, base_digest: str, num_processes: int) -> dict[str, Any]:
-    """What two parts of one run must agree on: paths may change, contents not."""
+    """What two parts of one run must agree on. The data's paths may change, their contents not."""
     fields = dataclasses.asdict(settings)
     for name in ("data", "validation"):
         path = fields.pop(name)

@@ -1,6 +1,7 @@
 """An ordinary PEFT folder, with what the server and a reader want to know beside it."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ _CONFIG_FILE = "adapter_config.json"
 
 
 def save_adapter(folder: Path, model: PeftModel, metadata: AdapterMetadata) -> None:
-    """Writes the weights in bfloat16, PEFT's configuration, and `icarus.json`."""
+    """Writes PEFT's configuration, `icarus.json`, and last, all at once, the weights in bfloat16: they complete the
+    folder."""
     weights = get_peft_model_state_dict(model)
     tensors = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in weights.items()}
     config = model.peft_config["default"]
@@ -22,8 +24,10 @@ def save_adapter(folder: Path, model: PeftModel, metadata: AdapterMetadata) -> N
     config.save_pretrained(str(folder))
     _sort_targets(folder / _CONFIG_FILE)
     write_metadata(folder, metadata)
-    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    (folder / ADAPTER_FILE).chmod(0o644)  # it comes out readable by its owner alone
+    partial = folder / "partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # it comes out readable by its owner alone
+    os.replace(partial, folder / ADAPTER_FILE)
 
 
 def _sort_targets(file: Path) -> None:

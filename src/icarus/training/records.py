@@ -4,6 +4,7 @@
 {"prompt": "...", "completion": "the answer"}
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class Record:
     prompt: str | ChatMessages
     """Text as it is, or messages for the model's chat template."""
     answer: str
+    line: int = 0
+    """Of its file, from 1."""
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -49,9 +52,11 @@ def _parse(path: str | Path, number: int, line: str) -> Record:
     if ("messages" in fields) == ("prompt" in fields or "completion" in fields):
         raise refuse("give either 'messages', or 'prompt' and 'completion'")
     try:
-        return _from_messages(fields["messages"]) if "messages" in fields else _from_texts(fields)
+        json.dumps(fields, ensure_ascii=False).encode()  # JSON may hold half a character, which is no text
+        record = _from_messages(fields["messages"]) if "messages" in fields else _from_texts(fields)
     except ValueError as error:
         raise refuse(str(error)) from None
+    return dataclasses.replace(record, line=number)
 
 
 def _from_messages(messages: Any) -> Record:

@@ -27,6 +27,7 @@ class TrainSettings:
     """One run. Two runs with equal settings and data give equal curves. Building it raises InvalidInputError."""
 
     model: str = _setting("smollm2", "a Hugging Face folder or hub id, a .gguf file, or 'smollm2'")
+    data_note: str = _setting("", "what the model card says of the data: its name, its source, its licence")
     data: str = _setting("", "JSONL with one example a line: messages, or prompt and completion")
     validation: str = _setting("", "JSONL of examples whose loss is measured at each checkpoint; not trained on")
     mode: str = _setting(
@@ -63,8 +64,10 @@ class TrainSettings:
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise _out_of_range(name, getattr(self, name), "above 0")
         for name in ("alpha", "weight_decay", "steps"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise _out_of_range(name, getattr(self, name), "at least 0")
+        if not 0 <= self.seed < 1 << 32:
+            raise _out_of_range("seed", self.seed, "from 0 to 4294967295")
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise _out_of_range(name, getattr(self, name), "in [0, 1)")

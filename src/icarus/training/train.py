@@ -23,6 +23,8 @@ from icarus.training.batches import DataOrder, split_step
 from icarus.training.card import RunFacts, write_card
 from icarus.training.checkpoint import (
     Checkpoint,
+    checkpoint_files,
+    drop_checkpoint,
     load_newest,
     load_weights,
     rng_state,
@@ -31,7 +33,7 @@ from icarus.training.checkpoint import (
     trained_weights,
 )
 from icarus.training.examples import Example, Fitted, Renderer, fit
-from icarus.training.folder import RunFolder, file_digest, identity_of
+from icarus.training.folder import RunFolder, identity_of
 from icarus.training.measure import mean_answer_loss
 from icarus.training.output import save_adapter
 from icarus.training.records import read_records
@@ -95,15 +97,15 @@ def train(
     model = add_lora(load_base(model_folder, settings.dtype, settings.max_length), settings)
     check_two_streams(model, min(data.examples, key=len))
     folder = RunFolder(out)
+    identity = identity_of(settings, digest, accelerator.num_processes)
     if accelerator.is_main_process:
-        identity = identity_of(settings, digest, accelerator.num_processes)
         folder.resume(identity) if resume else folder.start(identity, overwrite)
     accelerator.wait_for_everyone()
     run = Run(settings, model, data.examples, validation, folder, accelerator, observer)
     run.go()
     if accelerator.is_main_process:
+        write_card(folder.path, settings, run.facts(data, identity["data_sha256"]))
         save_adapter(folder.path, model, AdapterMetadata(settings.adapter_mode, digest))
-        write_card(folder.path, settings, run.facts(data))
         folder.finish()
     accelerator.wait_for_everyone()
     return folder.path
@@ -115,7 +117,11 @@ def read_examples(path: str, model_folder: Path, settings: TrainSettings, note: 
         return Fitted([], 0, 0)
     renderer = Renderer(model_folder)
     max_length = min(settings.max_length, renderer.context_length)
-    fitted = fit(map(renderer.example, read_records(path)), max_length, settings.truncate)
+    records = read_records(path)
+    try:
+        fitted = fit(map(renderer.example, records), max_length, settings.truncate)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}, {error}") from None
     name = Path(path).name
     if fitted.num_left_out:
         note(f"{name}: {fitted.num_left_out} examples have more than {max_length} tokens and are left out")
@@ -179,11 +185,11 @@ class Run:
             self._losses.append(figures.loss)
             self._observer.step(figures)
 
-    def facts(self, data: Fitted) -> RunFacts:
+    def facts(self, data: Fitted, data_sha256: str) -> RunFacts:
         last = self._losses[-max(len(self._losses) // 10, 1) :]
         return RunFacts(
             data_name=Path(self._settings.data).name,
-            data_sha256=file_digest(self._settings.data),
+            data_sha256=data_sha256,
             num_examples=len(data.examples),
             num_left_out=data.num_left_out,
             num_truncated=data.num_truncated,
@@ -204,7 +210,7 @@ class Run:
         loss = self._accumulate(examples, answer_tokens)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._settings.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(self._describe_divergence(step, loss, grad_norm))
+            raise self._diverged(step, loss, grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         tokens = sum(map(len, examples))
@@ -225,11 +231,19 @@ class Run:
             total += loss.detach()
         return float(accelerator.reduce(total, reduction="sum")) / answer_tokens  # pyright: ignore[reportArgumentType]
 
-    def _describe_divergence(self, step: int, loss: float, grad_norm: float) -> str:
-        return (
-            f"step {step + 1} has loss {loss:g} and gradient norm {grad_norm:g}: the training diverged. "
-            f"The weights of the last checkpoint are kept in {self._folder.checkpoints}; start over with a lower rate"
+    def _diverged(self, step: int, loss: float, grad_norm: float) -> DivergedError:
+        """A checkpoint of the weights that this step began with is no good one, and goes."""
+        files = []
+        if self._accelerator.is_main_process:
+            drop_checkpoint(self._folder.checkpoints, step)
+            files = checkpoint_files(self._folder.checkpoints)
+        way_on = (
+            f"{files[-1]} is kept: go on from it with --resume and a lower --learning-rate"
+            if files
+            else "there is no good checkpoint: start over with --overwrite and a lower --learning-rate"
         )
+        what = f"step {step + 1} has loss {loss:g} and gradient norm {grad_norm:g}: the training diverged"
+        return DivergedError(f"{what}. {way_on}")
 
     def _validate(self, figures: StepFigures) -> StepFigures:
         loss = self._accelerator.unwrap_model(self._loss)
@@ -254,5 +268,7 @@ class Run:
             set_rng_state(checkpoint.rng[self._accelerator.process_index])
             self._observer.note(f"going on after step {num_done} of {self.num_steps}")
         if self._accelerator.is_main_process:
-            self._losses = self._folder.cut_log(num_done)
+            done = self._folder.cut_log(num_done)
+            self._losses = [line["loss"] for line in done]
+            self._validation_loss = next((line["validation_loss"] for line in done[-1:]), None)
         return num_done
