@@ -19,10 +19,19 @@ def read_scores(build: Path) -> dict[str, dict[str, Any]]:
     order = sorted(tasks, key=[*IN_THE_MEAN, *tasks].index)
     files = {task: {method: build / "scores" / f"{method}-{task}.json" for method in METHODS} for task in order}
     return {
-        task: {method: json.loads(file.read_text(encoding="utf-8")) for method, file in of.items()}
+        task: {method: _read(file) | _loss(file) for method, file in of.items()}
         for task, of in files.items()
         if all(file.is_file() for file in of.values())
     }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _loss(scores: Path) -> dict[str, float]:
+    """The loss of the right answers, which was measured on examples put aside."""
+    return {"answer_loss": _read(scores.parents[1] / "losses" / scores.name)["answer_loss"]}
 
 
 def differences(reports: dict[str, Any]) -> np.ndarray:
@@ -65,13 +74,31 @@ def points(score: Score) -> str:
 
 
 def throughput(build: Path, tasks: list[str]) -> str:
-    """Training tokens a second, over all steps of both runs."""
+    """Training tokens a second, the median of each run's steps: a run may have been disturbed for a while."""
     lines = ["| task | conventional, tokens/s | ICaRus, tokens/s | ratio |", "| --- | --- | --- | --- |"]
     for task in tasks:
         logs = [read_log(build / method / task) for method in METHODS[1:]]
-        speeds = [sum(step["tokens"] for step in log) / sum(step["seconds"] for step in log) for log in logs]
+        speeds = [np.median([step["tokens"] / step["seconds"] for step in log]) for log in logs]
         lines.append(f"| {task} | {speeds[0]:.0f} | {speeds[1]:.0f} | {speeds[1] / speeds[0]:.2f} |")
     return "\n".join(lines)
+
+
+def keep(build: Path, tasks: list[str], folder: Path) -> None:
+    """Copies what the tables and the plot are made of, without answers: small enough to be committed."""
+    for task in tasks:
+        for method in METHODS:
+            for kind in ("scores", "losses"):
+                report = _read(build / kind / f"{method}-{task}.json")
+                report["examples"] = [{"score": example["score"]} for example in report["examples"]]
+                _write(folder / kind / f"{method}-{task}.json", json.dumps(report, separators=(",", ":")) + "\n")
+        for method in METHODS[1:]:
+            log = Path(method, task, "log.jsonl")
+            _write(folder / log, (build / log).read_text())
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -100,12 +127,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("build", type=Path, help="the folder that make.sh wrote")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss curves into this .svg or .png file")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy what this was made of, without answers")
     args = parser.parse_args()
     scores = read_scores(args.build)
     tasks = list(scores)
     print(table(scores), throughput(args.build, tasks), sep="\n\n")
     if args.plot:
         plot_losses(args.build, tasks, args.plot)
+    if args.keep:
+        keep(args.build, tasks, args.keep)
 
 
 if __name__ == "__main__":

@@ -28,16 +28,19 @@ def load_script(name: str):
 def build(tmp_path) -> Path:
     """Of 100 examples ICaRus has one more right than conventional, for one task; another task is not complete."""
     right = {"base": 0, "conventional": 80, "icarus": 81}
-    (tmp_path / "scores").mkdir()
+    for name in ("scores", "losses"):
+        (tmp_path / name).mkdir()
     for method, num_right in right.items():
         examples = [{"score": float(index < num_right)} for index in range(100)]
         report = {
             "score": {"mean": num_right / 100},
-            "answer_loss": 0.5,
+            "answer_loss": None,
             "num_examples": 100,
             "examples": examples,
         }
         (tmp_path / "scores" / f"{method}-banking.json").write_text(json.dumps(report))
+        losses = {"answer_loss": 0.5, "examples": [{"score": 0.0}]}
+        (tmp_path / "losses" / f"{method}-banking.json").write_text(json.dumps(losses))
     (tmp_path / "scores" / "icarus-tools.json").write_text("{}")
     for method, seconds in (("conventional", 2.0), ("icarus", 1.0)):
         (tmp_path / method / "banking").mkdir(parents=True)
@@ -58,6 +61,13 @@ def test_tables(build):
     assert rows[2].startswith("| banking | 100 | 0.0% | 80.0% | 81.0% | +1.0 [+0.0, +3.0] |")
     assert rows[3].startswith("| mean of 1 | | | | | +1.0 [")
     assert report.throughput(build, ["banking"]).splitlines()[2] == "| banking | 50 | 100 | 2.00 |"
+
+
+def test_what_is_kept_gives_the_same_tables(build, tmp_path):
+    report = load_script("report")
+    report.keep(build, ["banking"], tmp_path / "kept")
+    assert report.table(report.read_scores(tmp_path / "kept")) == report.table(report.read_scores(build))
+    assert report.throughput(tmp_path / "kept", ["banking"]) == report.throughput(build, ["banking"])
 
 
 def test_the_mean_weighs_tasks_alike():
