@@ -60,7 +60,7 @@ for name in ${*:-tools banking intents maths}; do
     case $name in
     tools) convert tools convert_snips.py snips; specialist tools json 96 200 ;;
     banking) convert banking convert_banking77.py banking77; specialist banking label 12 150 ;;
-    intents) convert intents convert_clinc150.py clinc150; specialist intents label 10 150 ;;
+    intents) convert intents convert_clinc150.py clinc150; specialist intents label 10 120 ;;
     maths) convert maths convert_gsm8k.py gsm8k; specialist maths number 256 100 ;;
     *) echo "$0: no task $name; there are tools, banking, intents and maths" >&2; exit 2 ;;
     esac
