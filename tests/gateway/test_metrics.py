@@ -43,6 +43,15 @@ async def test_a_turn_that_another_worker_takes_over_counts_once(cluster, value)
     assert await value("icarus_workers", role="decode", state="left_out") == 1
 
 
+async def test_a_worker_that_died_is_forgotten_while_others_go_on(cluster, value):
+    await cluster.add("d1")
+    other = await cluster.add("d2")
+    cluster.table.live()[0].last_seen -= 10 * 60
+    assert await value("icarus_workers", state="left_out") == 1
+    await other.beat()
+    assert await value("icarus_workers") == await value("icarus_workers", state="ready") == 1
+
+
 async def test_writers_that_are_not_loaded_are_others(cluster, value):
     worker = await cluster.add("d1", answer=[A, B, C, D])
     await collect(stateless(cluster))

@@ -89,6 +89,16 @@ async def test_a_restart_replaces_and_a_repeated_register_does_not(table):
         table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
 
 
+async def test_who_takes_leave_is_gone_at_once(table):
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    with pytest.raises(NotFoundError):
+        table.deregister(WorkerId("d1"), "d1-0")  # an earlier instance that ends late
+    assert names(table) == ["d1"]
+    table.deregister(WorkerId("d1"), "d1-1")
+    assert table.known() == [] and table.is_lost(worker)
+    assert table.register(info("d1", "2"), PROTOCOL_VERSION, []) is not worker
+
+
 @pytest.mark.parametrize("field", ["base_digest", "cache_fingerprint", "block_size"])
 async def test_a_worker_of_another_model_is_refused(table, field):
     table.register(info("d1"), PROTOCOL_VERSION, [])

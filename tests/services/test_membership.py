@@ -131,6 +131,19 @@ def test_a_restarted_worker_takes_its_place_again(members, specialists):
         specialists.check_tokens("s1", [*prompt, *result.token_ids], len(prompt))
 
 
+def test_a_worker_that_is_stopped_takes_leave(members):
+    """Its place is empty before three heartbeats are missed, so nobody takes it for dead."""
+    first, second = members.gateways
+    members.wait_for(first, "decode-0", "decode-1")
+    members.wait_for(second, "decode-0", "decode-1")
+    members.processes["decode-1"].terminate()
+    assert members.processes["decode-1"].wait(30) == 0
+    for gateway in (first, second):
+        assert members.addresses(gateway).keys() == {"decode-0"}
+    members.start_decode("decode-1", adapters=("s1",))
+    members.wait_for(first, "decode-0", "decode-1")
+
+
 def test_a_worker_whose_engine_fails_ends_and_its_turn_goes_on_elsewhere(members, specialists):
     """Its pool is the largest, so the turn goes to it first."""
     first, _ = members.gateways

@@ -21,12 +21,10 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self._reports = reports
 
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
-        for worker_id in self._workers.forget_silent():
-            self._reports.index.drop(worker_id)
         info = _info(request)
         adapters = _adapters(request.adapters)
         self._workers.register(info, request.protocol_version, adapters, request.adapters_revision)
-        await self._workers.close_unused()
+        await self._forget_silent()
         log.info(
             "worker registered", extra={"worker": info.worker_id, "role": info.role.value, "address": info.address}
         )
@@ -38,6 +36,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         )
         adapters, revision = _adapters(request.adapters), request.adapters_revision
         self._workers.beat(WorkerId(request.worker_id), request.instance_id, heartbeat, adapters, revision)
+        await self._forget_silent()
         return pb.HeartbeatResponse()
 
     async def ReportBlocks(self, request: pb.ReportBlocksRequest, context: Any) -> pb.ReportBlocksResponse:
@@ -48,6 +47,20 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             return pb.ReportBlocksResponse(next_sequence=self._reports.snapshot(*key, hashes))
         changes = [BlockChange(BlockHash(change.block_hash), change.removed) for change in request.changes]
         return pb.ReportBlocksResponse(next_sequence=self._reports.changes(*key, changes))
+
+    async def Deregister(self, request: pb.DeregisterRequest, context: Any) -> pb.DeregisterResponse:
+        worker_id = WorkerId(request.worker_id)
+        self._workers.deregister(worker_id, request.instance_id)
+        self._reports.index.drop(worker_id)
+        await self._workers.close_unused()
+        log.info("worker left", extra={"worker": worker_id})
+        return pb.DeregisterResponse()
+
+    async def _forget_silent(self) -> None:
+        for worker_id in self._workers.forget_silent():
+            self._reports.index.drop(worker_id)
+            log.warning("worker forgotten", extra={"worker": worker_id})
+        await self._workers.close_unused()
 
 
 def _info(request: pb.RegisterRequest) -> WorkerInfo:

@@ -230,8 +230,13 @@ class WorkerTable:
             self._closing.append(self._workers.pop(worker.worker_id).channel)
         return [worker.worker_id for worker in silent]
 
+    def deregister(self, worker_id: WorkerId, instance_id: str) -> None:
+        """Removes a worker that ends. Raises NotFoundError for an instance that is not registered."""
+        self._closing.append(self.instance(worker_id, instance_id).channel)
+        del self._workers[worker_id]
+
     async def close_unused(self) -> None:
-        """Closes the channels of replaced and forgotten workers."""
+        """Closes the channels of replaced and removed workers."""
         while self._closing:
             await self._closing.pop().close(None)
 

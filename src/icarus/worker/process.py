@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
@@ -60,19 +60,23 @@ async def _run(
 
 
 async def _serve(config: Config, worker: Worker, server: Server) -> None:
-    """Serves, known to the gateways, until a signal or trouble."""
-    links = _start_links(config, worker, server)
+    """Serves, known to the gateways, until a signal or trouble. While it drains no gateway hears of it any more, and at
+    the end they forget it."""
+    own_address = config.worker.advertise or server.address
+    links = [GatewayLink(gateway, worker, own_address) for gateway in config.worker.gateways]
+    reporting = [asyncio.create_task(link.run()) for link in links]
 
-    def leave_gateways() -> None:
-        for link in links:
-            link.cancel()
+    def fall_silent() -> None:
+        for task in reporting:
+            task.cancel()
 
     trouble = watch(worker.engine, int(config.transfer.max_quarantined_fraction * config.cache.num_blocks))
     try:
-        await serve_until_signal(server, before_drain=leave_gateways, trouble=trouble)
+        await serve_until_signal(server, before_drain=fall_silent, trouble=trouble)
     finally:
-        leave_gateways()
-        await asyncio.gather(*links, return_exceptions=True)
+        fall_silent()
+        await asyncio.gather(*reporting, return_exceptions=True)
+        await asyncio.gather(*(link.take_leave() for link in links))
 
 
 def _require_reachable(settings: WorkerSection) -> None:
@@ -88,11 +92,6 @@ def _worker_id(config: Config, role: Role) -> WorkerId:
     """Two workers on port 0 must not share a name, even if theirs then changes with every start."""
     address = config.worker.advertise or config.worker.address
     return WorkerId(config.worker.id or f"{role}-{secrets.token_hex(4) if address.endswith(':0') else address}")
-
-
-def _start_links(config: Config, worker: Worker, server: Server) -> Sequence[asyncio.Task[None]]:
-    own_address = config.worker.advertise or server.address
-    return [asyncio.create_task(GatewayLink(gateway, worker, own_address).run()) for gateway in config.worker.gateways]
 
 
 def _shared_services(worker: Worker) -> list[Service]:

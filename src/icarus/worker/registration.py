@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import grpc
 import grpc.aio
@@ -23,6 +24,7 @@ from icarus.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
+_LEAVE_SECONDS = 2.0
 _MAX_PENDING = 100_000
 """Changes kept for a gateway that does not answer; past that it gets a snapshot."""
 
@@ -57,6 +59,13 @@ class GatewayLink:
                 except* grpc.aio.AioRpcError as errors:
                     self._lost(errors.exceptions[0])
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    async def take_leave(self) -> None:
+        """Has the gateway forget this worker now rather than miss its heartbeats. To be called once `run` has ended."""
+        async with open_channel(self._gateway_address) as channel:
+            registry = pb_grpc.RegistryServiceStub(channel)
+            with suppress(grpc.aio.AioRpcError):  # it is gone, or never had this worker
+                await registry.Deregister(pb.DeregisterRequest(**self._names), timeout=_LEAVE_SECONDS)
 
     async def _serve(self, registry: pb_grpc.RegistryServiceStub) -> None:
         answer = await registry.Register(self._introduction())

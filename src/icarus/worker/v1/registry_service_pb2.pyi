@@ -82,6 +82,18 @@ class HeartbeatResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class DeregisterRequest(_message.Message):
+    __slots__ = ("worker_id", "instance_id")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    instance_id: str
+    def __init__(self, worker_id: _Optional[str] = ..., instance_id: _Optional[str] = ...) -> None: ...
+
+class DeregisterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ReportBlocksRequest(_message.Message):
     __slots__ = ("worker_id", "instance_id", "first_sequence", "changes", "snapshot")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]

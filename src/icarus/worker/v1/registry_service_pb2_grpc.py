@@ -50,6 +50,11 @@ class RegistryServiceStub:
                 request_serializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.ReportBlocksRequest.SerializeToString,
                 response_deserializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.ReportBlocksResponse.FromString,
                 _registered_method=True)
+        self.Deregister = channel.unary_unary(
+                '/icarus.worker.v1.RegistryService/Deregister',
+                request_serializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.DeregisterRequest.SerializeToString,
+                response_deserializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.DeregisterResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -78,6 +83,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Deregister(self, request, context):
+        """Takes leave, with no turn left: the gateway forgets the worker now. NOT_FOUND: it did not have it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ReportBlocks,
                     request_deserializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.ReportBlocksRequest.FromString,
                     response_serializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.ReportBlocksResponse.SerializeToString,
+            ),
+            'Deregister': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deregister,
+                    request_deserializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.DeregisterRequest.FromString,
+                    response_serializer=icarus_dot_worker_dot_v1_dot_registry__service__pb2.DeregisterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +196,33 @@ class RegistryService:
             '/icarus.worker.v1.RegistryService/ReportBlocks',
             icarus_dot_worker_dot_v1_dot_registry__service__pb2.ReportBlocksRequest.SerializeToString,
             icarus_dot_worker_dot_v1_dot_registry__service__pb2.ReportBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deregister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/icarus.worker.v1.RegistryService/Deregister',
+            icarus_dot_worker_dot_v1_dot_registry__service__pb2.DeregisterRequest.SerializeToString,
+            icarus_dot_worker_dot_v1_dot_registry__service__pb2.DeregisterResponse.FromString,
             options,
             channel_credentials,
             insecure,
