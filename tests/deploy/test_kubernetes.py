@@ -71,7 +71,7 @@ def test_services_lead_to_pods():
 
 
 def test_pods_are_scraped_under_the_jobs_that_rules_and_dashboards_know():
-    """What the relabelling of prometheus.yml makes of each pod's labels."""
+    """What the relabelling of prometheus.yml makes of each pod's labels. Debian's promtool knows no Kubernetes."""
     (scraped,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
     jobs = {}
     for name, spec in WORKLOADS.items():

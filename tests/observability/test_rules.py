@@ -42,7 +42,6 @@ def promtool(*arguments: object) -> None:
 
 def test_promtool_accepts_configuration_and_rules():
     promtool("check", "config", PROMETHEUS / "prometheus.yml")
-    promtool("check", "config", ROOT / "deploy" / "kubernetes" / "prometheus.yml")
 
 
 def test_alerts_fire_when_they_should():
