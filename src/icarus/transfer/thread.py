@@ -19,9 +19,6 @@ from icarus.transfer.transport import ReadState, TransferError, Transport
 
 logger = logging.getLogger(__name__)
 
-_EAGER_SECONDS = 300e-6
-"""So long after a post there is no pause between polls: most reads of few blocks are done by then, and waking a thread
-takes as long as such a read."""
 _SHORTEST_PAUSE = 50e-6
 _LONGEST_PAUSE = 2e-3
 _LONGEST_PAUSE_OVERDUE = 20e-3
@@ -178,10 +175,8 @@ class TransferThread:
             pause = _SHORTEST_PAUSE if command or settled else min(pause * 2, self._longest_pause())
 
     def _next_command(self, timeout: float | None) -> _Command | None:
-        """Waits for one: until there is one where `timeout` is None; not at all soon after a post."""
-        eager = bool(self._posted) and time.monotonic() - self._posted[-1].since < _EAGER_SECONDS
         try:
-            return self._commands.get_nowait() if eager else self._commands.get(timeout=timeout)
+            return self._commands.get(timeout=timeout)
         except queue.Empty:
             return None
 
