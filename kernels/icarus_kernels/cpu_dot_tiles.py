@@ -9,13 +9,12 @@ from numba import types
 from numba.core import cgutils
 
 from icarus_kernels.cpu_kernel import compiled
+from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, splat_value
 
 ROWS, COLUMNS = 6, 64
 """Of a tile of a product: 24 vectors of sums, a line of the right side and a pair of the left fill the registers."""
 
-_LANES = 16
-_SUMS = ir.VectorType(ir.FloatType(), _LANES)
-_PAIRS = ir.VectorType(ir.IntType(32), _LANES)
+_SUMS = ir.VectorType(ir.FloatType(), WIDTH)
 
 
 class _BFloatType(ir.HalfType):
@@ -28,12 +27,13 @@ class _BFloatType(ir.HalfType):
 
 
 _BFloatType._create_instance()
-_NUMBERS = ir.VectorType(_BFloatType(), 2 * _LANES)
+_NUMBERS = ir.VectorType(_BFloatType(), 2 * WIDTH)
 
 
 @cache
 def has_dot_tiles() -> bool:
-    """Whether this processor has the instruction. With AMX torch's own products are faster, so then it is not used."""
+    """Whether this processor has the instruction. Not used with AMX, which torch's own products have: the two have not
+    been compared there."""
     features: Any = llvmlite.binding.get_host_cpu_features()
     return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
 
@@ -77,7 +77,7 @@ def multiply_tile(
             lanes = [builder.load(_vector_at(builder, right_pairs, line, column), align=4) for column in _columns()]
             for row in range(ROWS):
                 place = builder.gep(left_pairs, [builder.add(builder.mul(left_step, _index(row)), loop.index)])
-                pair = _splat(builder, builder.load(place, align=4))
+                pair = splat_value(builder, builder.load(place, align=4))
                 for total, lane in zip(sums[row], lanes, strict=True):
                     builder.store(_dot(builder, builder.load(total), pair, lane), total)
         for row, held in zip(places, sums, strict=True):
@@ -96,8 +96,8 @@ def store_rounded(typingctx: Any, pointer: Any, index: Any, lanes: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, index, lanes = arguments
-        narrow = builder.fptrunc(lanes, ir.VectorType(_BFloatType(), _LANES))
-        words = ir.VectorType(ir.IntType(16), _LANES)
+        narrow = builder.fptrunc(lanes, ir.VectorType(_BFloatType(), WIDTH))
+        words = ir.VectorType(ir.IntType(16), WIDTH)
         builder.store(builder.bitcast(narrow, words), _vector_at(builder, pointer, index, 0), align=2)
         return context.get_dummy_value()
 
@@ -105,7 +105,7 @@ def store_rounded(typingctx: Any, pointer: Any, index: Any, lanes: Any) -> Any:
 
 
 def _columns() -> range:
-    return range(0, COLUMNS, _LANES)
+    return range(0, COLUMNS, WIDTH)
 
 
 def _index(value: int) -> Any:
@@ -113,13 +113,8 @@ def _index(value: int) -> Any:
 
 
 def _vector_at(builder: Any, pointer: Any, start: Any, offset: int) -> Any:
-    first = builder.gep(pointer, [builder.add(start, _index(offset))])
-    return builder.bitcast(first, ir.VectorType(first.type.pointee, _LANES).as_pointer())
-
-
-def _splat(builder: Any, pair: Any) -> Any:
-    first = builder.insert_element(ir.Constant(_PAIRS, ir.Undefined), pair, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, ir.Constant(_PAIRS, ir.Undefined), ir.Constant(_PAIRS, None))
+    place, _ = lane_pointer(builder, pointer, builder.add(start, _index(offset)))
+    return place
 
 
 def _dot(builder: Any, total: Any, left: Any, right: Any) -> Any:

@@ -33,13 +33,14 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, fe_type, _VECTOR)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(_INTEGERS, None)
-    return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), zeros)
+def splat_value(builder: Any, value: Any) -> Any:
+    """LLVM code for sixteen times a number of any type."""
+    nothing = ir.Constant(ir.VectorType(value.type, WIDTH), ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_INTEGERS, None))
 
 
-def _lane_pointer(builder: Any, pointer: Any, index: Any, width: int = WIDTH) -> Any:
+def lane_pointer(builder: Any, pointer: Any, index: Any, width: int = WIDTH) -> Any:
     """Of sixteen stored numbers from `pointer[index]` on, aligned as one of them."""
     start = builder.gep(pointer, [index])
     return builder.bitcast(start, ir.VectorType(start.type.pointee, width).as_pointer()), _alignment(start)
@@ -54,7 +55,7 @@ def load(typingctx: Any, pointer: Any, index: Any) -> Any:
     """Sixteen numbers from `pointer[index]` on, widened."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place, align = _lane_pointer(builder, *arguments)
+        place, align = lane_pointer(builder, *arguments)
         return widen_values(builder, builder.load(place, align=align), pointer.dtype, WIDTH)
 
     return _LANES(pointer, types.int64), generate
@@ -65,7 +66,7 @@ def store(typingctx: Any, pointer: Any, index: Any, lanes: Any) -> Any:
     """Writes sixteen numbers from `pointer[index]` on, narrowed."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place, align = _lane_pointer(builder, *arguments[:2])
+        place, align = lane_pointer(builder, *arguments[:2])
         builder.store(narrow_values(builder, arguments[2], pointer.dtype, WIDTH), place, align=align)
         return context.get_dummy_value()
 
@@ -77,7 +78,7 @@ def splat(typingctx: Any, value: Any) -> Any:
     """The float32 in every lane."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _splat(builder, arguments[0])
+        return splat_value(builder, arguments[0])
 
     return _LANES(types.float32), generate
 
@@ -136,7 +137,7 @@ def store_totals(typingctx: Any, pointer: Any, index: Any, a: Any, b: Any, c: An
         for run in (2, 1):
             turned = builder.shuffle_vector(sums, sums, _mask([lane ^ run for lane in range(WIDTH)]))
             sums = builder.fadd(sums, turned)
-        place, align = _lane_pointer(builder, *arguments[:2], width=4)
+        place, align = lane_pointer(builder, *arguments[:2], width=4)
         builder.store(builder.shuffle_vector(sums, sums, _mask([0, 4, 8, 12])), place, align=align)
         return context.get_dummy_value()
 

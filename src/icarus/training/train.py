@@ -270,5 +270,5 @@ class Run:
         if self._accelerator.is_main_process:
             done = self._folder.cut_log(num_done)
             self._losses = [line["loss"] for line in done]
-            self._validation_loss = next((line["validation_loss"] for line in done[-1:]), None)
+            self._validation_loss = done[-1]["validation_loss"] if done else None
         return num_done
