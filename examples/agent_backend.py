@@ -14,6 +14,7 @@ import json
 import sys
 
 from icarus.client import AsyncClient, AsyncSession, TurnResult
+from icarus.errors import IcarusError
 
 EVENT_LOG = {"vents_opened": 11, "between": "02:00 and 05:00", "cause": "humidity"}
 
@@ -52,7 +53,10 @@ async def main() -> None:
     parser.add_argument("--gateway", default="127.0.0.1:7080")
     args = parser.parse_args()
     async with AsyncClient(args.gateway, tenant="greenhouse", timeout=120) as client:
-        await answer(client, args.question)
+        try:
+            await answer(client, args.question)
+        except IcarusError as error:
+            sys.exit(f"{args.gateway}: {error}")
 
 
 if __name__ == "__main__":
