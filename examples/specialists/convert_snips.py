@@ -10,9 +10,8 @@ INSTRUCTION = "Write the tool call as JSON."
 
 
 def convert(line: dict[str, Any]) -> Example:
-    """A slot with one value becomes text, with several a list. Keys are in order, so that there is one right text."""
-    slots = sorted(line["slots"].items())
-    arguments = {name: values[0] if len(values) == 1 else values for name, values in slots}
+    """A slot with one value becomes text, with several a list. Arguments come as the text names them, read once."""
+    arguments = {name: values[0] if len(values) == 1 else values for name, values in line["slots"].items()}
     call = {"name": line["intent"], "arguments": arguments}
     return chat(line["text"], INSTRUCTION, json.dumps(call, ensure_ascii=False))
 

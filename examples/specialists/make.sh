@@ -26,7 +26,7 @@ train() { # TASK MODE RANK RATE STEPS
     [ -f "$out/adapter_model.safetensors" ] && return
     [ -f "$out/train.json" ] && resume=--resume || resume=
     icarus train --data "$build/data/$1/train.jsonl" --validation "$build/data/$1/validation.jsonl" --out "$out" \
-        --mode "$2" --rank "$3" --learning-rate "$4" --steps "$5" --save-every 50 --data-note "$(note "$1")" $resume
+        --mode "$2" --rank "$3" --learning-rate "$4" --accumulation 2 --steps "$5" --save-every 50 --data-note "$(note "$1")" $resume
 }
 
 limit() { # TASK: of its test set
@@ -58,9 +58,9 @@ specialist() { # TASK METRIC MAX_TOKENS STEPS
 
 for name in ${*:-tools banking intents maths}; do
     case $name in
-    tools) convert tools convert_snips.py snips; specialist tools json 96 200 ;;
-    banking) convert banking convert_banking77.py banking77; specialist banking label 12 150 ;;
-    intents) convert intents convert_clinc150.py clinc150; specialist intents label 10 120 ;;
+    tools) convert tools convert_snips.py snips; specialist tools json 96 500 ;;
+    banking) convert banking convert_banking77.py banking77; specialist banking label 12 300 ;;
+    intents) convert intents convert_clinc150.py clinc150/data_full.json; specialist intents label 10 240 ;;
     maths) convert maths convert_gsm8k.py gsm8k; specialist maths number 256 100 ;;
     *) echo "$0: no task $name; there are tools, banking, intents and maths" >&2; exit 2 ;;
     esac

@@ -103,8 +103,14 @@ def test_a_step_is_split_without_loss_and_by_length():
     assert batch.positions.tolist() == [[8], [0]] and batch.labels.tolist() == [[9], [1]]
 
 
-def test_the_rate_rises_and_falls():
-    rates = [learning_rate(step, 100, 2.0, 0.03) for step in range(100)]
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_rate_rises_and_falls(schedule):
+    rates = [learning_rate(step, 100, 2.0, 0.03, schedule) for step in range(100)]
     assert rates[:3] == pytest.approx([2 / 3, 4 / 3, 2.0]) and rates[3] == 2.0
-    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.01
-    assert learning_rate(0, 10, 1.0, 0.0) == 1.0
+    assert rates[3:] == sorted(rates[3:], reverse=True) and 0 < rates[-1] < 0.03
+    assert learning_rate(0, 10, 1.0, 0.0, schedule) == 1.0
+
+
+def test_a_constant_rate_stays():
+    rates = [learning_rate(step, 100, 2.0, 0.03, "constant") for step in range(100)]
+    assert rates[:3] == pytest.approx([2 / 3, 4 / 3, 2.0]) and set(rates[3:]) == {2.0}

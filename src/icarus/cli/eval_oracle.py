@@ -55,11 +55,11 @@ def _load(args: argparse.Namespace, note: Callable[[str], None]) -> tuple[Path, 
     """The base's folder, the model, and the adapter's mode; None for the base alone."""
     disable_progress_bar()
     folder = resolve_model(args.model, note)
-    dtype = read_config(args).model.dtype
+    config = read_config(args).model
     if not args.adapter:
-        return folder, load_base(folder, dtype, 0).eval(), None
+        return folder, load_base(folder, config.dtype, 0).eval().to(config.device), None
     adapter = Path(args.adapter)
     if not adapter.is_dir():
         raise InvalidInputError(f"--adapter {adapter} is not a folder; give one that icarus train wrote")
     mode = resolve_mode(adapter.name, None, read_metadata(adapter), base_digest(folder))
-    return folder, load_oracle(folder, adapter, dtype), mode
+    return folder, load_oracle(folder, adapter, config.dtype).to(config.device), mode

@@ -29,16 +29,17 @@ class Oracle:
     def __init__(self, model: Any, mode: AdapterMode | None, end_ids: Sequence[int]):
         self._model = model
         self._mode = mode
-        self._end_ids = torch.tensor(list(end_ids))
+        self._device = next(model.parameters()).device
+        self._end_ids = torch.tensor(list(end_ids), device=self._device)
         self._causal = causal_of(model)
         self._backbone = backbone_of(model)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
         """The greedy answer of each prompt, up to and with its end token, or `max_tokens` long."""
-        ids, real = _pad_left(prompts)
+        ids, real = (tensor.to(self._device) for tensor in _pad_left(prompts))
         cache, answers = DynamicCache(), []
-        done = torch.zeros(len(prompts), dtype=torch.bool)
+        done = torch.zeros(len(prompts), dtype=torch.bool, device=self._device)
         new_ids = ids
         for _ in range(max_tokens):
             token_ids = self._next(new_ids, real, cache)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from icarus.errors import InvalidInputError
+from icarus.training.schedule import SCHEDULES
 from icarus.types import AdapterMode
 
 MODES = {"icarus": AdapterMode.SHARED, "conventional": AdapterMode.PRIVATE}
@@ -14,7 +15,7 @@ DEFAULT_TARGETS = {
     AdapterMode.PRIVATE: ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
 DTYPES = ("bfloat16", "float32")
-_WRITES_KV = {"k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "kv_proj"}
+_WRITES_KV = {"k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "W_pack", "kv_proj", "kv_b_proj"}
 _NOT_SERVED = {"embed_tokens", "lm_head", "wte"}
 
 
@@ -37,8 +38,9 @@ class TrainSettings:
     alpha: float = _setting(0.0, "LoRA alpha; 0 takes twice the rank")
     dropout: float = _setting(0.0, "dropout in front of the LoRA weights")
     targets: tuple[str, ...] = _setting((), "a projection to adapt; none: q, o, gate, up, down, conventional also k, v")
-    learning_rate: float = _setting(1e-3, "the highest rate; it falls to 0 on a cosine")
+    learning_rate: float = _setting(1e-3, "the highest rate")
     warmup: float = _setting(0.03, "share of the steps in which the rate rises to that")
+    schedule: str = _setting("cosine", "how the rate falls to 0 after that, or does not", choices=[*SCHEDULES])
     weight_decay: float = _setting(0.01, "AdamW's weight decay")
     max_grad_norm: float = _setting(1.0, "gradients are scaled down to this norm")
     batch_size: int = _setting(8, "examples in one pass of one process")
@@ -57,6 +59,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, [*MODES])
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("schedule", self.schedule, SCHEDULES)
         for name in ("rank", "batch_size", "accumulation", "max_length", "save_every"):
             if getattr(self, name) < 1:
                 raise _out_of_range(name, getattr(self, name), "at least 1")

@@ -204,7 +204,8 @@ class Run:
         started = time.perf_counter()
         examples = [self._examples[index] for index in self._order.step(step)]
         answer_tokens = sum(len(example.answer_ids) for example in examples)
-        rate = learning_rate(step, self.num_steps, self._settings.learning_rate, self._settings.warmup)
+        settings = self._settings
+        rate = learning_rate(step, self.num_steps, settings.learning_rate, settings.warmup, settings.schedule)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss = self._accumulate(examples, answer_tokens)
