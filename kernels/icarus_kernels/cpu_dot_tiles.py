@@ -1,5 +1,6 @@
 """Matrix products of bfloat16 for the CPU's kernels, by the instruction that multiplies pairs of them (AVX512_BF16)."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -9,12 +10,15 @@ from numba import types
 from numba.core import cgutils
 
 from icarus_kernels.cpu_kernel import compiled
-from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, splat_value
+from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, prefetch_line, splat_value
 
 ROWS, COLUMNS = 6, 64
 """Of a tile of a product: 24 vectors of sums, a line of the right side and a pair of the left fill the registers."""
+FETCHES = 4
+"""Cache lines that are asked for beside the products of a pair."""
 
 _SUMS = ir.VectorType(ir.FloatType(), WIDTH)
+_PAIRS = ir.VectorType(ir.IntType(32), WIDTH)
 
 
 class _BFloatType(ir.HalfType):
@@ -59,35 +63,144 @@ def multiply_tile(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        product, to, stride, left, at, left_stride, right, num_pairs, adds = arguments
-        lines = [builder.add(to, builder.mul(stride, _index(row))) for row in range(ROWS)]
-        places = [[_vector_at(builder, product, line, column) for column in _columns()] for line in lines]
-        sums = [[cgutils.alloca_once(builder, _SUMS) for _ in _columns()] for _ in range(ROWS)]
-        with builder.if_else(builder.trunc(adds, ir.IntType(1))) as (adding, fresh):
-            for branch, first in ((adding, lambda place: builder.load(place, align=4)), (fresh, lambda _: _SUMS(None))):
-                with branch:
-                    for row, held in zip(places, sums, strict=True):
-                        for place, total in zip(row, held, strict=True):
-                            builder.store(first(place), total)
-        left_pairs = builder.bitcast(builder.gep(left, [at]), ir.IntType(32).as_pointer())
-        left_step = builder.lshr(left_stride, _index(1))
-        right_pairs = builder.bitcast(right, ir.IntType(32).as_pointer())
-        with cgutils.for_range(builder, num_pairs) as loop:
-            line = builder.mul(loop.index, _index(COLUMNS))
-            lanes = [builder.load(_vector_at(builder, right_pairs, line, column), align=4) for column in _columns()]
-            for row in range(ROWS):
-                place = builder.gep(left_pairs, [builder.add(builder.mul(left_step, _index(row)), loop.index)])
-                pair = splat_value(builder, builder.load(place, align=4))
-                for total, lane in zip(sums[row], lanes, strict=True):
-                    builder.store(_dot(builder, builder.load(total), pair, lane), total)
-        for row, held in zip(places, sums, strict=True):
-            for place, total in zip(row, held, strict=True):
-                builder.store(builder.load(total), place, align=4)
+        _multiply(builder, arguments, lambda pair: None)
         return context.get_dummy_value()
 
-    int64, bfloats = types.int64, types.CPointer(types.uint16)
-    product_kind = types.CPointer(types.float32)
-    return types.void(product_kind, int64, int64, bfloats, int64, int64, bfloats, int64, int64), generate
+    return types.void(*_FACTORS), generate
+
+
+@compiled
+def multiply_tile_and_fetch(
+    typingctx: Any,
+    product: Any,
+    to: Any,
+    stride: Any,
+    left: Any,
+    at: Any,
+    left_stride: Any,
+    right: Any,
+    num_pairs: Any,
+    adds: Any,
+    source: Any,
+    soon: Any,
+    first: Any,
+) -> Any:
+    """As `multiply_tile`. On the way it asks for the cache lines of what is read soon, so that memory and arithmetic
+    work at the same time: numbers soon[first + i] of `source`, for i below FETCHES num_pairs."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *factors, source, soon, first = arguments
+
+        def fetch(pair: Any) -> None:
+            start = builder.add(first, builder.mul(pair, _index(FETCHES)))
+            for i in range(FETCHES):
+                number = builder.load(builder.gep(soon, [builder.add(start, _index(i))]))
+                prefetch_line(builder, builder.gep(source, [number]))
+
+        _multiply(builder, factors, fetch)
+        return context.get_dummy_value()
+
+    return types.void(*_FACTORS, _BFLOATS, types.CPointer(types.int64), types.int64), generate
+
+
+_BFLOATS = types.CPointer(types.uint16)
+_FACTORS = (
+    *(types.CPointer(types.float32), types.int64, types.int64),
+    *(_BFLOATS, types.int64, types.int64),
+    *(_BFLOATS, types.int64, types.int64),
+)
+
+
+def _multiply(builder: Any, arguments: Any, fetch: Callable[[Any], None]) -> None:
+    product, to, stride, left, at, left_stride, right, num_pairs, adds = arguments
+    lines = [builder.add(to, builder.mul(stride, _index(row))) for row in range(ROWS)]
+    places = [[_vector_at(builder, product, line, column) for column in _columns()] for line in lines]
+    sums = [[cgutils.alloca_once(builder, _SUMS) for _ in _columns()] for _ in range(ROWS)]
+    with builder.if_else(builder.trunc(adds, ir.IntType(1))) as (adding, fresh):
+        for branch, first in ((adding, lambda place: builder.load(place, align=4)), (fresh, lambda _: _SUMS(None))):
+            with branch:
+                for row, held in zip(places, sums, strict=True):
+                    for place, total in zip(row, held, strict=True):
+                        builder.store(first(place), total)
+    left_pairs = builder.bitcast(builder.gep(left, [at]), ir.IntType(32).as_pointer())
+    left_step = builder.lshr(left_stride, _index(1))
+    right_pairs = builder.bitcast(right, ir.IntType(32).as_pointer())
+    with cgutils.for_range(builder, num_pairs) as loop:
+        fetch(loop.index)
+        line = builder.mul(loop.index, _index(COLUMNS))
+        lanes = [builder.load(_vector_at(builder, right_pairs, line, column), align=4) for column in _columns()]
+        for row in range(ROWS):
+            place = builder.gep(left_pairs, [builder.add(builder.mul(left_step, _index(row)), loop.index)])
+            pair = splat_value(builder, builder.load(place, align=4))
+            for total, lane in zip(sums[row], lanes, strict=True):
+                builder.store(_dot(builder, builder.load(total), pair, lane), total)
+    for row, held in zip(places, sums, strict=True):
+        for place, total in zip(row, held, strict=True):
+            builder.store(builder.load(total), place, align=4)
+
+
+@compiled
+def transpose_pairs(typingctx: Any, packed: Any, to: Any, source: Any, lines: Any, first: Any, offset: Any) -> Any:
+    """Of sixteen lines the same sixteen pairs of numbers: packed[pair, line, 2], a pair every COLUMNS pairs.
+
+    packed      pointer to bfloat16, from number `to` on
+    source      pointer to bfloat16; line i begins at number `lines[first + i] + offset`
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        packed, to, source, lines, first, offset = arguments
+        rows = []
+        for i in range(WIDTH):
+            start = builder.load(builder.gep(lines, [builder.add(first, _index(i))]))
+            place = builder.gep(source, [builder.add(start, offset)])
+            rows.append(builder.load(builder.bitcast(place, _PAIRS.as_pointer()), align=2))
+        for run in (1, 2, 4, 8):
+            _swap_corners(builder, rows, run)
+        target = builder.bitcast(builder.gep(packed, [to]), ir.IntType(32).as_pointer())
+        for pair, row in enumerate(rows):
+            builder.store(row, _vector_at(builder, target, _index(0), pair * COLUMNS), align=4)
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(_BFLOATS, int64, _BFLOATS, types.CPointer(int64), int64, int64), generate
+
+
+def _swap_corners(builder: Any, rows: list[Any], run: int) -> None:
+    """A step of a matrix's transposition: within each square of 2 `run` the upper right changes places with the lower
+    left."""
+    lanes = range(WIDTH)
+    upper = _shuffle_mask([WIDTH + (lane ^ run) if lane & run else lane for lane in lanes])
+    lower = _shuffle_mask([WIDTH + lane if lane & run else lane ^ run for lane in lanes])
+    for i in (row for row in lanes if not row & run):
+        a, b = rows[i], rows[i | run]
+        rows[i], rows[i | run] = builder.shuffle_vector(a, b, upper), builder.shuffle_vector(a, b, lower)
+
+
+@compiled
+def interleave(typingctx: Any, packed: Any, to: Any, source: Any, first: Any, second: Any) -> Any:
+    """packed, from number `to` on: [COLUMNS, 2], `source` from number `first` on beside `source` from `second` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        packed, to, source, first, second = arguments
+        words = ir.VectorType(ir.IntType(16), 2 * WIDTH)
+
+        def part(pointer: Any, at: Any, offset: int) -> Any:
+            return builder.bitcast(builder.gep(pointer, [builder.add(at, _index(offset))]), words.as_pointer())
+
+        for column in range(0, COLUMNS, 2 * WIDTH):
+            a, b = (builder.load(part(source, at, column), align=2) for at in (first, second))
+            for half in range(2):
+                lanes = range(half * WIDTH, (half + 1) * WIDTH)
+                mask = _shuffle_mask([at for lane in lanes for at in (lane, 2 * WIDTH + lane)])
+                place = part(packed, to, 2 * (column + half * WIDTH))
+                builder.store(builder.shuffle_vector(a, b, mask), place, align=2)
+        return context.get_dummy_value()
+
+    return types.void(_BFLOATS, types.int64, _BFLOATS, types.int64, types.int64), generate
+
+
+def _shuffle_mask(lanes: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 @compiled
@@ -101,7 +214,7 @@ def store_rounded(typingctx: Any, pointer: Any, index: Any, lanes: Any) -> Any:
         builder.store(builder.bitcast(narrow, words), _vector_at(builder, pointer, index, 0), align=2)
         return context.get_dummy_value()
 
-    return types.void(types.CPointer(types.uint16), types.int64, lanes), generate
+    return types.void(_BFLOATS, types.int64, lanes), generate
 
 
 def _columns() -> range:

@@ -45,7 +45,8 @@ _num_threads = types.ExternalFunction("icarus_omp_get_num_threads", types.int32(
 
 @cache
 def _digest_of_helpers() -> str:
-    sources = [Path(__file__).with_name(name) for name in ("cpu_kernel.py", "cpu_lanes.py", "cpu_dot_tiles.py")]
+    names = ("cpu_kernel", "cpu_lanes", "cpu_dot_tiles", "kv_tiles", "online_softmax", "attention_slots")
+    sources = [Path(__file__).with_name(f"{name}.py") for name in names]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 

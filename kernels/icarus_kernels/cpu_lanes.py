@@ -50,6 +50,15 @@ def _alignment(pointer: Any) -> int:
     return 4 if isinstance(pointer.type.pointee, ir.FloatType) else 2
 
 
+def prefetch_line(builder: Any, pointer: Any) -> None:
+    """LLVM code that asks for the cache line at a pointer."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    # For a read, into the second-level cache, of data.
+    builder.call(function, [builder.bitcast(pointer, byte), *(ir.Constant(number, value) for value in (0, 2, 1))])
+
+
 @compiled
 def load(typingctx: Any, pointer: Any, index: Any) -> Any:
     """Sixteen numbers from `pointer[index]` on, widened."""

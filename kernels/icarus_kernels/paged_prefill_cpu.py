@@ -4,29 +4,19 @@ K and V are laid out once for all queries, as `multiply_tile` wants them; then e
 walks over the keys that they see, as in FlashAttention (https://arxiv.org/abs/2205.14135).
 """
 
-import math
-
-import numpy as np
 import torch
-from numba import float32, int32, uint16
+from numba import float32, int32, int64, uint16
 from torch import Tensor
 
 from icarus_kernels.attention_rows import AttentionRows
-from icarus_kernels.cpu_dot_tiles import COLUMNS, ROWS, has_dot_tiles, multiply_tile, store_rounded
+from icarus_kernels.cpu_dot_tiles import COLUMNS, ROWS, has_dot_tiles, multiply_tile
 from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, inner, my_share, thread_number, total_threads
-from icarus_kernels.cpu_lanes import WIDTH, exp2, fma, larger, largest, load, splat, store, total
+from icarus_kernels.cpu_lanes import WIDTH, load, splat, store, total
+from icarus_kernels.kv_tiles import KEYS, find_lines, pack_keys, pack_values
+from icarus_kernels.online_softmax import LOWEST, begin_rows, weigh
 
-_KEYS = COLUMNS
-"""Keys that are scored at once."""
 _QUERIES = 8 * ROWS
 """Queries of a tile at least, heads of a group side by side; as many as fit."""
-_LOWEST, _ZERO, _LOG2_E = np.float32(-1e30), np.float32(0), math.log2(math.e)
-
-
-def takes_chunks(query: Tensor, pages: Tensor) -> bool:
-    """Whether `paged_prefill_cpu` is for these tensors on this processor."""
-    whole_lines = query.shape[2] % COLUMNS == 0 and pages.stride(4) == 1 and query.stride(2) == 1
-    return whole_lines and query.dtype == torch.bfloat16 and has_dot_tiles()
 
 
 def paged_prefill_cpu(
@@ -60,12 +50,12 @@ def _attend_sequence(
     group = heads // kv_heads
     entries = max(1, _QUERIES // group)
     queries = -(-entries * group // ROWS) * ROWS
-    num_blocks = -(-(end_key - first_key) // _KEYS)
+    num_blocks = -(-(end_key - first_key) // KEYS)
     num_threads = torch.get_num_threads()
-    packed = torch.empty(2, kv_heads, num_blocks, _KEYS * head_dim, dtype=torch.bfloat16)
+    packed = torch.empty(2, kv_heads, num_blocks, KEYS * head_dim, dtype=torch.bfloat16)
     # Of a thread: for each query its weighted sums of values, its scores, its sums of weights and its largest score in
     # float32; then itself and its weights in bfloat16.
-    thread_size = queries * (head_dim + _KEYS + WIDTH + 1) + queries * (head_dim + _KEYS) // 2
+    thread_size = queries * (head_dim + KEYS + WIDTH + 1) + queries * (head_dim + KEYS) // 2
     workspace = torch.empty(num_threads, -(-thread_size // WIDTH) * WIDTH)
     arguments = (
         *(tensor.data_ptr() for tensor in (query, pages, output, packed, workspace)),
@@ -80,40 +70,20 @@ def _attend_sequence(
 
 
 def _pack(p):
-    """A thread's part of the keys, in blocks of `_KEYS`. What is behind the last key is 0.
-
-    Keys: [pairs of dimensions, keys of the block, 2]. Values: [dimensions / COLUMNS, pairs of keys, COLUMNS, 2].
-    """
+    """A thread's part of the keys, in tiles."""
     a = arguments_of(p)
     pages, packed, table = at_address(a[1], p), at_address(a[3], p), at_address(a[7], int32)
     first_key, end_key, kv_heads, head_dim, block_size = a[10], a[11], a[14], a[15], a[16]
     block_stride, kv_stride, token_stride, head_stride, num_blocks = a[19], a[20], a[21], a[22], a[24]
-    size = _KEYS * head_dim
+    lines = at_address(a[4] + 4 * thread_number() * a[25], int64)
+    size = KEYS * head_dim
     begin, end = my_share(kv_heads * num_blocks)
     for i in range(begin, end):
-        head, block = i // num_blocks, i % num_blocks
-        keys, values = i * size, (kv_heads * num_blocks + i) * size
-        for token in range(_KEYS):
-            key = first_key + block * _KEYS + token
-            if key < end_key:
-                at = table[key // block_size] * block_stride + key % block_size * token_stride + head * head_stride
-                for d in range(0, head_dim, 2):
-                    to = keys + (d // 2 * _KEYS + token) * 2
-                    packed[to], packed[to + 1] = pages[at + d], pages[at + d + 1]
-                for d in range(head_dim):
-                    packed[values + _value_at(token, d)] = pages[at + kv_stride + d]
-            else:
-                for d in range(0, head_dim, 2):
-                    to = keys + (d // 2 * _KEYS + token) * 2
-                    packed[to], packed[to + 1] = 0, 0
-                for d in range(head_dim):
-                    packed[values + _value_at(token, d)] = 0
-
-
-@inner
-def _value_at(token, d):
-    """Where in its block a value's dimension is."""
-    return d // COLUMNS * (_KEYS * COLUMNS) + (token // 2 * COLUMNS + d % COLUMNS) * 2 + token % 2
+        head, key = i // num_blocks, first_key + i % num_blocks * KEYS
+        find_lines(lines, table, key, min(KEYS, end_key - key), block_size, block_stride, token_stride)
+        pack_keys(packed, i * size, pages, lines, head * head_stride, head_dim)
+        values = (kv_heads * num_blocks + i) * size
+        pack_values(packed, values, pages, lines, head * head_stride + kv_stride, head_dim)
 
 
 def _attend(p):
@@ -122,12 +92,12 @@ def _attend(p):
     positions = at_address(a[6], int32)
     num_entries, entries, first_key, window = a[8], a[9], a[10], a[12]
     heads, kv_heads, head_dim, queries, num_blocks = a[13], a[14], a[15], a[23], a[24]
-    group, size = heads // kv_heads, _KEYS * head_dim
+    group, size = heads // kv_heads, KEYS * head_dim
     own = a[4] + 4 * thread_number() * a[25]
     sums = at_address(own, float32)
     scores = at_address(own + 4 * queries * head_dim, float32)
-    weight_sums = at_address(own + 4 * queries * (head_dim + _KEYS), float32)
-    best = at_address(own + 4 * queries * (head_dim + _KEYS + WIDTH), float32)
+    weight_sums = at_address(own + 4 * queries * (head_dim + KEYS), float32)
+    best = at_address(own + 4 * queries * (head_dim + KEYS + WIDTH), float32)
     q = at_address(own + _queries_at(queries, head_dim), uint16)
     weights = at_address(own + _queries_at(queries, head_dim) + 2 * queries * head_dim, uint16)
     packed = a[3]
@@ -139,24 +109,24 @@ def _attend(p):
         count = min(entries, num_entries - start)
         _begin_tile(a, p, start, count, head, q, weights, sums, weight_sums, best)
         low, high = positions[start], positions[start + count - 1]
-        begin = 0 if window == 0 else (max(low - window + 1, first_key) - first_key) // _KEYS
-        end = (high - first_key) // _KEYS + 1
+        begin = 0 if window == 0 else (max(low - window + 1, first_key) - first_key) // KEYS
+        end = (high - first_key) // KEYS + 1
         for block in range(begin, end):
             at = 2 * (head * num_blocks + block) * size
             keys = at_address(packed + at, uint16)
             values = packed + 2 * kv_heads * num_blocks * size + at
             for row in range(0, queries, ROWS):
-                multiply_tile(scores, row * _KEYS, _KEYS, q, row * head_dim, head_dim, keys, head_dim // 2, 0)
-            key = first_key + block * _KEYS
-            if key + _KEYS > low + 1 or (window > 0 and key <= high - window):
+                multiply_tile(scores, row * KEYS, KEYS, q, row * head_dim, head_dim, keys, head_dim // 2, 0)
+            key = first_key + block * KEYS
+            if key + KEYS > low + 1 or (window > 0 and key <= high - window):
                 _hide(scores, positions, start, count, group, key, window)
             for row in range(count * group):
-                _weigh(scores, row, weights, sums, weight_sums, best, head_dim)
+                weigh(scores, row, weights, sums, weight_sums, best, head_dim)
             for column in range(0, head_dim, COLUMNS):
-                panel = at_address(values + 2 * column * _KEYS, uint16)
+                panel = at_address(values + 2 * column * KEYS, uint16)
                 for row in range(0, queries, ROWS):
                     multiply_tile(
-                        sums, row * head_dim + column, head_dim, weights, row * _KEYS, _KEYS, panel, _KEYS // 2, 1
+                        sums, row * head_dim + column, head_dim, weights, row * KEYS, KEYS, panel, KEYS // 2, 1
                     )
         _end_tile(a, p, start, count, head, sums, weight_sums)
 
@@ -164,7 +134,7 @@ def _attend(p):
 @inner
 def _queries_at(queries, head_dim):
     """Where in a thread's workspace its queries begin, in bytes."""
-    return 4 * queries * (head_dim + _KEYS + WIDTH + 1)
+    return 4 * queries * (head_dim + KEYS + WIDTH + 1)
 
 
 @inner
@@ -180,13 +150,9 @@ def _begin_tile(a, p, start, count, head, q, weights, sums, weight_sums, best):
                 q[to + d] = query[at + d]
     for at in range(count * group * head_dim, queries * head_dim):
         q[at] = 0
-    for at in range(count * group * _KEYS, queries * _KEYS):
+    for at in range(count * group * KEYS, queries * KEYS):
         weights[at] = 0
-    for i in range(queries):
-        best[i] = _LOWEST
-        store(weight_sums, i * WIDTH, splat(_ZERO))
-    for at in range(queries * head_dim):
-        sums[at] = _ZERO
+    begin_rows(queries, sums, weight_sums, best, head_dim)
 
 
 @inner
@@ -194,37 +160,13 @@ def _hide(scores, positions, start, count, group, key, window):
     """Scores of keys that a row does not see."""
     for entry in range(count):
         position = positions[start + entry]
-        seen = min(max(position + 1 - key, 0), _KEYS)
-        first = min(max(position + 1 - window - key, 0), _KEYS) if window > 0 else 0
+        seen = min(max(position + 1 - key, 0), KEYS)
+        first = min(max(position + 1 - window - key, 0), KEYS) if window > 0 else 0
         for row in range(entry * group, (entry + 1) * group):
             for i in range(first):
-                scores[row * _KEYS + i] = _LOWEST
-            for i in range(seen, _KEYS):
-                scores[row * _KEYS + i] = _LOWEST
-
-
-@inner
-def _weigh(scores, row, weights, sums, weight_sums, best, head_dim):
-    """A row's scores become weights relative to the largest so far; what it has is scaled to the same."""
-    scale = splat(float32(_LOG2_E / math.sqrt(head_dim)))
-    at = row * _KEYS
-    high = load(scores, at)
-    for i in range(WIDTH, _KEYS, WIDTH):
-        high = larger(high, load(scores, at + i))
-    before = best[row]
-    now = max(before, largest(high * scale))
-    if now > before:
-        best[row] = now
-        shrink = splat(float32(math.exp2(before - now)))
-        store(weight_sums, row * WIDTH, load(weight_sums, row * WIDTH) * shrink)
-        for d in range(row * head_dim, (row + 1) * head_dim, WIDTH):
-            store(sums, d, load(sums, d) * shrink)
-    added, least = load(weight_sums, row * WIDTH), splat(-now)
-    for i in range(at, at + _KEYS, WIDTH):
-        weight = exp2(fma(load(scores, i), scale, least))
-        store_rounded(weights, i, weight)
-        added = added + weight
-    store(weight_sums, row * WIDTH, added)
+                scores[row * KEYS + i] = LOWEST
+            for i in range(seen, KEYS):
+                scores[row * KEYS + i] = LOWEST
 
 
 @inner

@@ -53,6 +53,29 @@ def test_half_precision(dtype):
     torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 128), (16, 64)])
+@pytest.mark.parametrize("window", [None, 1, 63, 64, 200])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_decode_in_bfloat16(group, head_dim, window, threads):
+    """Decode too: keys that end within a tile, at its end and in the next one; threads that share a sequence."""
+    torch.manual_seed(group)
+    kv_heads, lasts, before = 2, (0, 62, 63, 64, 300), torch.get_num_threads()
+    blocks, sequences, row = torch.randperm(60).tolist(), [], 0
+    for i, last in enumerate(lasts):
+        rows = [row, row + 1] if i % 2 else [row]
+        row += len(rows)
+        sequences.append(SequenceRows(rows, [last] * len(rows), [blocks.pop() for _ in range(last // 16 + 1)]))
+    rows = AttentionRows.build(sequences, 16)
+    pages = poisoned_pages(60, 16, kv_heads, head_dim, rows, window, torch.bfloat16)
+    query = torch.randn(row, kv_heads * group, head_dim).bfloat16()
+    torch.set_num_threads(threads)
+    try:
+        got = paged_attention(query, pages, rows, window)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(got, paged_attention_reference(query, pages, rows, window), atol=2e-2, rtol=2e-2)
+
+
 @pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (5, 64), (4, 128), (64, 64)])
 @pytest.mark.parametrize("window", [None, 1, 17, 64, 70])
 def test_chunks_in_bfloat16(group, head_dim, window):

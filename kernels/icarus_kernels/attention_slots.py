@@ -1,0 +1,136 @@
+"""What threads leave of a sequence whose keys they share out, and how that becomes one output.
+
+The keys of all sequences of decode make one line, and each thread takes an equal part of it. So a part may end within a
+sequence: what a thread has of such a one it leaves in a slot, and the slots are merged afterwards (as in FlashDecoding,
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html). A thread has two: for the sequence that its part begins within
+and for the one that it ends within.
+
+A slot, in float32: its header, which is the sequence (-1: none); for each query the largest score; for each the sum of
+its weights relative to that; for each the weighted sum of values. Queries are in the order [KV heads, rows, heads of
+the group]; there is room for two rows.
+"""
+
+import math
+
+import torch
+from numba import float32, int32
+from torch import Tensor
+
+from icarus_kernels.attention_rows import AttentionRows
+from icarus_kernels.cpu_kernel import (
+    CPUKernel,
+    arguments_of,
+    at_address,
+    inner,
+    thread_number,
+    threads_for,
+    total_threads,
+)
+from icarus_kernels.cpu_lanes import WIDTH, load, splat, store
+
+HEADER = 1
+
+
+def attend_in_shares(
+    attend: CPUKernel,
+    scratch_size: int,
+    query: Tensor,
+    pages: Tensor,
+    rows: AttentionRows,
+    window: int | None,
+    output: Tensor,
+) -> None:
+    """Runs `attend`, which has two slots and then `scratch_size` float32 for itself, over the sequences of decode."""
+    heads, head_dim = query.shape[1:]
+    _, _, block_size, kv_heads, _ = pages.shape
+    num_threads = threads_for(rows.num_decodes * rows.max_keys * kv_heads * head_dim)
+    most = 2 * heads
+    slot_size = -(-(HEADER + 2 * most) // WIDTH) * WIDTH + most * head_dim
+    thread_size = 2 * slot_size + -(-scratch_size // WIDTH) * WIDTH
+    workspace = torch.empty(num_threads * thread_size)
+    arguments = (
+        *(tensor.data_ptr() for tensor in (query, pages, output, workspace)),
+        *(tensor.data_ptr() for tensor in (rows.row_ids, rows.positions, rows.starts, rows.block_tables)),
+        *(rows.num_decodes, rows.block_tables.shape[1], window or 0),
+        *(heads, kv_heads, head_dim, block_size),
+        *(*query.stride()[:2], *pages.stride()[:4]),
+        *(slot_size, thread_size, num_threads),
+    )
+    attend(query.dtype, num_threads, *arguments)
+    if num_threads > 1:
+        _MERGE(query.dtype, 1, *arguments)
+
+
+@inner
+def my_part(positions, starts, num_decodes, window):
+    """The calling thread's keys [begin, end) of the line."""
+    length = 0
+    for s in range(num_decodes):
+        length += keys_seen(positions[starts[s]], window)
+    return length * thread_number() // total_threads(), length * (thread_number() + 1) // total_threads()
+
+
+@inner
+def sums_at(heads):
+    """Where in a slot the weighted sums begin: whole vectors lie in one cache line each."""
+    return (HEADER + 4 * heads + WIDTH - 1) // WIDTH * WIDTH
+
+
+@inner
+def keys_seen(position, window):
+    """How many keys a row sees."""
+    return min(position + 1, window) if window > 0 else position + 1
+
+
+@inner
+def finish(slot, output, row_ids, start, num_rows, heads, kv_heads, head_dim):
+    """The slot's weighted sums over its sums of weights, to the output."""
+    group = heads // kv_heads
+    for row in range(num_rows):
+        for head in range(heads):
+            i = (head // group * num_rows + row) * group + head % group
+            share = splat(float32(1.0) / slot[HEADER + 2 * heads + i])
+            for d in range(0, head_dim, WIDTH):
+                value = load(slot, sums_at(heads) + i * head_dim + d) * share
+                store(output, (row_ids[start + row] * heads + head) * head_dim + d, value)
+
+
+def _merge(p):
+    """Brings together the slots of a sequence whose keys went to several threads; one thread."""
+    a = arguments_of(p)
+    output, workspace = at_address(a[2], p), a[3]
+    row_ids, starts = at_address(a[4], int32), at_address(a[6], int32)
+    heads, kv_heads, head_dim, num_threads = a[11], a[12], a[13], a[23]
+    held = at_address(workspace, float32)
+    sequence = -1
+    for i in range(2 * num_threads):
+        # In the line's order: what a thread has of its first sequence, then what it has of its last.
+        slot = at_address(workspace + 4 * (i // 2 * a[22] + i % 2 * a[21]), float32)
+        s = int(slot[0])
+        if s < 0:
+            continue
+        if s == sequence:
+            _join(held, slot, (starts[s + 1] - starts[s]) * heads, heads, head_dim)
+            continue
+        if sequence >= 0:
+            num_rows = starts[sequence + 1] - starts[sequence]
+            finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
+        held, sequence = slot, s
+    if sequence >= 0:
+        num_rows = starts[sequence + 1] - starts[sequence]
+        finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
+
+
+@inner
+def _join(held, slot, n, heads, head_dim):
+    for i in range(n):
+        best = max(held[HEADER + i], slot[HEADER + i])
+        mine, other = math.exp(held[HEADER + i] - best), math.exp(slot[HEADER + i] - best)
+        held[HEADER + i] = best
+        weight_sum = HEADER + 2 * heads + i
+        held[weight_sum] = mine * held[weight_sum] + other * slot[weight_sum]
+        for d in range(sums_at(heads) + i * head_dim, sums_at(heads) + (i + 1) * head_dim):
+            held[d] = mine * held[d] + other * slot[d]
+
+
+_MERGE = CPUKernel(_merge)

@@ -1,0 +1,55 @@
+"""Tiles of keys and of values out of the pages, laid out as the right side of `multiply_tile`."""
+
+from typing import Any
+
+from icarus_kernels.cpu_dot_tiles import COLUMNS, interleave, transpose_pairs
+from icarus_kernels.cpu_kernel import inner
+from icarus_kernels.cpu_lanes import WIDTH
+
+KEYS = COLUMNS
+"""Of a tile."""
+_CACHE_LINE = 32
+"""bfloat16 of it."""
+
+
+@inner
+def find_lines(
+    lines: Any, table: Any, key: Any, count: Any, block_size: Any, block_stride: Any, token_stride: Any
+) -> None:
+    """lines [KEYS]: where in the pages the keys from `key` on begin. Those behind the first `count` are the last of
+    these once more: numbers that are safe to read, for weights that are 0."""
+    page, token = key // block_size, key % block_size
+    for i in range(count):
+        lines[i] = table[page] * block_stride + token * token_stride
+        token += 1
+        if token == block_size:
+            page, token = page + 1, 0
+    for i in range(count, KEYS):
+        lines[i] = lines[count - 1]
+
+
+@inner
+def list_cache_lines(soon: Any, lines: Any, offset: Any, head_dim: Any) -> None:
+    """soon [2 head_dim]: a number of each cache line of the tile, of the head at `offset`."""
+    at = 0
+    for key in range(KEYS):
+        for d in range(0, head_dim, _CACHE_LINE):
+            soon[at] = lines[key] + offset + d
+            at += 1
+
+
+@inner
+def pack_keys(packed: Any, to: Any, pages: Any, lines: Any, offset: Any, head_dim: Any) -> None:
+    """packed, from number `to` on: [pairs of dimensions, KEYS, 2], of the head at `offset`."""
+    for d in range(0, head_dim, 2 * WIDTH):
+        for key in range(0, KEYS, WIDTH):
+            transpose_pairs(packed, to + d * KEYS + 2 * key, pages, lines, key, offset + d)
+
+
+@inner
+def pack_values(packed: Any, to: Any, pages: Any, lines: Any, offset: Any, head_dim: Any) -> None:
+    """packed, from number `to` on: [dimensions / COLUMNS, pairs of keys, COLUMNS, 2], of the head at `offset`."""
+    for d in range(0, head_dim, COLUMNS):
+        for key in range(0, KEYS, 2):
+            at = offset + d
+            interleave(packed, to + d * KEYS + key * COLUMNS, pages, lines[key] + at, lines[key + 1] + at)
