@@ -20,8 +20,8 @@ class SequenceRows(NamedTuple):
 
     @property
     def is_decode(self) -> bool:
-        """Whether every row sees the same keys."""
-        return self.positions[0] == self.positions[-1]
+        """Whether it is one row, or the two of a paired token."""
+        return len(self.row_ids) <= 2 and self.positions[0] == self.positions[-1]
 
 
 @dataclass(frozen=True, eq=False)

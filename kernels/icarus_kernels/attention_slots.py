@@ -2,12 +2,12 @@
 
 The keys of all sequences of decode make one line, and each thread takes an equal part of it. So a part may end within a
 sequence: what a thread has of such a one it leaves in a slot, and the slots are merged afterwards (as in FlashDecoding,
-https://crfm.stanford.edu/2023/10/12/flashdecoding.html). A thread has two: for the sequence that its part begins within
-and for the one that it ends within.
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html). A thread has two: for the sequence that its part begins
+within, and for the others, of which the last may go on elsewhere.
 
-A slot, in float32: its header, which is the sequence (-1: none); for each query the largest score; for each the sum of
-its weights relative to that; for each the weighted sum of values. Queries are in the order [KV heads, rows, heads of
-the group]; there is room for two rows.
+A slot, in float32: its header, which is the sequence (-1: none); for each query the largest score (scaled, for powers
+of e); for each the sum of its weights relative to that; for each the weighted sum of values. Queries are in the order
+[KV heads, rows, heads of the group]; there is room for two rows.
 """
 
 import math
@@ -22,6 +22,7 @@ from icarus_kernels.cpu_kernel import (
     arguments_of,
     at_address,
     inner,
+    my_share,
     thread_number,
     threads_for,
     total_threads,
@@ -62,12 +63,63 @@ def attend_in_shares(
 
 
 @inner
-def my_part(positions, starts, num_decodes, window):
-    """The calling thread's keys [begin, end) of the line."""
+def my_part(a):
+    """The calling thread's keys [begin, end) of the line. Clears its slots."""
+    positions, starts = at_address(a[5], int32), at_address(a[6], int32)
+    # OpenMP may give fewer threads than were asked for: nobody fills their slots.
+    for thread in range(thread_number(), a[23], total_threads()):
+        for i in range(2):
+            at_address(a[3] + 4 * (thread * a[22] + i * a[21]), float32)[0] = -1
     length = 0
-    for s in range(num_decodes):
-        length += keys_seen(positions[starts[s]], window)
-    return length * thread_number() // total_threads(), length * (thread_number() + 1) // total_threads()
+    for s in range(a[8]):
+        length += _keys_seen(positions[starts[s]], a[10])
+    return my_share(length)
+
+
+@inner
+def keys_of(a, s):
+    """The first key that the rows of sequence `s` see, and how many they see."""
+    position = at_address(a[5], int32)[at_address(a[6], int32)[s]]
+    count = _keys_seen(position, a[10])
+    return position + 1 - count, count
+
+
+@inner
+def _keys_seen(position, window):
+    return min(position + 1, window) if window > 0 else position + 1
+
+
+@inner
+def take_slot(a, s, low):
+    """(a slot for sequence `s`, the address of the thread's scratch). `low`: which of the keys that its rows see is the
+    first of the thread's part."""
+    own = a[3] + 4 * thread_number() * a[22]
+    slot = at_address(own + (4 * a[21] if low == 0 else 0), float32)
+    slot[0] = s
+    return slot, own + 8 * a[21]
+
+
+@inner
+def leave_slot(a, p, s, slot, is_whole):
+    """`is_whole`: nobody else has keys of sequence `s`, so its output is there."""
+    if is_whole:
+        starts = at_address(a[6], int32)
+        num_rows = starts[s + 1] - starts[s]
+        _finish(slot, at_address(a[2], p), at_address(a[4], int32), starts[s], num_rows, a[11], a[12], a[13])
+        slot[0] = -1
+
+
+@inner
+def gather_queries(query, row_ids, start, num_rows, heads, kv_heads, head_dim, row_stride, head_stride, line, q):
+    """[rows, heads] -> [KV heads, line, head_dim], a line being rows times the heads of the group, or longer: all that
+    read the same keys together."""
+    group = heads // kv_heads
+    for row in range(num_rows):
+        for head in range(heads):
+            to = (head // group * line + row * group + head % group) * head_dim
+            at = row_ids[start + row] * row_stride + head * head_stride
+            for d in range(0, head_dim, WIDTH):
+                store(q, to + d, load(query, at + d))
 
 
 @inner
@@ -77,13 +129,7 @@ def sums_at(heads):
 
 
 @inner
-def keys_seen(position, window):
-    """How many keys a row sees."""
-    return min(position + 1, window) if window > 0 else position + 1
-
-
-@inner
-def finish(slot, output, row_ids, start, num_rows, heads, kv_heads, head_dim):
+def _finish(slot, output, row_ids, start, num_rows, heads, kv_heads, head_dim):
     """The slot's weighted sums over its sums of weights, to the output."""
     group = heads // kv_heads
     for row in range(num_rows):
@@ -114,11 +160,11 @@ def _merge(p):
             continue
         if sequence >= 0:
             num_rows = starts[sequence + 1] - starts[sequence]
-            finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
+            _finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
         held, sequence = slot, s
     if sequence >= 0:
         num_rows = starts[sequence + 1] - starts[sequence]
-        finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
+        _finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
 
 
 @inner

@@ -14,8 +14,10 @@ from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, prefetch_line, splat_v
 
 ROWS, COLUMNS = 6, 64
 """Of a tile of a product: 24 vectors of sums, a line of the right side and a pair of the left fill the registers."""
-FETCHES = 4
-"""Cache lines that are asked for beside the products of a pair."""
+CACHE_LINE = 32
+"""bfloat16 in it."""
+_FETCHES = 2 * COLUMNS // CACHE_LINE
+"""Cache lines asked for beside the products of a pair: in all those of [2 num_pairs, COLUMNS], the size of a tile."""
 
 _SUMS = ir.VectorType(ir.FloatType(), WIDTH)
 _PAIRS = ir.VectorType(ir.IntType(32), WIDTH)
@@ -86,14 +88,14 @@ def multiply_tile_and_fetch(
     first: Any,
 ) -> Any:
     """As `multiply_tile`. On the way it asks for the cache lines of what is read soon, so that memory and arithmetic
-    work at the same time: numbers soon[first + i] of `source`, for i below FETCHES num_pairs."""
+    work at the same time: numbers soon[first + i] of `source`, for i below 2 COLUMNS num_pairs / CACHE_LINE."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         *factors, source, soon, first = arguments
 
         def fetch(pair: Any) -> None:
-            start = builder.add(first, builder.mul(pair, _index(FETCHES)))
-            for i in range(FETCHES):
+            start = builder.add(first, builder.mul(pair, _index(_FETCHES)))
+            for i in range(_FETCHES):
                 number = builder.load(builder.gep(soon, [builder.add(start, _index(i))]))
                 prefetch_line(builder, builder.gep(source, [number]))
 

@@ -41,7 +41,7 @@ def splat_value(builder: Any, value: Any) -> Any:
 
 
 def lane_pointer(builder: Any, pointer: Any, index: Any, width: int = WIDTH) -> Any:
-    """Of sixteen stored numbers from `pointer[index]` on, aligned as one of them."""
+    """Of `width` stored numbers from `pointer[index]` on, aligned as one of them."""
     start = builder.gep(pointer, [index])
     return builder.bitcast(start, ir.VectorType(start.type.pointee, width).as_pointer()), _alignment(start)
 

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from icarus_kernels.cpu_dot_tiles import COLUMNS, interleave, transpose_pairs
+from icarus_kernels.cpu_dot_tiles import CACHE_LINE, COLUMNS, interleave, transpose_pairs
 from icarus_kernels.cpu_kernel import inner
 from icarus_kernels.cpu_lanes import WIDTH
 
 KEYS = COLUMNS
 """Of a tile."""
-_CACHE_LINE = 32
-"""bfloat16 of it."""
 
 
 @inner
@@ -17,7 +15,7 @@ def find_lines(
     lines: Any, table: Any, key: Any, count: Any, block_size: Any, block_stride: Any, token_stride: Any
 ) -> None:
     """lines [KEYS]: where in the pages the keys from `key` on begin. Those behind the first `count` are the last of
-    these once more: numbers that are safe to read, for weights that are 0."""
+    these once more: numbers that are safe to read, for weights of almost 0."""
     page, token = key // block_size, key % block_size
     for i in range(count):
         lines[i] = table[page] * block_stride + token * token_stride
@@ -30,10 +28,10 @@ def find_lines(
 
 @inner
 def list_cache_lines(soon: Any, lines: Any, offset: Any, head_dim: Any) -> None:
-    """soon [2 head_dim]: a number of each cache line of the tile, of the head at `offset`."""
+    """soon [KEYS head_dim / CACHE_LINE]: a number of each cache line of the tile, of the head at `offset`."""
     at = 0
     for key in range(KEYS):
-        for d in range(0, head_dim, _CACHE_LINE):
+        for d in range(0, head_dim, CACHE_LINE):
             soon[at] = lines[key] + offset + d
             at += 1
 

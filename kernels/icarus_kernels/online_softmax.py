@@ -3,37 +3,68 @@
 import math
 
 import numpy as np
-from numba import float32
+from numba import float32, uint16
 
 from icarus_kernels.cpu_dot_tiles import store_rounded
-from icarus_kernels.cpu_kernel import inner
+from icarus_kernels.cpu_kernel import at_address, inner
 from icarus_kernels.cpu_lanes import WIDTH, exp2, fma, larger, largest, load, splat, store
 from icarus_kernels.kv_tiles import KEYS
 
-LOWEST, ZERO = np.float32(-1e30), np.float32(0)
+LOWEST, _ZERO = np.float32(-1e30), np.float32(0)
+"""LOWEST: the score of a key that a row does not see."""
+_NO_SCORE = np.float32(-1e20)
+"""Above LOWEST, so that keys which are not seen weigh nothing before there is a score too."""
 _LOG2_E = math.log2(math.e)
 
 
-@inner
-def begin_rows(num_rows, sums, weight_sums, best, head_dim):
-    """Nothing has been weighed yet."""
-    for row in range(num_rows):
-        best[row] = LOWEST
-        store(weight_sums, row * WIDTH, splat(ZERO))
-    for at in range(0, num_rows * head_dim, WIDTH):
-        store(sums, at, splat(ZERO))
+def rows_size(num_rows: int, head_dim: int) -> int:
+    """float32 of what `rows_at` finds."""
+    best_size = -(-num_rows // WIDTH) * WIDTH
+    return num_rows * (head_dim + KEYS + WIDTH) + num_rows * (head_dim + KEYS) // 2 + best_size
 
 
 @inner
-def weigh(scores, row, weights, sums, weight_sums, best, head_dim):
-    """A row's scores become weights relative to the largest so far; what it has is scaled to the same.
+def rows_at(address, num_rows, head_dim):
+    """What is kept of rows of queries while their keys go by, whole cache lines each:
 
+    q            [rows, head_dim] bfloat16
     scores       [rows, KEYS] float32, of one tile
     weights      [rows, KEYS] bfloat16
     sums         [rows, head_dim] float32: weighted sums of values
     weight_sums  [rows, WIDTH] float32; their total counts
     best         [rows] float32: the largest score, times log2(e) / sqrt(head_dim)
     """
+    scores_at = address + 4 * num_rows * head_dim
+    weight_sums_at = scores_at + 4 * num_rows * KEYS
+    q_at = weight_sums_at + 4 * num_rows * WIDTH
+    weights_at = q_at + 2 * num_rows * head_dim
+    best_at = weights_at + 2 * num_rows * KEYS
+    return (
+        at_address(q_at, uint16),
+        at_address(scores_at, float32),
+        at_address(weights_at, uint16),
+        at_address(address, float32),
+        at_address(weight_sums_at, float32),
+        at_address(best_at, float32),
+    )
+
+
+@inner
+def begin_rows(num_rows, q, weights, sums, weight_sums, best, head_dim):
+    """Nothing has been weighed yet. Queries and weights are 0 where nobody sets them."""
+    for row in range(num_rows):
+        best[row] = _NO_SCORE
+        store(weight_sums, row * WIDTH, splat(_ZERO))
+    for at in range(0, num_rows * head_dim, WIDTH):
+        store(sums, at, splat(_ZERO))
+        store(q, at, splat(_ZERO))
+    for at in range(0, num_rows * KEYS, WIDTH):
+        store(weights, at, splat(_ZERO))
+
+
+@inner
+def weigh(scores, row, weights, sums, weight_sums, best, head_dim):
+    """A row's scores become weights relative to the largest so far; what it has is scaled to the same."""
     scale = splat(float32(_LOG2_E / math.sqrt(head_dim)))
     at = row * KEYS
     high = load(scores, at)

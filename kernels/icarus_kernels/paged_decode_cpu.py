@@ -8,8 +8,17 @@ from numba import float32, int32
 from torch import Tensor
 
 from icarus_kernels.attention_rows import AttentionRows
-from icarus_kernels.attention_slots import HEADER, attend_in_shares, finish, keys_seen, my_part, sums_at
-from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, inner, thread_number
+from icarus_kernels.attention_slots import (
+    HEADER,
+    attend_in_shares,
+    gather_queries,
+    keys_of,
+    leave_slot,
+    my_part,
+    sums_at,
+    take_slot,
+)
+from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, inner
 from icarus_kernels.cpu_lanes import WIDTH, exp, fma, largest, load, splat, store, store_totals, total
 
 _TILE = WIDTH
@@ -26,53 +35,42 @@ def paged_decode_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, window: 
 
 
 def _attend(p):
-    """A thread's part of the line."""
     a = arguments_of(p)
-    query, pages, output, workspace = at_address(a[0], p), at_address(a[1], p), at_address(a[2], p), a[3]
-    row_ids, positions, starts = at_address(a[4], int32), at_address(a[5], int32), at_address(a[6], int32)
-    tables, num_decodes, table_width, window = a[7], a[8], a[9], a[10]
-    heads, kv_heads, head_dim = a[11], a[12], a[13]
-    slot_size = a[21]
-    own = workspace + 4 * thread_number() * a[22]
-    q = at_address(own + 8 * slot_size, float32)
-    scores = at_address(own + 8 * slot_size + 8 * heads * head_dim, float32)
-    tile = at_address(own + 8 * slot_size + 8 * heads * (head_dim + _TILE), float32)
-    at_address(own, float32)[0] = -1
-    at_address(own + 4 * slot_size, float32)[0] = -1
+    begin, end = my_part(a)
+    for s in range(a[8]):
+        first, count = keys_of(a, s)
+        low, high = max(begin, 0), min(end, count)
+        if low < high:
+            slot, scratch = take_slot(a, s, low)
+            _attend_keys(a, p, scratch, s, first + low, first + high, slot)
+            leave_slot(a, p, s, slot, high - low == count)
+        begin, end = begin - count, end - count
 
-    begin, end = my_part(positions, starts, num_decodes, window)
-    here = 0
-    for s in range(num_decodes):
-        position, num_rows = positions[starts[s]], starts[s + 1] - starts[s]
-        span = keys_seen(position, window)
-        low, high = max(begin - here, 0), min(end - here, span)
-        here += span
-        if low >= high:
-            continue
-        slot = at_address(own + (4 * slot_size if low == 0 else 0), float32)
-        slot[0] = s
-        _clear(slot, num_rows * heads, heads, head_dim)
-        _gather_queries(query, row_ids, starts[s], num_rows, heads, kv_heads, head_dim, a[15], a[16], q)
-        table = at_address(tables + 4 * s * table_width, int32)
-        group, first = num_rows * (heads // kv_heads), position + 1 - span
-        key = first + low
-        while key < first + high:
-            count = min(_TILE, first + high - key)
-            _load_tile(pages, a, table, key, count, 0, tile)
-            for kv_head in range(kv_heads):
-                i = kv_head * group
-                _score(q, tile, i, i + group, kv_head * head_dim, kv_heads * head_dim, count, head_dim, scores)
-            _weigh(scores, slot, num_rows * heads, count, heads, head_dim)
-            _load_tile(pages, a, table, key, count, a[18], tile)
-            for kv_head in range(kv_heads):
-                i = kv_head * group
-                _add_values(
-                    scores, tile, slot, i, i + group, kv_head * head_dim, kv_heads * head_dim, count, heads, head_dim
-                )
-            key += count
-        if low == 0 and high == span:
-            finish(slot, output, row_ids, starts[s], num_rows, heads, kv_heads, head_dim)
-            slot[0] = -1
+
+@inner
+def _attend_keys(a, p, scratch, s, begin, end, slot):
+    """Puts into the slot what the rows of sequence `s` have of the keys [begin, end)."""
+    query, pages, table = at_address(a[0], p), at_address(a[1], p), at_address(a[7] + 4 * s * a[9], int32)
+    row_ids, starts = at_address(a[4], int32), at_address(a[6], int32)
+    heads, kv_heads, head_dim = a[11], a[12], a[13]
+    q = at_address(scratch, float32)
+    scores = at_address(scratch + 8 * heads * head_dim, float32)
+    tile = at_address(scratch + 8 * heads * (head_dim + _TILE), float32)
+    num_rows = starts[s + 1] - starts[s]
+    group, line = num_rows * (heads // kv_heads), kv_heads * head_dim
+    _clear(slot, num_rows * heads, heads, head_dim)
+    gather_queries(query, row_ids, starts[s], num_rows, heads, kv_heads, head_dim, a[15], a[16], group, q)
+    for key in range(begin, end, _TILE):
+        count = min(_TILE, end - key)
+        _load_tile(pages, a, table, key, count, 0, tile)
+        for head in range(kv_heads):
+            i = head * group
+            _score(q, tile, i, i + group, head * head_dim, line, count, head_dim, scores)
+        _weigh(scores, slot, num_rows * heads, count, heads, head_dim)
+        _load_tile(pages, a, table, key, count, a[18], tile)
+        for head in range(kv_heads):
+            i = head * group
+            _add_values(scores, tile, slot, i, i + group, head * head_dim, line, count, heads, head_dim)
 
 
 @inner
@@ -82,17 +80,6 @@ def _clear(slot, n, heads, head_dim):
         slot[HEADER + 2 * heads + i] = 0
     for i in range(n * head_dim):
         slot[sums_at(heads) + i] = 0
-
-
-@inner
-def _gather_queries(query, row_ids, start, num_rows, heads, kv_heads, head_dim, row_stride, head_stride, q):
-    """[rows, heads] -> [KV heads, rows, heads of the group]: all that read the same keys together."""
-    group = heads // kv_heads
-    for row in range(num_rows):
-        for head in range(heads):
-            to = (head // group * num_rows + row) * group + head % group
-            at = row_ids[start + row] * row_stride + head * head_stride
-            _copy(query, at, q, to * head_dim, head_dim)
 
 
 @inner

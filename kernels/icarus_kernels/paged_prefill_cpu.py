@@ -13,7 +13,7 @@ from icarus_kernels.cpu_dot_tiles import COLUMNS, ROWS, has_dot_tiles, multiply_
 from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, inner, my_share, thread_number, total_threads
 from icarus_kernels.cpu_lanes import WIDTH, load, splat, store, total
 from icarus_kernels.kv_tiles import KEYS, find_lines, pack_keys, pack_values
-from icarus_kernels.online_softmax import LOWEST, begin_rows, weigh
+from icarus_kernels.online_softmax import LOWEST, begin_rows, rows_at, rows_size, weigh
 
 _QUERIES = 8 * ROWS
 """Queries of a tile at least, heads of a group side by side; as many as fit."""
@@ -53,10 +53,7 @@ def _attend_sequence(
     num_blocks = -(-(end_key - first_key) // KEYS)
     num_threads = torch.get_num_threads()
     packed = torch.empty(2, kv_heads, num_blocks, KEYS * head_dim, dtype=torch.bfloat16)
-    # Of a thread: for each query its weighted sums of values, its scores, its sums of weights and its largest score in
-    # float32; then itself and its weights in bfloat16.
-    thread_size = queries * (head_dim + KEYS + WIDTH + 1) + queries * (head_dim + KEYS) // 2
-    workspace = torch.empty(num_threads, -(-thread_size // WIDTH) * WIDTH)
+    workspace = torch.empty(num_threads, rows_size(queries, head_dim))
     arguments = (
         *(tensor.data_ptr() for tensor in (query, pages, output, packed, workspace)),
         *(rows.row_ids[begin:].data_ptr(), rows.positions[begin:].data_ptr(), rows.block_tables[sequence].data_ptr()),
@@ -94,12 +91,7 @@ def _attend(p):
     heads, kv_heads, head_dim, queries, num_blocks = a[13], a[14], a[15], a[23], a[24]
     group, size = heads // kv_heads, KEYS * head_dim
     own = a[4] + 4 * thread_number() * a[25]
-    sums = at_address(own, float32)
-    scores = at_address(own + 4 * queries * head_dim, float32)
-    weight_sums = at_address(own + 4 * queries * (head_dim + KEYS), float32)
-    best = at_address(own + 4 * queries * (head_dim + KEYS + WIDTH), float32)
-    q = at_address(own + _queries_at(queries, head_dim), uint16)
-    weights = at_address(own + _queries_at(queries, head_dim) + 2 * queries * head_dim, uint16)
+    q, scores, weights, sums, weight_sums, best = rows_at(own, queries, head_dim)
     packed = a[3]
 
     num_tiles = (num_entries + entries - 1) // entries
@@ -132,27 +124,17 @@ def _attend(p):
 
 
 @inner
-def _queries_at(queries, head_dim):
-    """Where in a thread's workspace its queries begin, in bytes."""
-    return 4 * queries * (head_dim + KEYS + WIDTH + 1)
-
-
-@inner
 def _begin_tile(a, p, start, count, head, q, weights, sums, weight_sums, best):
     """The tile's queries, [entries, heads of the group]; those that fill it up are 0, and so are their weights."""
     query, row_ids = at_address(a[0], p), at_address(a[5], int32)
     group, head_dim, row_stride, head_stride, queries = a[13] // a[14], a[15], a[17], a[18], a[23]
+    begin_rows(queries, q, weights, sums, weight_sums, best, head_dim)
     for entry in range(count):
         for member in range(group):
             at = row_ids[start + entry] * row_stride + (head * group + member) * head_stride
             to = (entry * group + member) * head_dim
             for d in range(head_dim):
                 q[to + d] = query[at + d]
-    for at in range(count * group * head_dim, queries * head_dim):
-        q[at] = 0
-    for at in range(count * group * KEYS, queries * KEYS):
-        weights[at] = 0
-    begin_rows(queries, sums, weight_sums, best, head_dim)
 
 
 @inner

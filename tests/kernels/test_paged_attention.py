@@ -55,25 +55,29 @@ def test_half_precision(dtype):
 
 @pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 128), (16, 64)])
 @pytest.mark.parametrize("window", [None, 1, 63, 64, 200])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_decode_in_bfloat16(group, head_dim, window, threads):
-    """Decode too: keys that end within a tile, at its end and in the next one; threads that share a sequence."""
+@pytest.mark.parametrize(("dtype", "block_size"), [(torch.bfloat16, 16), (torch.bfloat16, 20), (torch.float32, 16)])
+@pytest.mark.parametrize(("lasts", "threads"), [((0, 62, 63, 64, 300), 1), ((0, 62, 63, 64, 300), 3), ((500,), 3)])
+def test_decode(group, head_dim, window, dtype, block_size, lasts, threads):
+    """Keys that end within a tile, at its end and in the next one; threads that share a sequence. bfloat16 has a kernel
+    of its own where the processor multiplies it."""
     torch.manual_seed(group)
-    kv_heads, lasts, before = 2, (0, 62, 63, 64, 300), torch.get_num_threads()
+    kv_heads, before = 2, torch.get_num_threads()
     blocks, sequences, row = torch.randperm(60).tolist(), [], 0
     for i, last in enumerate(lasts):
-        rows = [row, row + 1] if i % 2 else [row]
+        rows = [row] if i % 2 else [row, row + 1]
         row += len(rows)
-        sequences.append(SequenceRows(rows, [last] * len(rows), [blocks.pop() for _ in range(last // 16 + 1)]))
-    rows = AttentionRows.build(sequences, 16)
-    pages = poisoned_pages(60, 16, kv_heads, head_dim, rows, window, torch.bfloat16)
-    query = torch.randn(row, kv_heads * group, head_dim).bfloat16()
+        sequences.append(SequenceRows(rows, [last] * len(rows), [blocks.pop() for _ in range(last // block_size + 1)]))
+    rows = AttentionRows.build(sequences, block_size)
+    pages = poisoned_pages(60, block_size, kv_heads, head_dim, rows, window, dtype)
+    query = torch.randn(row, kv_heads * group, head_dim).to(dtype)
     torch.set_num_threads(threads)
     try:
         got = paged_attention(query, pages, rows, window)
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(got, paged_attention_reference(query, pages, rows, window), atol=2e-2, rtol=2e-2)
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    expected = paged_attention_reference(query, pages, rows, window)
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (5, 64), (4, 128), (64, 64)])
