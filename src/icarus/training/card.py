@@ -42,7 +42,7 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
         "rank, alpha, dropout": f"{settings.rank}, {settings.lora_alpha:g}, {settings.dropout:g}",
         "weights": f"{facts.num_weights:,}, saved in bfloat16",
         "optimiser": f"AdamW 0.9/0.999, weight decay {settings.weight_decay:g}, clipped to {settings.max_grad_norm:g}",
-        "learning rate": f"{settings.learning_rate:g}, cosine, warm-up {settings.warmup:.0%}",
+        "learning rate": f"{settings.learning_rate:g}, {settings.schedule}, warm-up {settings.warmup:.0%}",
         "steps": f"{facts.num_steps} of {step_size} examples",
         "precision": f"base {settings.dtype}, LoRA float32 in training",
         "seed": str(settings.seed),
