@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from icarus.adapters.metadata import read_metadata, resolve_mode
@@ -57,7 +58,8 @@ def _load(args: argparse.Namespace, note: Callable[[str], None]) -> tuple[Path, 
     folder = resolve_model(args.model, note)
     config = read_config(args).model
     if not args.adapter:
-        return folder, load_base(folder, config.dtype, 0).eval().to(config.device), None
+        # transformers' own `to` is typed wrongly.
+        return folder, torch.nn.Module.to(load_base(folder, config.dtype, 0).eval(), config.device), None
     adapter = Path(args.adapter)
     if not adapter.is_dir():
         raise InvalidInputError(f"--adapter {adapter} is not a folder; give one that icarus train wrote")
