@@ -31,7 +31,7 @@ def make_snips(folder):
     line = {"text": "add it", "intent": "Add", "slots": {"z": ["a", "b"], "artist": ["Ça"]}}
     write_json_lines(folder / "train.jsonl", line, line)
     write_json_lines(folder / "validate.jsonl", line)
-    return folder, ["add it", '{"name": "Add", "arguments": {"artist": "Ça", "z": ["a", "b"]}}']
+    return folder, ["add it", '{"name": "Add", "arguments": {"z": ["a", "b"], "artist": "Ça"}}']
 
 
 def make_banking77(folder):
