@@ -34,6 +34,8 @@ _ANSWER_TOKENS = 96
 _NONSENSE_TOKENS = 32
 _WARM_UP_TURNS = 4
 _POOL_BLOCKS = 1536
+_THREAD_SPINS = 20000
+"""Turns follow each other, so one worker computes at a time, and its threads may spin."""
 _RANK = 16
 _TITLES = {
     AdapterMode.SHARED: "shared: every specialist reads the base model's KV",
@@ -120,12 +122,13 @@ def _play_live(client: Client, mode: AdapterMode, steps: Sequence[Step], console
 
 
 def _prepare(config: Config, console: Console) -> Config:
-    """The config with the model's folder in it, a free port for the gateway and, unless the user wants another size,
-    pools that hold both chains."""
+    """The config with the model's folder in it, a free port for the gateway and, unless the user wants others, pools
+    that hold both chains and threads that spin."""
     num_blocks = config.cache.num_blocks
     return dataclasses.replace(
         config,
         cache=replace(config.cache, num_blocks=_POOL_BLOCKS if num_blocks == CacheSection().num_blocks else num_blocks),
+        engine=replace(config.engine, thread_spins=config.engine.thread_spins or _THREAD_SPINS),
         model=resolve_section(config.model, console.print),
         gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
     )
