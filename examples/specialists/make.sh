@@ -26,7 +26,8 @@ train() { # TASK MODE RANK RATE STEPS ACCUMULATION
     [ -f "$out/adapter_model.safetensors" ] && return
     [ -f "$out/train.json" ] && resume=--resume || resume=
     icarus train --data "$build/data/$1/train.jsonl" --validation "$build/data/$1/validation.jsonl" --out "$out" \
-        --mode "$2" --rank "$3" --learning-rate "$4" --steps "$5" --accumulation "$6" --save-every 50 --data-note "$(note "$1")" $resume
+        --mode "$2" --rank "$3" --learning-rate "$4" --steps "$5" --accumulation "$6" --save-every 50 \
+        --data-note "$(note "$1")" $resume
 }
 
 limit() { # TASK: of its test set

@@ -45,8 +45,7 @@ def attend_in_shares(
     heads, head_dim = query.shape[1:]
     _, _, block_size, kv_heads, _ = pages.shape
     num_threads = threads_for(rows.num_decodes * rows.max_keys * kv_heads * head_dim)
-    most = 2 * heads
-    slot_size = -(-(HEADER + 2 * most) // WIDTH) * WIDTH + most * head_dim
+    slot_size = sums_at.py_func(heads) + 2 * heads * head_dim
     thread_size = 2 * slot_size + -(-scratch_size // WIDTH) * WIDTH
     workspace = torch.empty(num_threads * thread_size)
     arguments = (
@@ -100,24 +99,24 @@ def take_slot(a, s, low):
 
 
 @inner
-def leave_slot(a, p, s, slot, is_whole):
-    """`is_whole`: nobody else has keys of sequence `s`, so its output is there."""
+def leave_slot(a, p, slot, is_whole):
+    """`is_whole`: nobody else has keys of the slot's sequence, so its output is there."""
     if is_whole:
-        starts = at_address(a[6], int32)
-        num_rows = starts[s + 1] - starts[s]
-        _finish(slot, at_address(a[2], p), at_address(a[4], int32), starts[s], num_rows, a[11], a[12], a[13])
+        _finish(a, p, slot)
         slot[0] = -1
 
 
 @inner
-def gather_queries(query, row_ids, start, num_rows, heads, kv_heads, head_dim, row_stride, head_stride, line, q):
-    """[rows, heads] -> [KV heads, line, head_dim], a line being rows times the heads of the group, or longer: all that
-    read the same keys together."""
-    group = heads // kv_heads
-    for row in range(num_rows):
+def gather_queries(a, p, s, line, q):
+    """Of sequence `s`: [rows, heads] -> q [KV heads, line, head_dim], so that all that read the same keys lie together.
+    A line is rows times the heads of the group, or longer."""
+    query, row_ids, starts = at_address(a[0], p), at_address(a[4], int32), at_address(a[6], int32)
+    heads, head_dim, row_stride, head_stride = a[11], a[13], a[15], a[16]
+    group = heads // a[12]
+    for row in range(starts[s + 1] - starts[s]):
         for head in range(heads):
             to = (head // group * line + row * group + head % group) * head_dim
-            at = row_ids[start + row] * row_stride + head * head_stride
+            at = row_ids[starts[s] + row] * row_stride + head * head_stride
             for d in range(0, head_dim, WIDTH):
                 store(q, to + d, load(query, at + d))
 
@@ -129,24 +128,25 @@ def sums_at(heads):
 
 
 @inner
-def _finish(slot, output, row_ids, start, num_rows, heads, kv_heads, head_dim):
+def _finish(a, p, slot):
     """The slot's weighted sums over its sums of weights, to the output."""
-    group = heads // kv_heads
+    output, row_ids, starts = at_address(a[2], p), at_address(a[4], int32), at_address(a[6], int32)
+    s, heads, head_dim = int(slot[0]), a[11], a[13]
+    group, num_rows = heads // a[12], starts[s + 1] - starts[s]
     for row in range(num_rows):
         for head in range(heads):
             i = (head // group * num_rows + row) * group + head % group
             share = splat(float32(1.0) / slot[HEADER + 2 * heads + i])
             for d in range(0, head_dim, WIDTH):
                 value = load(slot, sums_at(heads) + i * head_dim + d) * share
-                store(output, (row_ids[start + row] * heads + head) * head_dim + d, value)
+                store(output, (row_ids[starts[s] + row] * heads + head) * head_dim + d, value)
 
 
 def _merge(p):
     """Brings together the slots of a sequence whose keys went to several threads; one thread."""
     a = arguments_of(p)
-    output, workspace = at_address(a[2], p), a[3]
-    row_ids, starts = at_address(a[4], int32), at_address(a[6], int32)
-    heads, kv_heads, head_dim, num_threads = a[11], a[12], a[13], a[23]
+    workspace, starts = a[3], at_address(a[6], int32)
+    heads, head_dim, num_threads = a[11], a[13], a[23]
     held = at_address(workspace, float32)
     sequence = -1
     for i in range(2 * num_threads):
@@ -159,12 +159,10 @@ def _merge(p):
             _join(held, slot, (starts[s + 1] - starts[s]) * heads, heads, head_dim)
             continue
         if sequence >= 0:
-            num_rows = starts[sequence + 1] - starts[sequence]
-            _finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
+            _finish(a, p, held)
         held, sequence = slot, s
     if sequence >= 0:
-        num_rows = starts[sequence + 1] - starts[sequence]
-        _finish(held, output, row_ids, starts[sequence], num_rows, heads, kv_heads, head_dim)
+        _finish(a, p, held)
 
 
 @inner

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 
 from icarus_kernels.cpu_kernel import compiled
-from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, prefetch_line, splat_value
+from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, prefetch_line, shuffle_mask, splat_value
 
 ROWS, COLUMNS = 6, 64
 """Of a tile of a product: 24 vectors of sums, a line of the right side and a pair of the left fill the registers."""
@@ -171,8 +171,8 @@ def _swap_corners(builder: Any, rows: list[Any], run: int) -> None:
     """A step of a matrix's transposition: within each square of 2 `run` the upper right changes places with the lower
     left."""
     lanes = range(WIDTH)
-    upper = _shuffle_mask([WIDTH + (lane ^ run) if lane & run else lane for lane in lanes])
-    lower = _shuffle_mask([WIDTH + lane if lane & run else lane ^ run for lane in lanes])
+    upper = shuffle_mask([WIDTH + (lane ^ run) if lane & run else lane for lane in lanes])
+    lower = shuffle_mask([WIDTH + lane if lane & run else lane ^ run for lane in lanes])
     for i in (row for row in lanes if not row & run):
         a, b = rows[i], rows[i | run]
         rows[i], rows[i | run] = builder.shuffle_vector(a, b, upper), builder.shuffle_vector(a, b, lower)
@@ -193,16 +193,12 @@ def interleave(typingctx: Any, packed: Any, to: Any, source: Any, first: Any, se
             a, b = (builder.load(part(source, at, column), align=2) for at in (first, second))
             for half in range(2):
                 lanes = range(half * WIDTH, (half + 1) * WIDTH)
-                mask = _shuffle_mask([at for lane in lanes for at in (lane, 2 * WIDTH + lane)])
+                mask = shuffle_mask([at for lane in lanes for at in (lane, 2 * WIDTH + lane)])
                 place = part(packed, to, 2 * (column + half * WIDTH))
                 builder.store(builder.shuffle_vector(a, b, mask), place, align=2)
         return context.get_dummy_value()
 
     return types.void(_BFLOATS, types.int64, _BFLOATS, types.int64, types.int64), generate
-
-
-def _shuffle_mask(lanes: list[int]) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 @compiled

@@ -137,23 +137,24 @@ def store_totals(typingctx: Any, pointer: Any, index: Any, a: Any, b: Any, c: An
     def halves(builder: Any, first: Any, second: Any, run: int) -> Any:
         """Adds up runs of `run` lanes: those of `first`, then those of `second`."""
         lanes = [lane for lane in range(2 * WIDTH) if lane % (2 * run) < run]
-        low = builder.shuffle_vector(first, second, _mask(lanes))
-        return builder.fadd(low, builder.shuffle_vector(first, second, _mask([lane + run for lane in lanes])))
+        low = builder.shuffle_vector(first, second, shuffle_mask(lanes))
+        return builder.fadd(low, builder.shuffle_vector(first, second, shuffle_mask([lane + run for lane in lanes])))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, _, a, b, c, d = arguments
         sums = halves(builder, halves(builder, a, b, 8), halves(builder, c, d, 8), 4)
         for run in (2, 1):
-            turned = builder.shuffle_vector(sums, sums, _mask([lane ^ run for lane in range(WIDTH)]))
+            turned = builder.shuffle_vector(sums, sums, shuffle_mask([lane ^ run for lane in range(WIDTH)]))
             sums = builder.fadd(sums, turned)
         place, align = lane_pointer(builder, *arguments[:2], width=4)
-        builder.store(builder.shuffle_vector(sums, sums, _mask([0, 4, 8, 12])), place, align=align)
+        builder.store(builder.shuffle_vector(sums, sums, shuffle_mask([0, 4, 8, 12])), place, align=align)
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, *[_LANES] * 4), generate
 
 
-def _mask(lanes: list[int]) -> Any:
+def shuffle_mask(lanes: list[int]) -> Any:
+    """For LLVM's shufflevector: which of both vectors' lanes each lane becomes."""
     return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 

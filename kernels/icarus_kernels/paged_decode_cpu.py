@@ -43,15 +43,14 @@ def _attend(p):
         if low < high:
             slot, scratch = take_slot(a, s, low)
             _attend_keys(a, p, scratch, s, first + low, first + high, slot)
-            leave_slot(a, p, s, slot, high - low == count)
+            leave_slot(a, p, slot, high - low == count)
         begin, end = begin - count, end - count
 
 
 @inner
 def _attend_keys(a, p, scratch, s, begin, end, slot):
     """Puts into the slot what the rows of sequence `s` have of the keys [begin, end)."""
-    query, pages, table = at_address(a[0], p), at_address(a[1], p), at_address(a[7] + 4 * s * a[9], int32)
-    row_ids, starts = at_address(a[4], int32), at_address(a[6], int32)
+    pages, table, starts = at_address(a[1], p), at_address(a[7] + 4 * s * a[9], int32), at_address(a[6], int32)
     heads, kv_heads, head_dim = a[11], a[12], a[13]
     q = at_address(scratch, float32)
     scores = at_address(scratch + 8 * heads * head_dim, float32)
@@ -59,7 +58,7 @@ def _attend_keys(a, p, scratch, s, begin, end, slot):
     num_rows = starts[s + 1] - starts[s]
     group, line = num_rows * (heads // kv_heads), kv_heads * head_dim
     _clear(slot, num_rows * heads, heads, head_dim)
-    gather_queries(query, row_ids, starts[s], num_rows, heads, kv_heads, head_dim, a[15], a[16], group, q)
+    gather_queries(a, p, s, group, q)
     for key in range(begin, end, _TILE):
         count = min(_TILE, end - key)
         _load_tile(pages, a, table, key, count, 0, tile)

@@ -50,19 +50,17 @@ def _attend(p):
         if low < high:
             slot, scratch = take_slot(a, s, low)
             _attend_keys(a, p, scratch, s, first + low, first + high, slot)
-            leave_slot(a, p, s, slot, high - low == count)
+            leave_slot(a, p, slot, high - low == count)
         begin, end = begin - count, end - count
 
 
 @inner
 def _attend_keys(a, p, scratch, s, begin, end, slot):
     """Puts into the slot what the rows of sequence `s` have of the keys [begin, end)."""
-    query, pages, table = at_address(a[0], p), at_address(a[1], p), at_address(a[7] + 4 * s * a[9], int32)
-    row_ids, starts = at_address(a[4], int32), at_address(a[6], int32)
+    pages, table, starts = at_address(a[1], p), at_address(a[7] + 4 * s * a[9], int32), at_address(a[6], int32)
     heads, kv_heads, head_dim, block_size = a[11], a[12], a[13], a[14]
     block_stride, kv_stride, token_stride, head_stride = a[17], a[18], a[19], a[20]
-    num_rows = starts[s + 1] - starts[s]
-    num_queries = num_rows * (heads // kv_heads)
+    num_queries = (starts[s + 1] - starts[s]) * (heads // kv_heads)
     padded = (num_queries + ROWS - 1) // ROWS * ROWS
     tile, lines_at = at_address(scratch, uint16), scratch + 2 * KEYS * head_dim
     lines, next_lines = at_address(lines_at, int64), at_address(lines_at + 8 * KEYS, int64)
@@ -72,7 +70,7 @@ def _attend_keys(a, p, scratch, s, begin, end, slot):
     q, scores, weights, sums, weight_sums, best = rows_at(rows_begin, kv_heads * padded, head_dim)
 
     begin_rows(kv_heads * padded, q, weights, sums, weight_sums, best, head_dim)
-    gather_queries(query, row_ids, starts[s], num_rows, heads, kv_heads, head_dim, a[15], a[16], padded, q)
+    gather_queries(a, p, s, padded, q)
     find_lines(lines, table, begin, min(KEYS, end - begin), block_size, block_stride, token_stride)
     for key in range(begin, end, KEYS):
         count = min(KEYS, end - key)
