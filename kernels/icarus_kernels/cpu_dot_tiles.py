@@ -1,5 +1,6 @@
 """Matrix products of bfloat16 for the CPU's kernels, by the instruction that multiplies pairs of them (AVX512_BF16)."""
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -9,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from icarus_kernels.cpu_kernel import compiled
+from icarus_kernels.cpu_kernel import compiled, widen_values
 from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, prefetch_line, shuffle_mask, splat_value
 
 ROWS, COLUMNS = 6, 64
@@ -114,16 +115,37 @@ _FACTORS = (
 
 
 def _multiply(builder: Any, arguments: Any, fetch: Callable[[Any], None]) -> None:
-    product, to, stride, left, at, left_stride, right, num_pairs, adds = arguments
+    product, to, stride, *factors, adds = arguments
     lines = [builder.add(to, builder.mul(stride, _index(row))) for row in range(ROWS)]
     places = [[_vector_at(builder, product, line, column) for column in _columns()] for line in lines]
-    sums = [[cgutils.alloca_once(builder, _SUMS) for _ in _columns()] for _ in range(ROWS)]
+    sums = _sums(builder, ROWS)
     with builder.if_else(builder.trunc(adds, ir.IntType(1))) as (adding, fresh):
         for branch, first in ((adding, lambda place: builder.load(place, align=4)), (fresh, lambda _: _SUMS(None))):
             with branch:
                 for row, held in zip(places, sums, strict=True):
                     for place, total in zip(row, held, strict=True):
                         builder.store(first(place), total)
+    _add_products(builder, sums, *factors, fetch)
+    for row, held in zip(places, sums, strict=True):
+        for place, total in zip(row, held, strict=True):
+            builder.store(builder.load(total), place, align=4)
+
+
+def _sums(builder: Any, num_rows: int) -> list[list[Any]]:
+    """Where a tile's sums are: variables, which become registers."""
+    return [[cgutils.alloca_once(builder, _SUMS) for _ in _columns()] for _ in range(num_rows)]
+
+
+def _add_products(
+    builder: Any,
+    sums: list[list[Any]],
+    left: Any,
+    at: Any,
+    left_stride: Any,
+    right: Any,
+    num_pairs: Any,
+    fetch: Callable[[Any], None] = lambda pair: None,
+) -> None:
     left_pairs = builder.bitcast(builder.gep(left, [at]), ir.IntType(32).as_pointer())
     left_step = builder.lshr(left_stride, _index(1))
     right_pairs = builder.bitcast(right, ir.IntType(32).as_pointer())
@@ -131,14 +153,65 @@ def _multiply(builder: Any, arguments: Any, fetch: Callable[[Any], None]) -> Non
         fetch(loop.index)
         line = builder.mul(loop.index, _index(COLUMNS))
         lanes = [builder.load(_vector_at(builder, right_pairs, line, column), align=4) for column in _columns()]
-        for row in range(ROWS):
+        for row, held in enumerate(sums):
             place = builder.gep(left_pairs, [builder.add(builder.mul(left_step, _index(row)), loop.index)])
             pair = splat_value(builder, builder.load(place, align=4))
-            for total, lane in zip(sums[row], lanes, strict=True):
+            for total, lane in zip(held, lanes, strict=True):
                 builder.store(_dot(builder, builder.load(total), pair, lane), total)
-    for row, held in zip(places, sums, strict=True):
-        for place, total in zip(row, held, strict=True):
-            builder.store(builder.load(total), place, align=4)
+
+
+@compiled
+def multiply_rows(
+    typingctx: Any,
+    product: Any,
+    to: Any,
+    stride: Any,
+    num_rows: Any,
+    left: Any,
+    at: Any,
+    left_stride: Any,
+    right: Any,
+    num_pairs: Any,
+    bias: Any,
+    bias_at: Any,
+    is_biased: Any,
+) -> Any:
+    """product [num_rows, COLUMNS] = left [num_rows, 2 num_pairs] right [2 num_pairs, COLUMNS] + bias [COLUMNS], rounded
+    once, to bfloat16. For 1 to ROWS rows.
+
+    product and bias are pointers to bfloat16, from number `to` and `bias_at` on; the others as in `multiply_tile`.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        product, to, stride, num_rows, *factors, bias, bias_at, is_biased = arguments
+        sums = _sums(builder, ROWS)
+        for count in range(1, ROWS + 1):
+            with builder.if_then(builder.icmp_signed("==", num_rows, _index(count))):
+                _multiply_rows(builder, sums[:count], product, to, stride, factors, (bias, bias_at, is_biased))
+        return context.get_dummy_value()
+
+    output, int64 = (_BFLOATS, types.int64, types.int64), types.int64
+    return types.void(*output, int64, *_FACTORS[3:-1], _BFLOATS, int64, int64), generate
+
+
+def _multiply_rows(
+    builder: Any, sums: list[list[Any]], product: Any, to: Any, stride: Any, factors: Any, added: Any
+) -> None:
+    bias, bias_at, is_biased = added
+    with builder.if_else(builder.trunc(is_biased, ir.IntType(1))) as (biased, plain):
+        with biased:
+            for index, column in enumerate(_columns()):
+                words = builder.load(_vector_at(builder, bias, bias_at, column), align=2)
+                for held in sums:
+                    builder.store(widen_values(builder, words, types.uint16, WIDTH), held[index])
+        with plain:
+            for total in itertools.chain(*sums):
+                builder.store(_SUMS(None), total)
+    _add_products(builder, sums, *factors)
+    for row, held in enumerate(sums):
+        line = builder.add(to, builder.mul(stride, _index(row)))
+        for total, column in zip(held, _columns(), strict=True):
+            _store_rounded(builder, builder.load(total), _vector_at(builder, product, line, column))
 
 
 @compiled
@@ -207,12 +280,15 @@ def store_rounded(typingctx: Any, pointer: Any, index: Any, lanes: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, index, lanes = arguments
-        narrow = builder.fptrunc(lanes, ir.VectorType(_BFloatType(), WIDTH))
-        words = ir.VectorType(ir.IntType(16), WIDTH)
-        builder.store(builder.bitcast(narrow, words), _vector_at(builder, pointer, index, 0), align=2)
+        _store_rounded(builder, lanes, _vector_at(builder, pointer, index, 0))
         return context.get_dummy_value()
 
     return types.void(_BFLOATS, types.int64, lanes), generate
+
+
+def _store_rounded(builder: Any, lanes: Any, place: Any) -> None:
+    narrow = builder.fptrunc(lanes, ir.VectorType(_BFloatType(), WIDTH))
+    builder.store(builder.bitcast(narrow, ir.VectorType(ir.IntType(16), WIDTH)), place, align=2)
 
 
 def _columns() -> range:

@@ -12,6 +12,8 @@ from icarus_kernels import (
     silu_mul,
     silu_mul_reference,
 )
+from icarus_kernels.cpu_dot_tiles import has_dot_tiles
+from icarus_kernels.packed_linear_cpu import panels_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {
@@ -79,11 +81,28 @@ def test_silu_of_the_far_ends():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [0, 1, 3, 70])
-def test_packed_linear(rows, bias, dtype):
+@pytest.mark.parametrize("size", [(23, 40), (192, 50), (192, 51)])
+@pytest.mark.parametrize("rows", [0, 1, 3, 8, 17, 70])
+def test_packed_linear(rows, size, bias, dtype):
     torch.manual_seed(rows)
-    x, weight = torch.randn(rows, 40).to(dtype), (torch.randn(23, 40) / 40**0.5).to(dtype)
-    added = torch.randn(23).to(dtype) if bias else None
+    x, weight = torch.randn(rows, size[1]).to(dtype), (torch.randn(size) / size[1] ** 0.5).to(dtype)
+    added = torch.randn(size[0]).to(dtype) if bias else None
     expected = x.double() @ weight.double().T + (0 if added is None else added.double())
     got = pack_linear(weight, added)(x)
     torch.testing.assert_close(got, expected.to(dtype), **TOLERANCE[dtype])
+
+
+def test_packed_linear_of_some_rows_of_a_larger_tensor():
+    torch.manual_seed(0)
+    wide, weight = torch.randn(7, 96).bfloat16(), torch.randn(64, 32).bfloat16()
+    x = wide[1:6, 32:64]
+    torch.testing.assert_close(pack_linear(weight)(x), x @ weight.T, **TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.skipif(not has_dot_tiles(), reason="no AVX512_BF16, or AMX beside it")
+def test_few_rows_read_the_copy_of_onednn():
+    weight = torch.randn(128, 64).bfloat16()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    assert panels_of(packed, weight) is not None
+    assert panels_of(packed, weight.flip(0)) is None
+    assert panels_of(packed, weight[:, :40].contiguous()) is None
