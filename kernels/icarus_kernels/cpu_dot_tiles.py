@@ -125,7 +125,7 @@ def _multiply(builder: Any, arguments: Any, fetch: Callable[[Any], None]) -> Non
                 for row, held in zip(places, sums, strict=True):
                     for place, total in zip(row, held, strict=True):
                         builder.store(first(place), total)
-    _add_products(builder, sums, *factors, fetch)
+    _add_products(builder, sums, *factors, fetch=fetch)
     for row, held in zip(places, sums, strict=True):
         for place, total in zip(row, held, strict=True):
             builder.store(builder.load(total), place, align=4)
