@@ -60,6 +60,17 @@ def prefetch_line(builder: Any, pointer: Any) -> None:
 
 
 @compiled
+def prefetch(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """Asks for the cache line of `pointer[index]`, which need not be there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        prefetch_line(builder, builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64), generate
+
+
+@compiled
 def load(typingctx: Any, pointer: Any, index: Any) -> Any:
     """Sixteen numbers from `pointer[index]` on, widened."""
 

@@ -1,5 +1,6 @@
 """LoRA deltas of several adapters on the CPU: one kernel for all segments and modules of a linear."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -16,25 +17,28 @@ from icarus_kernels.cpu_kernel import (
     thread_number,
     widen,
 )
-from icarus_kernels.cpu_lanes import WIDTH, fma, load, splat, store, total
+from icarus_kernels.cpu_lanes import WIDTH, fma, load, prefetch, splat, store, total
 from icarus_kernels.lora_rows import Columns, LoraRows
+
+_AHEAD = 4096
+"""Numbers: how far ahead of what it uses the kernel asks for a matrix."""
 
 
 def add_few_rows(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]) -> None:
     """As `add_segmented_lora`, each thread some of the rows: for decode, where a segment has few."""
     num_threads = torch.get_num_threads()
+    num_segments, num_layers, num_modules, _ = rows.entries.shape
     # Of each thread: a row's x @ A.T, and its delta.
-    scratch_size = rows.max_rank + max(column.end - column.start for column in columns)
+    scratch_size = rows.max_rank + output.shape[1]
     scratch = torch.empty(num_threads * scratch_size)
-    num_layers, num_modules = rows.entries.shape[1:3]
     _ADD(
         x.dtype,
         num_threads,
-        *(tensor.data_ptr() for tensor in (output, x, rows.bounds, rows.entries, scratch)),
-        *(rows.bounds.shape[0], num_layers, num_modules, layer, scratch_size, rows.max_rank),
+        *(output.data_ptr(), x.data_ptr(), rows.bounds.data_ptr(), rows.entries.data_ptr(), scratch.data_ptr()),
+        *(num_segments, num_layers, num_modules, layer, scratch_size, rows.max_rank),
         *(x.shape[1], x.stride(0), output.stride(0)),
         len(columns),
-        *(number for column in columns for number in column),
+        *itertools.chain.from_iterable(columns),
     )
 
 
@@ -73,6 +77,7 @@ def _shrink(x, at, matrix, rank, size, shrunk):
         a, b, c, d = splat(float32(0)), splat(float32(0)), splat(float32(0)), splat(float32(0))
         for i in range(0, whole, WIDTH):
             lanes, y = load(x, at + i), r * size + i
+            _fetch(matrix, r * size + 4 * i)
             a = fma(lanes, load(matrix, y), a)
             if many:
                 b = fma(lanes, load(matrix, y + size), b)
@@ -89,6 +94,13 @@ def _shrink(x, at, matrix, rank, size, shrunk):
 
 
 @inner
+def _fetch(matrix, at):
+    """Of a matrix of which 64 numbers from `at` on are used, in whatever order, asks for those that come later."""
+    prefetch(matrix, at + _AHEAD)
+    prefetch(matrix, at + _AHEAD + 32)
+
+
+@inner
 def _expand(output, at, matrix, rank, size, shrunk, delta):
     """output += shrunk @ B.T; `matrix` is B.T [rank, size]. Four of its rows at a time, each from end to end: the
     processor fetches ahead along a few lines, not along sixteen."""
@@ -100,6 +112,7 @@ def _expand(output, at, matrix, rank, size, shrunk, delta):
         a, b, c, d = splat(shrunk[r]), splat(shrunk[r + 1]), splat(shrunk[r + 2]), splat(shrunk[r + 3])
         for i in range(0, whole, WIDTH):
             y = r * size + i
+            _fetch(matrix, r * size + 4 * i)
             first = fma(a, load(matrix, y), fma(b, load(matrix, y + size), load(delta, i)))
             store(delta, i, fma(c, load(matrix, y + 2 * size), fma(d, load(matrix, y + 3 * size), first)))
         r += 4
