@@ -17,8 +17,6 @@ ROWS, COLUMNS = 6, 64
 """Of a tile of a product: 24 vectors of sums, a line of the right side and a pair of the left fill the registers."""
 CACHE_LINE = 32
 """bfloat16 in it."""
-_FETCHES = 2 * COLUMNS // CACHE_LINE
-"""Cache lines asked for beside the products of a pair: in all those of [2 num_pairs, COLUMNS], the size of a tile."""
 
 _SUMS = ir.VectorType(ir.FloatType(), WIDTH)
 _PAIRS = ir.VectorType(ir.IntType(32), WIDTH)
@@ -85,20 +83,26 @@ def multiply_tile_and_fetch(
     num_pairs: Any,
     adds: Any,
     source: Any,
-    soon: Any,
-    first: Any,
+    lines: Any,
+    offset: Any,
 ) -> Any:
-    """As `multiply_tile`. On the way it asks for the cache lines of what is read soon, so that memory and arithmetic
-    work at the same time: numbers soon[first + i] of `source`, for i below 2 COLUMNS num_pairs / CACHE_LINE."""
+    """As `multiply_tile`. On the way it asks for what is read soon, so that memory and arithmetic work at the same time.
+
+    That is, of each of the COLUMNS lines of `source` that begin at number lines[i] + `offset`, 2 num_pairs numbers.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        *factors, source, soon, first = arguments
+        *factors, source, lines, offset = arguments
 
         def fetch(pair: Any) -> None:
-            start = builder.add(first, builder.mul(pair, _index(_FETCHES)))
-            for i in range(_FETCHES):
-                number = builder.load(builder.gep(soon, [builder.add(start, _index(i))]))
-                prefetch_line(builder, builder.gep(source, [number]))
+            """With each pair of factors, COLUMNS numbers of two lines."""
+            line = builder.mul(builder.urem(pair, _index(COLUMNS // 2)), _index(2))
+            start = builder.add(offset, builder.mul(builder.udiv(pair, _index(COLUMNS // 2)), _index(COLUMNS)))
+            for i in range(2):
+                begin = builder.load(builder.gep(lines, [builder.add(line, _index(i))]))
+                for number in range(0, COLUMNS, CACHE_LINE):
+                    at = builder.add(builder.add(begin, start), _index(number))
+                    prefetch_line(builder, builder.gep(source, [at]))
 
         _multiply(builder, factors, fetch)
         return context.get_dummy_value()

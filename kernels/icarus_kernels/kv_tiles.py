@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from icarus_kernels.cpu_dot_tiles import CACHE_LINE, COLUMNS, interleave, transpose_pairs
+from icarus_kernels.cpu_dot_tiles import COLUMNS, interleave, transpose_pairs
 from icarus_kernels.cpu_kernel import inner
 from icarus_kernels.cpu_lanes import WIDTH
 
@@ -24,16 +24,6 @@ def find_lines(
             page, token = page + 1, 0
     for i in range(count, KEYS):
         lines[i] = lines[count - 1]
-
-
-@inner
-def list_cache_lines(soon: Any, lines: Any, offset: Any, head_dim: Any) -> None:
-    """soon [KEYS head_dim / CACHE_LINE]: a number of each cache line of the tile, of the head at `offset`."""
-    at = 0
-    for key in range(KEYS):
-        for d in range(0, head_dim, CACHE_LINE):
-            soon[at] = lines[key] + offset + d
-            at += 1
 
 
 @inner

@@ -19,7 +19,6 @@ from icarus_kernels.attention_slots import (
     take_slot,
 )
 from icarus_kernels.cpu_dot_tiles import (
-    CACHE_LINE,
     COLUMNS,
     ROWS,
     has_dot_tiles,
@@ -28,7 +27,7 @@ from icarus_kernels.cpu_dot_tiles import (
 )
 from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, inner
 from icarus_kernels.cpu_lanes import WIDTH, load, store, total
-from icarus_kernels.kv_tiles import KEYS, find_lines, list_cache_lines, pack_keys, pack_values
+from icarus_kernels.kv_tiles import KEYS, find_lines, pack_keys, pack_values
 from icarus_kernels.online_softmax import LOWEST, begin_rows, rows_at, rows_size, weigh
 
 
@@ -36,8 +35,8 @@ def paged_decode_dot_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, wind
     """As `paged_attention`, into `output`; of the sequences of decode. For bfloat16 and whole lines of COLUMNS."""
     (heads, head_dim), kv_heads = query.shape[1:], pages.shape[3]
     most = kv_heads * -(-2 * heads // kv_heads // ROWS) * ROWS
-    # A tile of keys or values in bfloat16; where its keys lie and the next one's, and that one's cache lines, in int64.
-    tile_size = KEYS * head_dim // 2 + 2 * (2 * KEYS + KEYS * head_dim // CACHE_LINE)
+    # A tile of keys or values in bfloat16; where its keys lie, and the next one's, in int64.
+    tile_size = KEYS * head_dim // 2 + 2 * 2 * KEYS
     attend_in_shares(_ATTEND, tile_size + rows_size(most, head_dim), query, pages, rows, window, output)
 
 
@@ -64,10 +63,8 @@ def _attend_keys(a, p, scratch, s, begin, end, slot):
     padded = (num_queries + ROWS - 1) // ROWS * ROWS
     tile, lines_at = at_address(scratch, uint16), scratch + 2 * KEYS * head_dim
     lines, next_lines = at_address(lines_at, int64), at_address(lines_at + 8 * KEYS, int64)
-    soon = at_address(lines_at + 16 * KEYS, int64)
     # Queries that fill up a tile of them are 0, and so are their weights.
-    rows_begin = lines_at + 16 * KEYS + 8 * KEYS * head_dim // CACHE_LINE
-    q, scores, weights, sums, weight_sums, best = rows_at(rows_begin, kv_heads * padded, head_dim)
+    q, scores, weights, sums, weight_sums, best = rows_at(lines_at + 16 * KEYS, kv_heads * padded, head_dim)
 
     begin_rows(kv_heads * padded, q, weights, sums, weight_sums, best, head_dim)
     gather_queries(a, p, s, padded, q)
@@ -80,9 +77,9 @@ def _attend_keys(a, p, scratch, s, begin, end, slot):
             top, keys_at, values_at = head * padded, head * head_stride, head * head_stride + kv_stride
             # While a tile is multiplied, the next one is fetched.
             pack_keys(tile, 0, pages, lines, keys_at, head_dim)
-            list_cache_lines(soon, next_lines, keys_at, head_dim)
             multiply_tile_and_fetch(
-                *(scores, top * KEYS, KEYS, q, top * head_dim, head_dim, tile, head_dim // 2, 0), pages, soon, 0
+                *(scores, top * KEYS, KEYS, q, top * head_dim, head_dim, tile, head_dim // 2, 0),
+                *(pages, next_lines, keys_at),
             )
             for row in range(top + ROWS, top + padded, ROWS):
                 multiply_tile(scores, row * KEYS, KEYS, q, row * head_dim, head_dim, tile, head_dim // 2, 0)
@@ -91,12 +88,12 @@ def _attend_keys(a, p, scratch, s, begin, end, slot):
                     scores[row * KEYS + i] = LOWEST
                 weigh(scores, row, weights, sums, weight_sums, best, head_dim)
             pack_values(tile, 0, pages, lines, values_at, head_dim)
-            list_cache_lines(soon, next_lines, values_at, head_dim)
             for column in range(0, head_dim, COLUMNS):
                 panel = at_address(scratch + 2 * column * KEYS, uint16)
-                to, fetched = top * head_dim + column, KEYS * column // CACHE_LINE
+                to = top * head_dim + column
                 multiply_tile_and_fetch(
-                    *(sums, to, head_dim, weights, top * KEYS, KEYS, panel, KEYS // 2, 1), pages, soon, fetched
+                    *(sums, to, head_dim, weights, top * KEYS, KEYS, panel, KEYS // 2, 1),
+                    *(pages, next_lines, values_at + column),
                 )
                 for row in range(top + ROWS, top + padded, ROWS):
                     to = row * head_dim + column
