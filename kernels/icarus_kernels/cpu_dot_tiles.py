@@ -86,7 +86,7 @@ def multiply_tile_and_fetch(
     lines: Any,
     offset: Any,
 ) -> Any:
-    """As `multiply_tile`. On the way it asks for what is read soon, so that memory and arithmetic work at the same time.
+    """As `multiply_tile`. On the way it asks for what is read soon: memory and arithmetic work at the same time.
 
     That is, of each of the COLUMNS lines of `source` that begin at number lines[i] + `offset`, 2 num_pairs numbers.
     """

@@ -21,55 +21,74 @@ from icarus_kernels.cpu_lanes import WIDTH, fma, load, prefetch, splat, store, t
 from icarus_kernels.lora_rows import Columns, LoraRows
 
 _AHEAD = 4096
-"""Numbers: how far ahead of what it uses the kernel asks for a matrix."""
+"""Numbers: how far ahead of what it uses the kernel asks for matrices."""
+_TASK = 6
+"""int64 of a task, as `_list_tasks` writes them."""
 
 
 def add_few_rows(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]) -> None:
     """As `add_segmented_lora`, each thread some of the rows: for decode, where a segment has few."""
     num_threads = torch.get_num_threads()
     num_segments, num_layers, num_modules, _ = rows.entries.shape
-    # Of each thread: a row's x @ A.T, and its delta.
-    scratch_size = rows.max_rank + output.shape[1]
+    # Of each thread, in float32: its tasks, a row's delta, and before that x @ A.T.
+    tasks_size = 2 * _TASK * len(x) * len(columns)
+    scratch_size = tasks_size + output.shape[1] + rows.max_rank
+    scratch_size += scratch_size % 2
     scratch = torch.empty(num_threads * scratch_size)
     _ADD(
         x.dtype,
         num_threads,
         *(output.data_ptr(), x.data_ptr(), rows.bounds.data_ptr(), rows.entries.data_ptr(), scratch.data_ptr()),
-        *(num_segments, num_layers, num_modules, layer, scratch_size, rows.max_rank),
-        *(x.shape[1], x.stride(0), output.stride(0)),
-        len(columns),
+        *(num_segments, num_layers, num_modules, layer, scratch_size, tasks_size),
+        *(x.shape[1], x.stride(0), output.stride(0), output.shape[1], len(columns)),
         *itertools.chain.from_iterable(columns),
     )
 
 
 def _add(p):
     a = arguments_of(p)
-    output, x, bounds, entries = at_address(a[0], p), at_address(a[1], p), at_address(a[2], int32), a[3]
-    shrunk = at_address(a[4] + 4 * thread_number() * a[9], float32)
-    delta = at_address(a[4] + 4 * (thread_number() * a[9] + a[10]), float32)
-    num_segments, num_layers, num_modules, layer = a[5], a[6], a[7], a[8]
-    size, x_stride, output_stride, num_columns = a[11], a[12], a[13], a[14]
+    output, x, size, x_stride, output_stride = at_address(a[0], p), at_address(a[1], p), a[11], a[12], a[13]
+    own = a[4] + 4 * thread_number() * a[9]
+    delta = at_address(own + 4 * a[10], float32)
+    shrunk = at_address(own + 4 * (a[10] + a[14]), float32)
+    count = _list_tasks(a, own)
+    for i in range(count):
+        task = at_address(own + 8 * _TASK * i, int64)
+        row, column, size_out, rank, matrix_a, matrix_b = task[0], task[1], task[2], task[3], task[4], task[5]
+        next_a = task[_TASK + 4] if i + 1 < count else matrix_a
+        _shrink(x, row * x_stride, at_address(matrix_a, p), rank, size, at_address(matrix_b, p), shrunk)
+        to = row * output_stride + column
+        _expand(output, to, at_address(matrix_b, p), rank, size_out, at_address(next_a, p), shrunk, delta)
+
+
+@inner
+def _list_tasks(a, address):
+    """The calling thread's rows times the modules, in the order in which they are done: how many. Each is its row and
+    first column of the output, how many columns, the rank, and where A and B are."""
+    bounds, num_segments, num_layers, num_modules, layer = at_address(a[2], int32), a[5], a[6], a[7], a[8]
     num_rows = 0
     for s in range(num_segments):
         num_rows += bounds[2 * s + 1] - bounds[2 * s]
     begin, end = my_share(num_rows)
-    first = 0
+    first, count = 0, 0
     for s in range(num_segments):
         # The thread's part of the segment's rows.
         low = max(begin - first, 0) + bounds[2 * s]
         high = min(end - first, bounds[2 * s + 1] - bounds[2 * s]) + bounds[2 * s]
         first += bounds[2 * s + 1] - bounds[2 * s]
-        for c in range(num_columns):
-            module, column, last = a[15 + 3 * c], a[16 + 3 * c], a[17 + 3 * c]
-            entry = at_address(entries + 24 * ((s * num_layers + layer) * num_modules + module), int64)
-            rank, size_out = entry[2], last - column
-            for row in range(low, high if rank > 0 else low):
-                _shrink(x, row * x_stride, at_address(entry[0], p), rank, size, shrunk)
-                _expand(output, row * output_stride + column, at_address(entry[1], p), rank, size_out, shrunk, delta)
+        for c in range(a[15]):
+            module, column, last = a[16 + 3 * c], a[17 + 3 * c], a[18 + 3 * c]
+            entry = at_address(a[3] + 24 * ((s * num_layers + layer) * num_modules + module), int64)
+            for row in range(low, high if entry[2] > 0 else low):
+                task = at_address(address + 8 * _TASK * count, int64)
+                task[0], task[1], task[2] = row, column, last - column
+                task[3], task[4], task[5] = entry[2], entry[0], entry[1]
+                count += 1
+    return count
 
 
 @inner
-def _shrink(x, at, matrix, rank, size, shrunk):
+def _shrink(x, at, matrix, rank, size, following, shrunk):
     """x @ A.T of one row; four of A's rows at a time share x."""
     whole, r = size // WIDTH * WIDTH, 0
     while r < rank:
@@ -77,7 +96,7 @@ def _shrink(x, at, matrix, rank, size, shrunk):
         a, b, c, d = splat(float32(0)), splat(float32(0)), splat(float32(0)), splat(float32(0))
         for i in range(0, whole, WIDTH):
             lanes, y = load(x, at + i), r * size + i
-            _fetch(matrix, r * size + 4 * i)
+            _fetch(matrix, r * size + 4 * i, rank * size, following)
             a = fma(lanes, load(matrix, y), a)
             if many:
                 b = fma(lanes, load(matrix, y + size), b)
@@ -94,14 +113,7 @@ def _shrink(x, at, matrix, rank, size, shrunk):
 
 
 @inner
-def _fetch(matrix, at):
-    """Of a matrix of which 64 numbers from `at` on are used, in whatever order, asks for those that come later."""
-    prefetch(matrix, at + _AHEAD)
-    prefetch(matrix, at + _AHEAD + 32)
-
-
-@inner
-def _expand(output, at, matrix, rank, size, shrunk, delta):
+def _expand(output, at, matrix, rank, size, following, shrunk, delta):
     """output += shrunk @ B.T; `matrix` is B.T [rank, size]. Four of its rows at a time, each from end to end: the
     processor fetches ahead along a few lines, not along sixteen."""
     whole = size // WIDTH * WIDTH
@@ -112,7 +124,7 @@ def _expand(output, at, matrix, rank, size, shrunk, delta):
         a, b, c, d = splat(shrunk[r]), splat(shrunk[r + 1]), splat(shrunk[r + 2]), splat(shrunk[r + 3])
         for i in range(0, whole, WIDTH):
             y = r * size + i
-            _fetch(matrix, r * size + 4 * i)
+            _fetch(matrix, r * size + 4 * i, rank * size, following)
             first = fma(a, load(matrix, y), fma(b, load(matrix, y + size), load(delta, i)))
             store(delta, i, fma(c, load(matrix, y + 2 * size), fma(d, load(matrix, y + 3 * size), first)))
         r += 4
@@ -127,6 +139,19 @@ def _expand(output, at, matrix, rank, size, shrunk, delta):
         for k in range(rank):
             rest += shrunk[k] * widen(matrix[k * size + i])
         output[at + i] = narrow(widen(output[at + i]) + rest, output)
+
+
+@inner
+def _fetch(matrix, at, end, following):
+    """While 64 numbers of a matrix from `at` on are used, asks for as many that come later: in it, or past its `end` in
+    the one that is used next."""
+    ahead = at + _AHEAD
+    if ahead < end:
+        prefetch(matrix, ahead)
+        prefetch(matrix, ahead + 32)
+    else:
+        prefetch(following, ahead - end)
+        prefetch(following, ahead - end + 32)
 
 
 _ADD = CPUKernel(_add)
