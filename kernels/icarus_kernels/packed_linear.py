@@ -25,7 +25,8 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor]
     run = torch.ops.mkldnn._linear_pointwise.default._op
 
     def multiply(x: Tensor) -> Tensor:
-        if panels is not None and len(x) <= FEW:
+        # The kernel reads x by pairs of numbers.
+        if panels is not None and len(x) <= FEW and x.stride(1) == 1 and x.stride(0) % 2 == 0:
             return few_rows_linear_cpu(x, panels, bias, out)
         return run(x, packed, bias, "none", [], "")
 

@@ -33,7 +33,7 @@ def panels_of(packed: Tensor, weight: Tensor) -> int | None:
 
 
 def few_rows_linear_cpu(x: Tensor, panels: int, bias: Tensor | None, out: int) -> Tensor:
-    """x [rows, in], bias [out], both with a last stride of 1 -> [rows, out]; `panels` from `panels_of`."""
+    """x [rows, in] -> [rows, out]; bias [out]; `panels` from `panels_of`. Rows lie whole, an even stride apart."""
     rows, size = x.shape
     output = torch.empty(rows, out, dtype=x.dtype)
     _MULTIPLY(

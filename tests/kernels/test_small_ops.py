@@ -92,10 +92,11 @@ def test_packed_linear(rows, size, bias, dtype):
     torch.testing.assert_close(got, expected.to(dtype), **TOLERANCE[dtype])
 
 
-def test_packed_linear_of_some_rows_of_a_larger_tensor():
+@pytest.mark.parametrize("view", [lambda t: t[1:6, 32:64], lambda t: t[1:6, 1:33], lambda t: t[:, :64].t()[:5, :32]])
+@pytest.mark.parametrize("columns", [96, 97])
+def test_packed_linear_of_a_view(view, columns):
     torch.manual_seed(0)
-    wide, weight = torch.randn(7, 96).bfloat16(), torch.randn(64, 32).bfloat16()
-    x = wide[1:6, 32:64]
+    x, weight = view(torch.randn(40, columns).bfloat16()), torch.randn(64, 32).bfloat16()
     torch.testing.assert_close(pack_linear(weight)(x), x @ weight.T, **TOLERANCE[torch.bfloat16])
 
 
