@@ -1,7 +1,5 @@
 """Tiles of keys and of values out of the pages, laid out as the right side of `multiply_tile`."""
 
-from typing import Any
-
 from icarus_kernels.cpu_dot_tiles import COLUMNS, interleave, transpose_pairs
 from icarus_kernels.cpu_kernel import inner
 from icarus_kernels.cpu_lanes import WIDTH
@@ -11,9 +9,7 @@ KEYS = COLUMNS
 
 
 @inner
-def find_lines(
-    lines: Any, table: Any, key: Any, count: Any, block_size: Any, block_stride: Any, token_stride: Any
-) -> None:
+def find_lines(lines, table, key, count, block_size, block_stride, token_stride):
     """lines [KEYS]: where in the pages the keys from `key` on begin. Those behind the first `count` are the last of
     these once more: numbers that are safe to read, for weights of almost 0."""
     page, token = key // block_size, key % block_size
@@ -27,7 +23,7 @@ def find_lines(
 
 
 @inner
-def pack_keys(packed: Any, to: Any, pages: Any, lines: Any, offset: Any, head_dim: Any) -> None:
+def pack_keys(packed, to, pages, lines, offset, head_dim):
     """packed, from number `to` on: [pairs of dimensions, KEYS, 2], of the head at `offset`."""
     for d in range(0, head_dim, 2 * WIDTH):
         for key in range(0, KEYS, WIDTH):
@@ -35,7 +31,7 @@ def pack_keys(packed: Any, to: Any, pages: Any, lines: Any, offset: Any, head_di
 
 
 @inner
-def pack_values(packed: Any, to: Any, pages: Any, lines: Any, offset: Any, head_dim: Any) -> None:
+def pack_values(packed, to, pages, lines, offset, head_dim):
     """packed, from number `to` on: [dimensions / COLUMNS, pairs of keys, COLUMNS, 2], of the head at `offset`."""
     for d in range(0, head_dim, COLUMNS):
         for key in range(0, KEYS, 2):

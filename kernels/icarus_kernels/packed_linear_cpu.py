@@ -28,7 +28,7 @@ def panels_of(packed: Tensor, weight: Tensor) -> int | None:
     if torch.ops.mkldnn._nbytes(packed) != weight.nbytes:
         return None
     copy = torch.frombuffer((ctypes.c_int16 * weight.numel()).from_address(address), dtype=torch.int16)
-    panels = weight.view(torch.int16).view(out // COLUMNS, COLUMNS, size // 2, 2).transpose(1, 2)
+    panels = weight.view(torch.int16).reshape(out // COLUMNS, COLUMNS, size // 2, 2).transpose(1, 2)
     return address if torch.equal(copy.view_as(panels), panels) else None
 
 
