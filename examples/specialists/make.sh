@@ -39,9 +39,11 @@ score() { # TASK METHOD METRIC MAX_TOKENS [--adapter FOLDER]
     shift 4
     mkdir -p "$build/scores" "$build/losses"
     # The loss of the right answers, on examples put aside: over whole test sets it takes longer than the answers do.
-    [ -f "$losses" ] || icarus eval --data "$build/data/$task/validation.jsonl" --metric "$metric" --max-tokens 1 \
-        --oracle --nll --json "$losses.partial" "$@"
-    [ -f "$losses" ] || mv "$losses.partial" "$losses"
+    if [ ! -f "$losses" ]; then
+        icarus eval --data "$build/data/$task/validation.jsonl" --metric "$metric" --max-tokens 1 --oracle --nll \
+            --json "$losses.partial" "$@"
+        mv "$losses.partial" "$losses"
+    fi
     [ -f "$report" ] && return
     [ $# -eq 0 ] || set -- --card "$@"
     icarus eval --data "$build/data/$task/test.jsonl" --metric "$metric" --max-tokens "$max_tokens" \
