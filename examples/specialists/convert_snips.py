@@ -6,14 +6,17 @@ from typing import Any
 
 from conversion import Example, chat, parse_arguments, write_splits
 
-INSTRUCTION = "Write the tool call as JSON."
-
 
 def convert(line: dict[str, Any]) -> Example:
-    """A slot with one value becomes text, with several a list. Arguments come as the text names them, read once."""
+    """A slot with one value becomes text, with several a list. Arguments come as the text names them, read once.
+
+    The instruction quotes the text: the base model, which writes the KV, then reads it a second time, and knows how it
+    ends (docs/accuracy.md).
+    """
     arguments = {name: values[0] if len(values) == 1 else values for name, values in line["slots"].items()}
     call = {"name": line["intent"], "arguments": arguments}
-    return chat(line["text"], INSTRUCTION, json.dumps(call, ensure_ascii=False))
+    instruction = f'Write the tool call as JSON: "{line["text"]}"'
+    return chat(line["text"], instruction, json.dumps(call, ensure_ascii=False))
 
 
 def read(file: Path) -> list[Example]:

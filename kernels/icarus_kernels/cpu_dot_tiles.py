@@ -15,7 +15,7 @@ from icarus_kernels.cpu_lanes import WIDTH, lane_pointer, prefetch_line, shuffle
 
 ROWS, COLUMNS = 6, 64
 """Of a tile of a product: 24 vectors of sums, a line of the right side and a pair of the left fill the registers."""
-CACHE_LINE = 32
+_CACHE_LINE = 32
 """bfloat16 in it."""
 
 _SUMS = ir.VectorType(ir.FloatType(), WIDTH)
@@ -88,7 +88,8 @@ def multiply_tile_and_fetch(
 ) -> Any:
     """As `multiply_tile`. On the way it asks for what is read soon: memory and arithmetic work at the same time.
 
-    That is, of each of the COLUMNS lines of `source` that begin at number lines[i] + `offset`, 2 num_pairs numbers.
+    That is, of each of the COLUMNS lines of `source` that begin at number lines[i] + `offset`, 2 num_pairs numbers;
+    num_pairs is a multiple of COLUMNS / 2.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -100,7 +101,7 @@ def multiply_tile_and_fetch(
             start = builder.add(offset, builder.mul(builder.udiv(pair, _index(COLUMNS // 2)), _index(COLUMNS)))
             for i in range(2):
                 begin = builder.load(builder.gep(lines, [builder.add(line, _index(i))]))
-                for number in range(0, COLUMNS, CACHE_LINE):
+                for number in range(0, COLUMNS, _CACHE_LINE):
                     at = builder.add(builder.add(begin, start), _index(number))
                     prefetch_line(builder, builder.gep(source, [at]))
 
@@ -159,7 +160,7 @@ def _add_products(
         lanes = [builder.load(_vector_at(builder, right_pairs, line, column), align=4) for column in _columns()]
         for row, held in enumerate(sums):
             place = builder.gep(left_pairs, [builder.add(builder.mul(left_step, _index(row)), loop.index)])
-            pair = splat_value(builder, builder.load(place, align=4))
+            pair = splat_value(builder, builder.load(place, align=2))
             for total, lane in zip(held, lanes, strict=True):
                 builder.store(_dot(builder, builder.load(total), pair, lane), total)
 

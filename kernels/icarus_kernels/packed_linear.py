@@ -21,12 +21,15 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor]
     if weight.device.type != "cpu" or not _packs(weight.dtype):
         return lambda x: linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    panels, out = panels_of(packed, weight), len(weight)
+    panels, dtype, (out, size) = panels_of(packed, weight), weight.dtype, weight.shape
+    bias = None if bias is None else bias.to(dtype).contiguous()
     run = torch.ops.mkldnn._linear_pointwise.default._op
 
+    def is_read_by_pairs(x: Tensor) -> bool:
+        return x.dtype == dtype and x.shape[1] == size and x.stride(1) == 1 and x.stride(0) % 2 == 0
+
     def multiply(x: Tensor) -> Tensor:
-        # The kernel reads x by pairs of numbers.
-        if panels is not None and len(x) <= FEW and x.stride(1) == 1 and x.stride(0) % 2 == 0:
+        if panels is not None and len(x) <= FEW and is_read_by_pairs(x):
             return few_rows_linear_cpu(x, panels, bias, out)
         return run(x, packed, bias, "none", [], "")
 

@@ -17,7 +17,8 @@ FEW = 64
 
 
 def panels_of(packed: Tensor, weight: Tensor) -> int | None:
-    """The address of oneDNN's copy of `weight` [out, in], if it is laid out as the kernel reads it.
+    """The address of oneDNN's copy of `weight` [out, in], if it is laid out as the kernel reads it. Good for as long as
+    `packed` is kept.
 
     That is [out / COLUMNS, in / 2, COLUMNS, 2]. The layout is oneDNN's own business, so the copy itself is looked at.
     """

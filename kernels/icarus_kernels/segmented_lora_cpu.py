@@ -22,18 +22,17 @@ from icarus_kernels.lora_rows import Columns, LoraRows
 
 _AHEAD = 4096
 """Numbers: how far ahead of what it uses the kernel asks for matrices."""
-_TASK = 6
-"""int64 of a task, as `_list_tasks` writes them."""
+_TASK = 8
+"""int64 of a task: six, as `_list_tasks` writes them, and what makes a cache line of it."""
 
 
 def add_few_rows(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]) -> None:
     """As `add_segmented_lora`, each thread some of the rows: for decode, where a segment has few."""
     num_threads = torch.get_num_threads()
     num_segments, num_layers, num_modules, _ = rows.entries.shape
-    # Of each thread, in float32: its tasks, a row's delta, and before that x @ A.T.
-    tasks_size = 2 * _TASK * len(x) * len(columns)
-    scratch_size = tasks_size + output.shape[1] + rows.max_rank
-    scratch_size += scratch_size % 2
+    # Of each thread, in float32 and whole cache lines: its tasks, and of a row the delta and x @ A.T.
+    tasks_size = 2 * _TASK * min(len(x), num_segments * rows.max_rows) * len(columns)
+    scratch_size = tasks_size + -(-(output.shape[1] + rows.max_rank) // WIDTH) * WIDTH
     scratch = torch.empty(num_threads * scratch_size)
     _ADD(
         x.dtype,
@@ -96,9 +95,9 @@ def _shrink(x, at, matrix, rank, size, following, shrunk):
         a, b, c, d = splat(float32(0)), splat(float32(0)), splat(float32(0)), splat(float32(0))
         for i in range(0, whole, WIDTH):
             lanes, y = load(x, at + i), r * size + i
-            _fetch(matrix, r * size + 4 * i, rank * size, following)
             a = fma(lanes, load(matrix, y), a)
             if many:
+                _fetch(matrix, r * size + 4 * i, rank * size, following)
                 b = fma(lanes, load(matrix, y + size), b)
                 c = fma(lanes, load(matrix, y + 2 * size), c)
                 d = fma(lanes, load(matrix, y + 3 * size), d)
@@ -144,7 +143,8 @@ def _expand(output, at, matrix, rank, size, following, shrunk, delta):
 @inner
 def _fetch(matrix, at, end, following):
     """While 64 numbers of a matrix from `at` on are used, asks for as many that come later: in it, or past its `end` in
-    the one that is used next."""
+    the one that is used next. For numbers of 16 bits and matrices of more than _AHEAD; others get less of what they
+    need."""
     ahead = at + _AHEAD
     if ahead < end:
         prefetch(matrix, ahead)

@@ -81,8 +81,8 @@ def test_silu_of_the_far_ends():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("size", [(23, 40), (192, 50), (192, 51)])
-@pytest.mark.parametrize("rows", [0, 1, 3, 8, 17, 70])
+@pytest.mark.parametrize("size", [(23, 40), (192, 51), (192, 96)])
+@pytest.mark.parametrize("rows", [0, 1, 3, 8, 17, 64, 65])
 def test_packed_linear(rows, size, bias, dtype):
     torch.manual_seed(rows)
     x, weight = torch.randn(rows, size[1]).to(dtype), (torch.randn(size) / size[1] ** 0.5).to(dtype)
@@ -107,3 +107,11 @@ def test_few_rows_read_the_copy_of_onednn():
     assert panels_of(packed, weight) is not None
     assert panels_of(packed, weight.flip(0)) is None
     assert panels_of(packed, weight[:, :40].contiguous()) is None
+
+
+@pytest.mark.parametrize("rows", [3, 70])
+def test_packed_linear_refuses_what_does_not_fit(rows):
+    linear = pack_linear(torch.randn(128, 64).bfloat16())
+    for x in (torch.randn(rows, 64), torch.randn(rows, 32).bfloat16(), torch.randn(rows, 96).bfloat16()):
+        with pytest.raises(RuntimeError):
+            linear(x)

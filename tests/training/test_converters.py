@@ -31,13 +31,17 @@ def make_snips(folder):
     line = {"text": "add it", "intent": "Add", "slots": {"z": ["a", "b"], "artist": ["Ça"]}}
     write_json_lines(folder / "train.jsonl", line, line)
     write_json_lines(folder / "validate.jsonl", line)
-    return folder, ["add it", '{"name": "Add", "arguments": {"z": ["a", "b"], "artist": "Ça"}}']
+    return folder, [
+        "add it",
+        'Write the tool call as JSON: "add it"',
+        '{"name": "Add", "arguments": {"z": ["a", "b"], "artist": "Ça"}}',
+    ]
 
 
 def make_banking77(folder):
     for name in ("train", "test"):
         (folder / f"{name}.csv").write_text('text,category\n"Where, pray?\n",card_arrival\nB,x\n')
-    return folder, ["Where, pray?", "card arrival"]
+    return folder, ["Where, pray?", "Name the banking intent.", "card arrival"]
 
 
 def make_clinc150(folder):
@@ -47,22 +51,21 @@ def make_clinc150(folder):
         for name in ("train", "test")
     }
     (folder / "data.json").write_text(json.dumps(data))
-    return folder / "data.json", ["call me", "make call"]
+    return folder / "data.json", ["call me", "Name the intent, or say out of scope.", "make call"]
 
 
 def make_gsm8k(folder):
     line = {"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 2"}
     for name in ("train", "test"):
         write_json_lines(folder / f"{name}.jsonl", line, line)
-    return folder, ["1+1?", "It is 2.\n#### 2"]
+    return folder, ["1+1?", "Solve it step by step.", "It is 2.\n#### 2"]
 
 
 @pytest.mark.parametrize("make", [make_snips, make_banking77, make_clinc150, make_gsm8k])
 def test_the_text_comes_first_and_the_instruction_last(make, tmp_path):
     source, expected = make(tmp_path)
     splits = convert(make.__name__.removeprefix("make_"), source, tmp_path / "out")
-    text, instruction, answer = splits["test"][0]
-    assert [text, answer] == expected and instruction.endswith(".")
+    assert splits["test"][0] == expected
     assert len(splits["train"]) == len(splits["validation"]) == 1
     if make is make_clinc150:
         assert splits["test"][1][2] == "out of scope"

@@ -40,7 +40,8 @@ CREW = (
         "tools",
         "My colleague who comes on Friday will be hungry. Book a table for two people at an Italian restaurant in "
         "Boston for Friday evening.",
-        "Write the tool call as JSON.",
+        'Write the tool call as JSON: "Book a table for two people at an Italian restaurant in Boston for Friday '
+        'evening."',
     ),
     Ask(
         "plan",
