@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +95,8 @@ class TransferThread:
         self._hold_reads = hold_reads
         self._make_transport = make_transport
         self._timeout = read_timeout_seconds
-        self._commands: queue.Queue[_Command | None] = queue.Queue(max_queued)
+        self._max_queued = max_queued
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._posted: list[_Posted] = []
         self._started: Future[bytes] = _future()
         self._stopping = threading.Event()
@@ -115,8 +115,7 @@ class TransferThread:
     def stop(self) -> None:
         """Fails what waits, gives posted reads one more read timeout to settle, and closes the transport."""
         self._stopping.set()
-        with suppress(queue.Full):  # a thread with a full queue is awake
-            self._commands.put_nowait(None)
+        self._commands.put(None)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -143,10 +142,9 @@ class TransferThread:
         with self._submitting:
             if self._closed:
                 raise TransferError(f"the transfer thread has stopped; {command.peer} cannot be reached through it")
-            try:
-                self._commands.put_nowait(command)
-            except queue.Full:
-                raise OverloadedError(f"{self._commands.maxsize} transfer commands wait already; try again") from None
+            if self._commands.qsize() >= self._max_queued:
+                raise OverloadedError(f"{self._max_queued} transfer commands wait already; try again")
+            self._commands.put(command)
 
     def _run(self) -> None:
         try:
