@@ -4,7 +4,7 @@ import pytest
 
 from icarus.cache.leases import LeaseTable
 from icarus.errors import FailedPreconditionError
-from icarus.types import BlockId
+from icarus.types import BlockId, LeaseId
 
 BLOCKS = [BlockId(3), BlockId(5)]
 
@@ -34,6 +34,13 @@ def test_a_lapsed_lease_cannot_be_released_even_before_it_was_swept():
     with pytest.raises(FailedPreconditionError):
         table.renew(lease, now=10)
     assert table.expired == 1
+
+
+def test_a_lease_gets_the_id_that_its_reader_wants_unless_it_is_taken():
+    table = LeaseTable(10)
+    assert table.grant(BLOCKS, now=0, wanted=LeaseId("mine")) == "mine"
+    assert table.grant(BLOCKS, now=0, wanted=LeaseId("mine")) != "mine"
+    assert len(table) == 2
 
 
 def test_references_count_every_lease():

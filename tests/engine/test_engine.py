@@ -6,7 +6,7 @@ from engine.harness import BLOCK_SIZE, Harness
 
 from icarus.engine.request import Failed, Finished, Landing, Phase, Prefilled
 from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError
-from icarus.types import FinishReason, SamplingParams
+from icarus.types import FinishReason, LeaseId, SamplingParams
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -196,6 +196,14 @@ def test_a_prefill_whose_caller_left_at_the_last_moment_keeps_no_lease(harness):
     harness.run()
     assert harness.engine.check().leased_blocks == 5
     harness.engine.abort(turn.request.request_id)
+    assert harness.engine.check().pool.used == 0
+
+
+def test_a_prefill_can_be_given_back_by_the_id_that_was_asked_for(harness):
+    """Its answer got lost."""
+    harness.submit(prompt(20), prefill_only=True, lease_id=LeaseId("asked"))
+    harness.run()
+    harness.engine.release_lease(LeaseId("asked"))
     assert harness.engine.check().pool.used == 0
 
 

@@ -30,6 +30,8 @@ from icarus.v1 import (
 from icarus.worker.v1 import (
     adapter_service_pb2,
     adapter_service_pb2_grpc,
+    block_service_pb2,
+    block_service_pb2_grpc,
     debug_service_pb2,
     debug_service_pb2_grpc,
     decode_service_pb2,
@@ -114,6 +116,7 @@ class WorkerScript:
     begun: list[decode_service_pb2.BeginTurn] = field(default_factory=list)
     staged: list[decode_service_pb2.PrefillStaged] = field(default_factory=list)
     prefilled: list[prefill_service_pb2.PrefillRequest] = field(default_factory=list)
+    released_leases: list[str] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)
     load_requests: list[adapter_service_pb2.LoadAdapterRequest] = field(default_factory=list)
     pins: dict[str, bool] = field(default_factory=dict)
@@ -195,6 +198,15 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
         )
 
 
+class Blocks(block_service_pb2_grpc.BlockServiceServicer):
+    def __init__(self, script: WorkerScript):
+        self.script = script
+
+    async def ReleaseLease(self, request, context):
+        self.script.released_leases.append(request.lease_id)
+        return block_service_pb2.ReleaseLeaseResponse()
+
+
 class Prefill(prefill_service_pb2_grpc.PrefillServiceServicer):
     def __init__(self, script: WorkerScript):
         self.script = script
@@ -209,7 +221,7 @@ class Prefill(prefill_service_pb2_grpc.PrefillServiceServicer):
         if self.script.prefill_error:
             raise self.script.prefill_error
         return prefill_service_pb2.PrefillResponse(
-            grant={"lease_id": "lease", "duration_seconds": 5, "first_block": request.first_block},
+            grant={"lease_id": request.lease_id, "duration_seconds": 5, "first_block": request.first_block},
             num_cached_tokens=0,
             kv_written_tokens=1000,
             transfer_reads=2,
@@ -315,6 +327,7 @@ class Cluster:
         descriptors = [
             (decode_service_pb2, "Decode", decode_service_pb2_grpc, Decode(fake_script)),
             (prefill_service_pb2, "Prefill", prefill_service_pb2_grpc, Prefill(fake_script)),
+            (block_service_pb2, "Block", block_service_pb2_grpc, Blocks(fake_script)),
             (adapter_service_pb2, "Adapter", adapter_service_pb2_grpc, AdapterHost(fake_script)),
             (debug_service_pb2, "Debug", debug_service_pb2_grpc, Debug()),
         ]

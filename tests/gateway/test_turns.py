@@ -259,7 +259,8 @@ async def test_a_long_prompt_is_prefilled_elsewhere(cluster):
     assert list(request.token_ids) == LONG and request.first_block == 3
     assert (request.turn_id, request.adapter) == (decode.script.begun[0].turn_id, "")
     assert (staged.worker_id, staged.address) == ("p1", prefill.server.address)
-    assert (staged.grant.lease_id, staged.grant.first_block) == ("lease", 3)
+    assert (staged.grant.lease_id, staged.grant.first_block) == (request.lease_id, 3)
+    assert prefill.script.released_leases == []  # the decode worker's to release
     assert finished.usage.kv_written_tokens == 1000 + 1498 + 4
     assert (finished.usage.transfer_reads, finished.usage.transfer_bytes) == (3, 120)
 
@@ -267,10 +268,11 @@ async def test_a_long_prompt_is_prefilled_elsewhere(cluster):
 @pytest.mark.parametrize("error", [OverloadedError("full"), RuntimeError("bug")])
 async def test_a_failed_prefill_is_left_to_the_decode_worker(cluster, error):
     decode = await cluster.add("d1", answer=[A, B, C, D])
-    await cluster.add("p1", role="prefill", prefill_error=error)
+    prefill = await cluster.add("p1", role="prefill", prefill_error=error)
     ids, _, finished = await collect(stateless(cluster, prompt=LONG))
     assert ids == [A, B, C, D] and not finished.route.HasField("prefill_worker")
     assert not decode.script.staged[0].HasField("blocks")
+    await eventually(lambda: prefill.script.released_leases == [prefill.script.prefilled[0].lease_id])
 
 
 async def test_a_dead_prefill_worker_is_left_to_the_decode_worker(cluster):
@@ -284,6 +286,7 @@ async def test_a_dead_prefill_worker_is_left_to_the_decode_worker(cluster):
 
 
 async def test_cancelling_reaches_the_prefill(cluster):
+    """Its answer may have been under way: the lease is given back by the id that was asked for."""
     decode = await cluster.add("d1", answer=[A])
     prefill = await cluster.add("p1", role="prefill", prefill_stalls=True)
     stream = stateless(cluster, prompt=LONG)
@@ -295,6 +298,7 @@ async def test_cancelling_reaches_the_prefill(cluster):
     with pytest.raises(asyncio.CancelledError):
         await reading
     await eventually(lambda: not any(worker.num_assigned for worker in cluster.table.live()))
+    await eventually(lambda: prefill.script.released_leases == [prefill.script.prefilled[0].lease_id])
 
 
 async def test_a_decode_worker_that_dies_waiting_for_the_prefill(cluster):

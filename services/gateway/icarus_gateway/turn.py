@@ -249,6 +249,7 @@ class TurnDriver:
             adapter_digest=adapter.digest if adapter else "",
             first_block=first_block,
             sources=[source_to_wire(source) for source in route.prefill_sources],
+            lease_id=lease.draw_id(worker.channel),
         )
         stub = prefill_grpc.PrefillServiceStub(worker.channel)
         try:
@@ -259,8 +260,9 @@ class TurnDriver:
             error = error_from_rpc(rpc_error, f"worker {worker.worker_id}")
             worker.failed = worker.failed or isinstance(error, UnavailableError)
             log.warning("prefill failed", extra={"worker": worker.worker_id, "reason": str(error)})
+            lease.give_back()
             return None
-        lease.hold(worker.channel, answer.grant.lease_id)
+        lease.granted(worker.channel, answer.grant.lease_id)
         progress.add_cost(answer)
         progress.prefill_worker = worker.worker_id
         return decode_pb.StagedBlocks(

@@ -5,7 +5,7 @@ import grpc.aio
 from icarus.engine.request import Prefilled
 from icarus.errors import FailedPreconditionError
 from icarus.rpc.messages import grant_to_wire, source_from_wire
-from icarus.types import AdapterMode, SamplingParams
+from icarus.types import AdapterMode, LeaseId, SamplingParams
 from icarus.worker.phases import TurnPhase
 from icarus.worker.turn_context import turn_context
 from icarus.worker.v1 import prefill_service_pb2 as pb
@@ -53,4 +53,5 @@ def _spec(request: pb.PrefillRequest) -> TurnSpec:
         prefill_only=True,
         base_writes_alone=request.adapter_mode != AdapterMode.PRIVATE,
         lease_from_block=request.first_block,
+        lease_id=LeaseId(request.lease_id) if request.lease_id else None,
     )

@@ -12,6 +12,11 @@ from icarus.errors import FailedPreconditionError
 from icarus.types import BlockId, LeaseId, RequestId
 
 
+def draw_lease_id() -> LeaseId:
+    """Never drawn twice, in this process or another."""
+    return LeaseId(secrets.token_hex(8))
+
+
 @dataclass
 class _Lease:
     block_ids: tuple[BlockId, ...]
@@ -37,9 +42,12 @@ class LeaseTable:
         """Blocks under lease, counted once a lease."""
         return sum(len(lease.block_ids) for lease in self._leases.values())
 
-    def grant(self, block_ids: Sequence[BlockId], now: float, prefill: RequestId | None = None) -> LeaseId:
-        """`prefill`: the request that made the blocks for the lease's reader."""
-        lease_id = LeaseId(secrets.token_hex(8))
+    def grant(
+        self, block_ids: Sequence[BlockId], now: float, prefill: RequestId | None = None, wanted: LeaseId | None = None
+    ) -> LeaseId:
+        """`prefill`: the request that made the blocks for the lease's reader. `wanted`: the id that the lease gets
+        unless another has it."""
+        lease_id = wanted if wanted and wanted not in self._leases else draw_lease_id()
         self._leases[lease_id] = _Lease(tuple(block_ids), now + self.duration_seconds, prefill)
         self.granted += 1
         return lease_id

@@ -310,7 +310,7 @@ class Engine:
 
     def _finish_prefill(self, request: Request) -> None:
         first = request.lease_from_block
-        grant = self._grant(request.block_ids[first:], first, request.request_id)
+        grant = self._grant(request.block_ids[first:], first, request)
         self._drop(request)
         request.sink(Prefilled(grant, request.account))
 
@@ -327,11 +327,12 @@ class Engine:
         gone = set(block_ids)
         request.block_ids = [block_id for block_id in request.block_ids if block_id not in gone]
 
-    def _grant(self, block_ids: Sequence[BlockId], first_block: int, prefill: RequestId | None = None) -> Grant:
+    def _grant(self, block_ids: Sequence[BlockId], first_block: int, prefill: Request | None = None) -> Grant:
         if not block_ids:
             return Grant(LeaseId(""), self._instance_id, 0.0, first_block)
         self.pool.reference(block_ids)
-        lease_id = self._leases.grant(block_ids, self._clock(), prefill)
+        made_by, wanted = (prefill.request_id, prefill.lease_id) if prefill else (None, None)
+        lease_id = self._leases.grant(block_ids, self._clock(), made_by, wanted)
         writers = tuple(self.pool.writer(block_id) for block_id in block_ids)
         return Grant(lease_id, self._instance_id, self._leases.duration_seconds, first_block, tuple(block_ids), writers)
 

@@ -9,7 +9,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from icarus.cache.hashing import child_hash
-from icarus.types import AdapterMode, BlockHash, BlockId, FinishReason, Grant, RequestId, SamplingParams, TokenLogprobs
+from icarus.types import (
+    AdapterMode,
+    BlockHash,
+    BlockId,
+    FinishReason,
+    Grant,
+    LeaseId,
+    RequestId,
+    SamplingParams,
+    TokenLogprobs,
+)
 
 if TYPE_CHECKING:
     from icarus.adapters.lora import LoraWeights
@@ -139,6 +149,8 @@ class Request:
     """Tokens at the prompt's end that are output of an earlier attempt."""
     lease_from_block: int = 0
     """First block that a prefill-only request leases to its reader."""
+    lease_id: LeaseId | None = None
+    """The id that its reader wants for that lease."""
 
     phase: Phase = Phase.WAITING
     block_ids: list[BlockId] = field(default_factory=list)

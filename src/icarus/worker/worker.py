@@ -32,7 +32,7 @@ from icarus.model.loading import load_model
 from icarus.transfer.nixl import NixlTransport
 from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion
-from icarus.types import AdapterMode, BlockHash, BlockSource, RequestId, Role, SamplingParams, WorkerId
+from icarus.types import AdapterMode, BlockHash, BlockSource, LeaseId, RequestId, Role, SamplingParams, WorkerId
 from icarus.worker.adapter_host import AdapterHost
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.compute import prepare_compute, run_in_passing_thread
@@ -79,6 +79,7 @@ class TurnSpec:
     """A shared specialist's prefill: its name is noted, its weights are not needed."""
     await_landing: bool = False
     lease_from_block: int = 0
+    lease_id: LeaseId | None = None
     adapter_digest: str = ""
     """What the specialist's name stood for when the turn began; empty takes what it stands for now."""
 
@@ -146,6 +147,7 @@ class Worker:
             num_source_blocks=max((s.num_blocks for s in spec.sources), default=0) if reuse else 0,
             num_earlier_output=spec.num_earlier_output,
             lease_from_block=spec.lease_from_block,
+            lease_id=spec.lease_id,
         )
         fetch = BlockFetch(self._peers, self.transfer, self.fetches, spec.tenant, spec.turn_id)
         return WorkerTurn(self.engine, request, events, fetch, self._metrics.queue_seconds.observe)

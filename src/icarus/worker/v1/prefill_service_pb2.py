@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from icarus.worker.v1 import blocks_pb2 as icarus_dot_worker_dot_v1_dot_blocks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&icarus/worker/v1/prefill_service.proto\x12\x10icarus.worker.v1\x1a\x1dicarus/worker/v1/blocks.proto\"\xdc\x01\n\x0ePrefillRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_mode\x18\x05 \x01(\t\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\x05\x12.\n\x07sources\x18\x07 \x03(\x0b\x32\x1d.icarus.worker.v1.BlockSource\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x08 \x01(\t\x12\x12\n\nsession_id\x18\t \x01(\t\"\x9f\x01\n\x0fPrefillResponse\x12&\n\x05grant\x18\x01 \x01(\x0b\x32\x17.icarus.worker.v1.Grant\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\x05\x12\x19\n\x11kv_written_tokens\x18\x03 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\x04 \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\x05 \x01(\x03\x32`\n\x0ePrefillService\x12N\n\x07Prefill\x12 .icarus.worker.v1.PrefillRequest\x1a!.icarus.worker.v1.PrefillResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&icarus/worker/v1/prefill_service.proto\x12\x10icarus.worker.v1\x1a\x1dicarus/worker/v1/blocks.proto\"\xee\x01\n\x0ePrefillRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_mode\x18\x05 \x01(\t\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\x05\x12.\n\x07sources\x18\x07 \x03(\x0b\x32\x1d.icarus.worker.v1.BlockSource\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x08 \x01(\t\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x10\n\x08lease_id\x18\n \x01(\t\"\x9f\x01\n\x0fPrefillResponse\x12&\n\x05grant\x18\x01 \x01(\x0b\x32\x17.icarus.worker.v1.Grant\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\x05\x12\x19\n\x11kv_written_tokens\x18\x03 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\x04 \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\x05 \x01(\x03\x32`\n\x0ePrefillService\x12N\n\x07Prefill\x12 .icarus.worker.v1.PrefillRequest\x1a!.icarus.worker.v1.PrefillResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'icarus.worker.v1.prefill_se
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREFILLREQUEST']._serialized_start=92
-  _globals['_PREFILLREQUEST']._serialized_end=312
-  _globals['_PREFILLRESPONSE']._serialized_start=315
-  _globals['_PREFILLRESPONSE']._serialized_end=474
-  _globals['_PREFILLSERVICE']._serialized_start=476
-  _globals['_PREFILLSERVICE']._serialized_end=572
+  _globals['_PREFILLREQUEST']._serialized_end=330
+  _globals['_PREFILLRESPONSE']._serialized_start=333
+  _globals['_PREFILLRESPONSE']._serialized_end=492
+  _globals['_PREFILLSERVICE']._serialized_start=494
+  _globals['_PREFILLSERVICE']._serialized_end=590
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("tenant", "turn_id", "token_ids", "adapter", "adapter_mode", "first_block", "sources", "adapter_digest", "session_id")
+    __slots__ = ("tenant", "turn_id", "token_ids", "adapter", "adapter_mode", "first_block", "sources", "adapter_digest", "session_id", "lease_id")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class PrefillRequest(_message.Message):
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     turn_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -27,7 +28,8 @@ class PrefillRequest(_message.Message):
     sources: _containers.RepeatedCompositeFieldContainer[_blocks_pb2.BlockSource]
     adapter_digest: str
     session_id: str
-    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ..., adapter_mode: _Optional[str] = ..., first_block: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., adapter_digest: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+    lease_id: str
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ..., adapter_mode: _Optional[str] = ..., first_block: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., adapter_digest: _Optional[str] = ..., session_id: _Optional[str] = ..., lease_id: _Optional[str] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
     __slots__ = ("grant", "num_cached_tokens", "kv_written_tokens", "transfer_reads", "transfer_bytes")
