@@ -4,7 +4,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -15,8 +17,8 @@ class SequenceRows(NamedTuple):
     """Which rows of the batch these are."""
     positions: Sequence[int]
     """Of the rows, ascending. Two rows may share one: the two streams of a token."""
-    block_ids: Sequence[int]
-    """The sequence's pages in order; may be longer than needed."""
+    block_ids: Sequence[int] | NDArray[np.int32]
+    """The sequence's pages in order; may be longer than needed. An array is quicker to take over."""
 
     @property
     def is_decode(self) -> bool:
@@ -69,7 +71,9 @@ class AttentionRows:
             starts.append(starts[-1] + len(sequence.row_ids))
         pages = [sequence.positions[-1] // block_size + 1 for sequence in ordered]
         width = max(pages, default=0)
-        tables = [[*s.block_ids[:count], *[0] * (width - count)] for s, count in zip(ordered, pages, strict=True)]
+        tables = np.zeros((len(ordered), width), np.int32)
+        for table, sequence, count in zip(tables, ordered, pages, strict=True):
+            table[:count] = sequence.block_ids[:count]
 
         def on_device(values: Sequence[Any]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
@@ -78,7 +82,7 @@ class AttentionRows:
             row_ids=on_device([row for s in ordered for row in s.row_ids]),
             positions=on_device([position for s in ordered for position in s.positions]),
             starts=on_device(starts),
-            block_tables=on_device(tables).view(len(ordered), width),
+            block_tables=torch.from_numpy(tables).to(device),
             num_decodes=sum(s.is_decode for s in ordered),
             max_rows=max((len(s.row_ids) for s in ordered), default=0),
             max_keys=max((s.positions[-1] + 1 for s in ordered), default=0),

@@ -7,8 +7,10 @@ the rows of one adapter are contiguous within each stream.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from icarus_kernels import AttentionRows, LoraRows, LoraSegment, SequenceRows
+from numpy.typing import NDArray
 from torch import Tensor
 
 from icarus.adapters.lora import LoraWeights
@@ -94,9 +96,10 @@ class StepBatch:
         sampled = [r for r, row in enumerate(rows) if row.is_sample]
         rank = {rows[r].plan: i for i, r in enumerate(sampled)}
         num_writes = sum(plan.num_writes for plan in plans)
+        tables = [np.array(plan.block_ids[: plan.last_position // block_size + 1], np.int32) for plan in plans]
 
         def query_rows(rows: Sequence[_Row], index: Tensor | None) -> QueryRows:
-            attention = AttentionRows.build(_sequences(rows, plans), block_size, device)
+            attention = AttentionRows.build(_sequences(rows, tables), block_size, device)
             return QueryRows(index, attention, LoraRows.build(_adapted(rows), device))
 
         return cls(
@@ -177,9 +180,9 @@ def _adapted(rows: Iterable[_Row]) -> list[LoraSegment]:
     return runs
 
 
-def _sequences(rows: Sequence[_Row], plans: Sequence[RowPlan]) -> list[SequenceRows]:
-    """One for each plan that has rows here."""
+def _sequences(rows: Sequence[_Row], tables: Sequence[NDArray[np.int32]]) -> list[SequenceRows]:
+    """One for each plan that has rows here. `tables`: each plan's pages."""
     by_plan: dict[int, list[int]] = {}
     for r, row in enumerate(rows):
         by_plan.setdefault(row.plan, []).append(r)
-    return [SequenceRows(ids, [rows[r].position for r in ids], plans[p].block_ids) for p, ids in by_plan.items()]
+    return [SequenceRows(ids, [rows[r].position for r in ids], tables[p]) for p, ids in by_plan.items()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from icarus.cache.kv import KVPool
-from icarus.model.batch import StepBatch
+from icarus.model.batch import QueryRows, StepBatch
 from icarus.model.padded_batch import DecodeShape, pad
 from icarus.model.two_stream import TwoStreamModel
 
@@ -45,9 +45,9 @@ class DecodeGraphs:
         if shape is None:
             return self._model.forward(on_device(batch, self._model.device), self._kv)
         self._model.kv_rows_written += batch.num_writes
-        padded = pad(batch, shape, self._max_pages, _LAID_OUT_FOR_KEYS)
+        padded = pad(batch, shape, _LAID_OUT_FOR_KEYS)
         if shape not in self._recorded:
-            self._recorded[shape] = self._record(on_device(padded, self._model.device))
+            self._recorded[shape] = self._record(on_device(widen(padded, self._max_pages), self._model.device))
         recorded = self._recorded[shape]
         copy_tensors(padded, recorded.batch)
         recorded.graph.replay()
@@ -76,10 +76,22 @@ def on_device(value: T, device: torch.device) -> T:
     return value
 
 
+def widen(batch: StepBatch, max_pages: int) -> StepBatch:
+    """With block tables of `max_pages` columns; those added hold anything, as no key lies there."""
+
+    def widened(rows: QueryRows) -> QueryRows:
+        tables = rows.attention.block_tables
+        wide = tables.new_zeros((len(tables), max_pages))
+        wide[:, : tables.shape[1]] = tables
+        return replace(rows, attention=replace(rows.attention, block_tables=wide))
+
+    return replace(batch, every=widened(batch.every), sampled=widened(batch.sampled))
+
+
 def copy_tensors(source: StepBatch, target: StepBatch) -> None:
-    """Between batches of one shape."""
+    """Between batches of one shape; the target's block tables may be wider."""
     for new, old in zip(_tensors(source), _tensors(target), strict=True):
-        old.copy_(new, non_blocking=True)
+        old[..., : new.shape[-1]].copy_(new, non_blocking=True)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -47,11 +47,11 @@ def _power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def pad(batch: StepBatch, shape: DecodeShape, max_pages: int, max_keys: int) -> StepBatch:
+def pad(batch: StepBatch, shape: DecodeShape, max_keys: int) -> StepBatch:
     """`batch`, which `shape` holds, with rows and sequences added that do nothing: they have slot -1 and are of no
     sequence, and what they give is undefined. Logits i < len(batch.sample_order) are those of `batch`.
 
-    Block tables get `max_pages` columns; `max_keys` is for how many keys of a sequence the kernels are laid out.
+    `max_keys` is for how many keys of a sequence the kernels are laid out. Block tables stay as wide as they are.
     """
     every, sampled = batch.every, batch.sampled
     assert sampled.index is not None
@@ -67,14 +67,13 @@ def pad(batch: StepBatch, shape: DecodeShape, max_pages: int, max_keys: int) -> 
                 replace(every.attention, row_ids=moves.rows(every.attention.row_ids)),
                 shape.num_requests,
                 1 + shape.is_paired,
-                max_pages,
                 max_keys,
             ),
             adapted=_pad_adapted(every.adapted, moves.segments, shape),
         ),
         sampled=QueryRows(
             index=_filled(moves.rows(sampled.index), shape.num_requests, 0),
-            attention=_pad_attention(sampled.attention, shape.num_requests, 1, max_pages, max_keys),
+            attention=_pad_attention(sampled.attention, shape.num_requests, 1, max_keys),
             adapted=_pad_adapted(sampled.adapted, iter, shape),
         ),
         sample_order=_filled(batch.sample_order, shape.num_requests, 0),
@@ -106,14 +105,12 @@ class _Moves:
                 yield LoraSegment(max(start, self.num_writes) + gap, end + gap, table)
 
 
-def _pad_attention(
-    rows: AttentionRows, num_sequences: int, max_rows: int, max_pages: int, max_keys: int
-) -> AttentionRows:
+def _pad_attention(rows: AttentionRows, num_sequences: int, max_rows: int, max_keys: int) -> AttentionRows:
     return AttentionRows(
         row_ids=_filled(rows.row_ids, num_sequences * max_rows, 0),
         positions=_filled(rows.positions, num_sequences * max_rows, 0),
         starts=_filled(rows.starts, num_sequences + 1, rows.num_rows),
-        block_tables=_filled(_filled(rows.block_tables, num_sequences, 0).t(), max_pages, 0).t().contiguous(),
+        block_tables=_filled(rows.block_tables, num_sequences, 0),
         num_decodes=num_sequences,
         max_rows=max_rows,
         max_keys=max_keys,

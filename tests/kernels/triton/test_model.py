@@ -5,7 +5,7 @@ import torch
 from model.setups import make_setup, new_pool, prefill, run, tokens
 
 from icarus.model.batch import RowPlan, StepBatch
-from icarus.model.cuda_graph import copy_tensors, on_device
+from icarus.model.cuda_graph import copy_tensors, on_device, widen
 from icarus.model.padded_batch import DecodeShape, pad
 
 FIRST, SECOND = [5, 2, 9], [1, 7, 3]
@@ -52,8 +52,8 @@ def test_a_padded_batch_gives_the_same_logits_and_writes_the_same_kv(setup, trit
     batch, other = (StepBatch.build(chosen, 16, "cpu") for chosen in (plans, plans[1:2] * 4 + plans[:1] * 4))
     shape = DecodeShape.of(batch)
     assert shape is not None and shape == DecodeShape.of(other)
-    static = pad(other, shape, 7, 64)
-    copy_tensors(pad(batch, shape, 7, 64), static)
+    static = widen(pad(other, shape, 64), 7)
+    copy_tensors(pad(batch, shape, 64), static)
     with triton_layers():
         logits = setup.model.compute(static, padded_pool)[: len(plans)]
     torch.testing.assert_close(logits, setup.model.forward(batch, pool), atol=1e-4, rtol=0)
@@ -64,7 +64,7 @@ def test_an_adapters_rows_of_both_kinds_are_parted(setup):
     private = decode_plans(setup)[3:]
     batch = StepBatch.build([*private, private[1]], 16, "cpu")
     assert batch.every.adapted.bounds.tolist() == [[0, 3]]
-    padded = pad(batch, DecodeShape(4, True, 16), 7, 64)
+    padded = pad(batch, DecodeShape(4, True, 16), 64)
     assert padded.every.adapted.bounds.tolist() == [[0, 1], [4, 6], [0, 0], [0, 0]]
     assert torch.equal(padded.every.adapted.entries[1], setup.adapters["private"].table.entries)
     assert padded.slots.tolist() == [3 * 16 + 1, -1, -1, -1], "position 33 is the second of block 3"

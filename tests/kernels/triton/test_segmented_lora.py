@@ -21,9 +21,9 @@ def seed():
     torch.manual_seed(0)
 
 
-def adapter(rank, dtype, device, columns=COLUMNS):
+def adapter(rank, dtype, device, columns=COLUMNS, layer=LAYER):
     pairs = {
-        (LAYER, c.module): (
+        (layer, c.module): (
             (torch.randn(rank, IN) / IN**0.5).to(device, dtype),
             torch.randn(c.end - c.start, rank).to(device, dtype),
         )
@@ -81,7 +81,7 @@ def test_a_rank_of_several_blocks_beside_a_small_one(device):
 
 def test_an_adapter_that_changes_nothing_here(device):
     segments = [
-        LoraSegment(0, 2, adapter(3, torch.float32, device, columns=())),
+        LoraSegment(0, 2, adapter(3, torch.float32, device, layer=0)),
         LoraSegment(2, 4, adapter(3, torch.float32, device)),
     ]
     check(segments, 5, device)
