@@ -1,6 +1,7 @@
 """The shell around every service: listening, health, reflection, graceful stop."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -136,6 +137,7 @@ async def serve_until_signal(
 
     `trouble` runs beside the server; when it ends the server is drained as well, and what it raised is raised.
     """
+    _keep_loaded_objects()
     await server.start()
     log.info("serving", extra={"address": server.address})
     try:
@@ -143,6 +145,13 @@ async def serve_until_signal(
     finally:
         before_drain()
         await server.drain(grace_seconds)
+
+
+def _keep_loaded_objects() -> None:
+    """What was loaded so far stays as long as the process: garbage collections need not look at it again, which would
+    stop every thread, the engine's in the middle of a step."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _signal_or(trouble: Coroutine[Any, Any, None] | None) -> str:
