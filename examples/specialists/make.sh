@@ -21,12 +21,13 @@ note() { # TASK: what the model card says of its data
     esac
 }
 
-train() { # TASK MODE RANK RATE STEPS ACCUMULATION
+train() { # TASK MODE RANK RATE STEPS BATCH ACCUMULATION
     out=$build/$2/$1
     [ -f "$out/adapter_model.safetensors" ] && return
     [ -f "$out/train.json" ] && resume=--resume || resume=
     icarus train --data "$build/data/$1/train.jsonl" --validation "$build/data/$1/validation.jsonl" --out "$out" \
-        --mode "$2" --rank "$3" --learning-rate "$4" --steps "$5" --accumulation "$6" --save-every 50 \
+        --mode "$2" --rank "$3" --learning-rate "$4" --steps "$5" --batch-size "$6" --accumulation "$7" \
+        --save-every 50 \
         --data-note "$(note "$1")" $resume
 }
 
@@ -51,9 +52,9 @@ score() { # TASK METHOD METRIC MAX_TOKENS [--adapter FOLDER]
     mv "$report.partial" "$report"
 }
 
-specialist() { # TASK METRIC MAX_TOKENS RATE STEPS ACCUMULATION
-    train "$1" icarus 8 "$4" "$5" "$6"
-    train "$1" conventional 7 "$4" "$5" "$6"
+specialist() { # TASK METRIC MAX_TOKENS RATE STEPS BATCH ACCUMULATION
+    train "$1" icarus 8 "$4" "$5" "$6" "$7"
+    train "$1" conventional 7 "$4" "$5" "$6" "$7"
     score "$1" base "$2" "$3"
     score "$1" icarus "$2" "$3" --adapter "$build/icarus/$1"
     score "$1" conventional "$2" "$3" --adapter "$build/conventional/$1"
@@ -61,10 +62,10 @@ specialist() { # TASK METRIC MAX_TOKENS RATE STEPS ACCUMULATION
 
 for name in ${*:-tools banking intents maths}; do
     case $name in
-    tools) convert tools convert_snips.py snips; specialist tools json 96 0.005 500 2 ;;
-    banking) convert banking convert_banking77.py banking77; specialist banking label 12 0.008 150 4 ;;
-    intents) convert intents convert_clinc150.py clinc150/data_full.json; specialist intents label 10 0.008 120 4 ;;
-    maths) convert maths convert_gsm8k.py gsm8k; specialist maths number 256 0.005 100 2 ;;
+    tools) convert tools convert_snips.py snips; specialist tools json 96 0.005 400 64 1 ;;
+    banking) convert banking convert_banking77.py banking77; specialist banking label 12 0.005 320 64 1 ;;
+    intents) convert intents convert_clinc150.py clinc150/data_full.json; specialist intents label 10 0.005 400 64 1 ;;
+    maths) convert maths convert_gsm8k.py gsm8k; specialist maths number 256 0.005 100 8 2 ;;
     *) echo "$0: no task $name; there are tools, banking, intents and maths" >&2; exit 2 ;;
     esac
 done
