@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from icarus.cli.generate import _logprob_line
 from icarus.cli.main import main
@@ -36,7 +37,8 @@ def test_ctrl_c_ends_the_turn(gateway):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "cancelled\n")
-    assert gateway.cancelled == [gateway.last(generation_pb2.GenerateRequest).turn_id]
+    turn_id = gateway.last(generation_pb2.GenerateRequest).turn_id
+    wait_until(lambda: gateway.cancelled == [turn_id])
 
 
 def test_generate_takes_the_base_model_and_standard_input(gateway, monkeypatch):

@@ -5,13 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 import tiny
+from waiting import wait_until
 
 from icarus.cli.local import LocalCluster, _following_address
 from icarus.client import Client
@@ -35,13 +35,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 def test_it_is_ready_when_entered_and_gone_when_left(config, tmp_path):

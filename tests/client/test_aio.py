@@ -4,6 +4,7 @@ import asyncio
 import inspect
 
 import pytest
+from waiting import eventually
 
 from icarus.client import AsyncClient, AsyncSession, AsyncTurnStream, Client, Delta, Session, TurnStream
 from icarus.errors import NotFoundError, OverloadedError, UnavailableError
@@ -14,12 +15,6 @@ from icarus.types import AdapterMode, FinishReason
 async def client(gateway):
     async with AsyncClient(gateway.address, tenant="acme", timeout=10) as client:
         yield client
-
-
-async def wait_until(condition, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -52,24 +47,24 @@ async def test_trouble_after_tokens_keeps_them(client):
 async def test_leaving_early_cancels_the_turn(client, gateway):
     async with client.generate("alpha", "endless", turn_id="t7") as stream:
         assert (await anext(stream)).token_ids == (1,)
-    await wait_until(lambda: gateway.cancelled == ["t7"])
+    await eventually(lambda: gateway.cancelled == ["t7"])
     assert (await stream.result()).finish_reason is FinishReason.CANCELLED
 
 
 async def test_cancel_from_another_task_ends_the_iteration(client, gateway):
     stream = client.generate("alpha", "endless")
     reader = asyncio.create_task(stream.result())
-    await wait_until(lambda: len(stream.token_ids) == 3)
+    await eventually(lambda: len(stream.token_ids) == 3)
     stream.cancel()
     assert (await reader).finish_reason is FinishReason.CANCELLED
-    await wait_until(lambda: gateway.cancelled == [stream.turn_id])
+    await eventually(lambda: gateway.cancelled == [stream.turn_id])
 
 
 async def test_cancelling_the_task_cancels_the_turn(client, gateway):
     stream = client.generate("alpha", "endless")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(stream.result(), 0.3)
-    await wait_until(lambda: gateway.cancelled == [stream.turn_id])
+    await eventually(lambda: gateway.cancelled == [stream.turn_id])
     assert stream.finish_reason is FinishReason.CANCELLED
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from client.proxy import Proxy
+from waiting import wait_until
 
 from icarus.client import AsyncClient, Client, RetryPolicy
 from icarus.client.retry import Attempts
@@ -25,13 +26,6 @@ TEXT = "".join(f"<{token_id}>" for token_id in TOKENS)
 def proxy(gateway):
     with Proxy(gateway.address) as proxy:
         yield proxy
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
 
 
 def slow_session(client):

@@ -1,9 +1,9 @@
 """The client for threads against a scripted gateway."""
 
 import threading
-import time
 
 import pytest
+from waiting import wait_until
 
 from icarus.client import Client, Delta
 from icarus.errors import (
@@ -24,13 +24,6 @@ from icarus.v1 import session_service_pb2 as session_pb2
 def client(gateway):
     with Client(gateway.address, tenant="acme", timeout=10) as client:
         yield client
-
-
-def wait_until(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
 
 
 def test_stream_gives_deltas_then_the_result(client):

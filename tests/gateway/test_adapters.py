@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+from waiting import eventually
 
 from icarus.errors import FailedPreconditionError, NotFoundError
 from icarus.v1 import generation_pb2, generation_service_pb2
@@ -149,8 +150,7 @@ async def test_a_turn_that_comes_just_after_a_reload_takes_the_new_weights(clust
         await worker.beat()
         worker.script.refusals["old"] = NotFoundError("'math' stands for new")
         asking = asyncio.create_task(ask(cluster, max_tokens=1))
-        while not worker.script.begun:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: worker.script.begun)
         worker.adapters = [stands_for("new")]
         await worker.beat()
         assert await asking == ([A], "d1")

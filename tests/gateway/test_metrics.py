@@ -4,8 +4,9 @@ import asyncio
 
 import grpc
 import pytest
-from gateway.test_turns import A, B, C, D, collect, eventually, fails, sampling, stateless, tokens
+from gateway.test_turns import A, B, C, D, collect, fails, sampling, stateless, tokens
 from icarus_gateway.metrics import Outcome
+from waiting import eventually
 
 from icarus.errors import OverloadedError
 from icarus.rpc.model_labels import MAX_MODELS, OTHER, ModelLabels

@@ -6,6 +6,7 @@ import itertools
 import grpc
 import grpc.aio
 import pytest
+from waiting import eventually
 
 from icarus.v1 import generation_pb2 as pb
 from icarus.v1 import session_service_pb2 as sessions_pb
@@ -103,9 +104,7 @@ async def test_a_fork_leaves_the_running_turn_out(cluster):
     worker = await cluster.add("d1", answer=[65, 66, 67], pause_after=1)
     session = await create(cluster, ids_of(*PROMPT))
     playing = asyncio.create_task(play(cluster, session.session_id, max_tokens=3, ignore_eos=True))
-    async with asyncio.timeout(5):
-        while not worker.script.begun:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: worker.script.begun)
     assert list((await fork(cluster, session.session_id)).token_ids) == PROMPT
     worker.script.go_on.set()
     await playing

@@ -5,6 +5,7 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
+from waiting import eventually
 
 from icarus.v1 import generation_pb2 as pb
 from icarus.v1 import generation_service_pb2, session_service_pb2
@@ -83,12 +84,6 @@ async def fails(stream, code, told=""):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await collect(stream)
     assert caught.value.code() is code and told in caught.value.details(), caught.value
-
-
-async def eventually(condition):
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def idle(cluster):

@@ -5,6 +5,7 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
+from waiting import eventually
 
 from icarus.cache.hashing import block_hashes, root_hash
 from icarus.errors import OverloadedError
@@ -76,12 +77,6 @@ async def history(cluster, session_id):
 
 def show(model, ids):
     return model.tokenizer.decode(ids)
-
-
-async def eventually(condition):
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_turn(cluster, model):

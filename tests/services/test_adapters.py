@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from services.system import BLOCK_SIZE, System
 from services.test_chain import ids
 from tiny import PRIVATE_TARGETS, SHARED_TARGETS, load_reference
+from waiting import wait_until
 
 from icarus.adapters.generate import write_random_adapter
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
@@ -123,13 +124,6 @@ def model(client: Client, name: str) -> Model:
     return next(model for model in client.models() if model.name == name)
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def greedy(client: Client, name: str, prompt: list[int], max_tokens: int = 12) -> Any:
     return client.generate(name, token_ids=prompt, max_tokens=max_tokens, ignore_eos=True).result()
 
@@ -205,7 +199,7 @@ def test_a_replacement_may_change_the_mode(zoo, client, root):
     assert "prefill-0" in client.load_adapter("live", str(root / "own-old")).worker_ids
     loaded = client.load_adapter("live", str(root / "new"), replace=True)
     assert (loaded.mode, loaded.worker_ids) == (SHARED, ("decode-0", "decode-1"))
-    wait_for(lambda: model(client, "live") == loaded)
+    wait_until(lambda: model(client, "live") == loaded)
     zoo.check_greedy("new", ids(80, 5), greedy(client, "live", ids(80, 5)))
 
 
@@ -226,11 +220,11 @@ def test_a_hundred_adapters_on_one_worker_with_few_slots(zoo, client, root):
     def resident() -> list[str]:
         return [model.name for model in client.models() if model.resident_worker_ids]
 
-    wait_for(lambda: len(resident()) == SLOTS)
+    wait_until(lambda: len(resident()) == SLOTS)
     assert MANY[0] in resident() and model(client, MANY[0]).pinned
     evicted = next(name for name in MANY if name not in resident())
     zoo.check_greedy(evicted, prompts[evicted], greedy(client, evicted, prompts[evicted]))
-    wait_for(lambda: evicted in resident() and len(resident()) == SLOTS)
+    wait_until(lambda: evicted in resident() and len(resident()) == SLOTS)
 
 
 def test_an_evicted_adapter_whose_folder_changed_is_refused_until_it_is_loaded(zoo, client, root):
@@ -239,7 +233,7 @@ def test_an_evicted_adapter_whose_folder_changed_is_refused_until_it_is_loaded(z
     client.load_adapter("changing", "changing", workers=["decode-0"])
     for name in MANY[:SLOTS]:
         client.load_adapter(name, name, workers=["decode-0"])
-    wait_for(lambda: not model(client, "changing").resident_worker_ids)
+    wait_until(lambda: not model(client, "changing").resident_worker_ids)
     shutil.rmtree(folder)
     shutil.copytree(root / "new", folder)
     prompt = ids(30, 8)
