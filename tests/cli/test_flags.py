@@ -7,7 +7,8 @@ import typing
 import pytest
 
 from icarus.cli.flags import add_flags, read_config, to_flags
-from icarus.cli.parser import GATEWAY_SECTIONS, WORKER_SECTIONS, build_parser
+from icarus.cli.parser import build_parser
+from icarus.cli.sections import of_process
 from icarus.config import Config
 from icarus.errors import ConfigError, InvalidInputError
 
@@ -44,8 +45,8 @@ def test_nothing_given_is_the_default():
 
 def test_every_setting_survives_the_way_through_its_flag():
     config = all_changed()
-    assert parse(*to_flags(config, list(SECTIONS))) == config
-    assert to_flags(Config(), list(SECTIONS)) == []
+    assert parse(*to_flags(config, SECTIONS)) == config
+    assert to_flags(Config(), SECTIONS) == []
 
 
 def test_every_setting_has_a_flag_with_its_help_and_default(capsys):
@@ -106,6 +107,14 @@ def test_a_command_has_the_sections_that_concern_it():
     parser = build_parser()
     gateway = parser.parse_args(["serve", "gateway", "--gateway-max-sessions=4", "--model-path=m"])
     assert read_config(gateway).gateway.max_sessions == 4
-    assert "cache" not in GATEWAY_SECTIONS and "gateway" not in WORKER_SECTIONS
+    assert "cache" not in of_process("gateway") and "gateway" not in of_process("decode")
     with pytest.raises(InvalidInputError, match="--cache-num-blocks"):
         parser.parse_args(["serve", "gateway", "--cache-num-blocks=4"])
+
+
+@pytest.mark.parametrize("role", ["gateway", "prefill", "decode"])
+def test_what_up_is_told_reaches_its_processes(role):
+    config = parse("--transfer-stage-timeout-seconds=20", "--model-path=m", "--transfer-lease-seconds=3")
+    told = read_config(build_parser().parse_args(["serve", role, *to_flags(config, of_process(role))]))
+    assert (told.transfer.stage_timeout_seconds, told.model.path) == (20, "m")
+    assert told.transfer.lease_seconds == (Config().transfer.lease_seconds if role == "gateway" else 3)

@@ -4,15 +4,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from icarus.cli.flags import ALL, Sections
-
-_ENGINE_SECTIONS: Sections = {"model": ALL, "cache": ("block_size",), "engine": ALL}
-_CLUSTER_SECTIONS: Sections = {
-    **_ENGINE_SECTIONS,
-    "transfer": ALL,
-    "gateway": ("prefill_threshold_tokens", "load_penalty_tokens", "adapter_penalty_tokens"),
-}
-_PEER_SECTIONS: Sections = {**_CLUSTER_SECTIONS, "model": ("dtype", "device")}
+from icarus.cli import sections
+from icarus.cli.flags import Sections
 
 PEER_SERVERS = ("fast", "nolora", "icarus", "icarus-prefill")
 """vLLM with eight LoRAs, and without any; a gateway with a decode worker, and with a prefill worker as well."""
@@ -98,15 +91,17 @@ def _add_kernels_flags(parser: argparse.ArgumentParser) -> None:
 
 BENCHMARKS = {
     "engine": Benchmark(
-        "measure prefill, decode and the paired step of an engine in this process", _add_engine_flags, _ENGINE_SECTIONS
+        "measure prefill, decode and the paired step of an engine in this process",
+        _add_engine_flags,
+        sections.BENCH_ENGINE,
     ),
     "agents": Benchmark(
         "let specialists share one KV cache, then give each its own, under the same load",
         _add_agents_flags,
-        _CLUSTER_SECTIONS,
+        sections.BENCH_AGENTS,
     ),
     "transfer": Benchmark("read another process's blocks by NIXL", _add_transfer_flags, {}),
-    "peer": Benchmark("run vLLM and Icarus in turn under the same load", _add_peer_flags, _PEER_SECTIONS),
+    "peer": Benchmark("run vLLM and Icarus in turn under the same load", _add_peer_flags, sections.BENCH_PEER),
     "kernels": Benchmark("compare each op's bandwidth with a copy's, on a GPU", _add_kernels_flags, {}),
 }
 

@@ -37,14 +37,14 @@ def read_config(args: argparse.Namespace) -> Config:
     return load_config(args.config, overrides)
 
 
-def to_flags(config: Config, sections: Sequence[str]) -> list[str]:
-    """The flags that make a command read this config: what differs from the defaults."""
+def to_flags(config: Config, sections: Sections) -> list[str]:
+    """The flags that make a command of these sections read this config: what differs from the defaults."""
     flags: list[str] = []
-    for section in sections:
+    for section, names in sections.items():
         values = getattr(config, section)
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
-            if value != field.default:
+            if value != field.default and (not names or field.name in names):
                 flags += _to_flag(_option(section, field.name), value)
     return flags
 

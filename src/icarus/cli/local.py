@@ -14,7 +14,7 @@ from typing import Self
 
 from icarus.cli.flags import to_flags
 from icarus.cli.health import SERVING, ask_health
-from icarus.cli.parser import GATEWAY_SECTIONS, WORKER_SECTIONS
+from icarus.cli.sections import of_process
 from icarus.client import Client
 from icarus.config import Config, MetricsSection, ModelSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
@@ -137,7 +137,7 @@ class LocalCluster:
         if config.metrics.address:
             self.metrics[name] = _following_address(config.metrics.address, len(self._children))
             config = dataclasses.replace(config, metrics=MetricsSection(self.metrics[name]))
-        flags = to_flags(config, [*(GATEWAY_SECTIONS if role == "gateway" else WORKER_SECTIONS)])
+        flags = to_flags(config, of_process(role))
         command = [sys.executable, "-m", "icarus.cli.main", "serve", role, "--stop-with-stdin", *flags]
         log = self.log_dir / f"{name}.log"
         with log.open("wb") as stream:

@@ -6,26 +6,15 @@ from collections.abc import Callable
 from typing import NoReturn, TypeAlias
 
 from icarus import __version__
+from icarus.cli import sections
 from icarus.cli.bench_flags import BENCHMARKS
-from icarus.cli.flags import ALL, Sections, add_flags
+from icarus.cli.flags import add_flags
 from icarus.cli.sampling_flags import add_sampling_flags
 from icarus.cli.train_flags import add_train_flags
 from icarus.config import GatewaySection, ModelSection, describe
 from icarus.errors import InvalidInputError
 from icarus.types import DEFAULT_TENANT
 
-WORKER_SECTIONS: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "worker": ALL, "metrics": ALL}
-GATEWAY_SECTIONS: Sections = {"model": ALL, "gateway": ALL, "metrics": ALL}
-_UP_SECTIONS: Sections = {
-    **WORKER_SECTIONS,
-    "worker": ("adapters", "adapter_root", "other_base_adapters", "max_resident_adapters"),
-    "gateway": ALL,
-}
-_DEMO_SECTIONS: Sections = {
-    **{name: ALL for name in WORKER_SECTIONS if name not in ("worker", "metrics")},
-    "gateway": ("prefill_threshold_tokens", "load_penalty_tokens", "adapter_penalty_tokens"),
-}
-_EVAL_SECTIONS: Sections = {"model": ("dtype", "device"), "cache": ALL, "engine": ALL}
 _GATEWAY_ADDRESS = GatewaySection().address
 
 
@@ -83,7 +72,7 @@ def _add_serve(commands: _Commands) -> None:
         ("decode", "run a worker that generates tokens with specialists"),
     ):
         parser = _add(roles, role, text, "serve")
-        add_flags(parser, GATEWAY_SECTIONS if role == "gateway" else WORKER_SECTIONS)
+        add_flags(parser, sections.of_process(role))
         levels = ("debug", "info", "warning", "error")
         parser.add_argument("--log-level", default="info", choices=levels, help="(default: info)")
         parser.add_argument("--stop-with-stdin", action="store_true", help=argparse.SUPPRESS)
@@ -95,7 +84,7 @@ def _add_up(commands: _Commands) -> None:
     parser.add_argument("--num-prefill", type=int, default=1, metavar="N", help="prefill workers (default: 1)")
     parser.add_argument("--num-decode", type=int, default=1, metavar="N", help="decode workers (default: 1)")
     _add_local_flags(parser)
-    add_flags(parser, _UP_SECTIONS)
+    add_flags(parser, sections.UP)
 
 
 def _add_demo(commands: _Commands) -> None:
@@ -105,7 +94,7 @@ def _add_demo(commands: _Commands) -> None:
     text = "trained specialists, a folder each (default: examples/specialists of this checkout)"
     parser.add_argument("--specialists", metavar="FOLDER", help=text)
     _add_local_flags(parser)
-    add_flags(parser, _DEMO_SECTIONS)
+    add_flags(parser, sections.DEMO)
 
 
 def _add_train(commands: _Commands) -> None:
@@ -134,7 +123,7 @@ def _add_eval(commands: _Commands) -> None:
     parser.add_argument("--gateway", metavar="HOST:PORT", help=text)
     parser.add_argument("--json", metavar="FILE", help="write the score and every answer to this file")
     parser.add_argument("--card", action="store_true", help="add the score to the adapter's model card")
-    add_flags(parser, _EVAL_SECTIONS)
+    add_flags(parser, sections.EVAL)
 
 
 def _add_bench(commands: _Commands) -> None:
