@@ -1,9 +1,10 @@
 """An agent loop in which three specialists share one session: each reads the KV that the others left.
 
-Start a gateway whose specialists are called planner, tool_caller and writer, for example
+Start a gateway whose specialists are called planner, tool_caller and writer: your own, or to see it run
 
-    icarus up --worker-adapters planner=./planner --worker-adapters tool_caller=./tool_caller \
-              --worker-adapters writer=./writer
+    icarus up --worker-adapters planner=examples/specialists/intents \
+              --worker-adapters tool_caller=examples/specialists/tools \
+              --worker-adapters writer=examples/specialists/maths
 
 then: python examples/agent_backend.py "How many vents did the controller open last night?"
 """

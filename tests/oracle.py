@@ -1,4 +1,4 @@
-"""The two streams by transformers and peft alone: the numerical reference (DESIGN section 2)."""
+"""The two streams by transformers and peft alone: the numerical reference (docs/architecture.md, "The two streams")."""
 
 from collections.abc import Sequence
 

@@ -16,7 +16,7 @@ BlockId = NewType("BlockId", int)
 """Index of a block in one worker's pool."""
 
 BlockHash = NewType("BlockHash", bytes)
-"""A block's name: SHA-256 over what made it (DESIGN section 3). 32 bytes."""
+"""A block's name: SHA-256 over what made it (docs/architecture.md, "A block"). 32 bytes."""
 
 WorkerId = NewType("WorkerId", str)
 LeaseId = NewType("LeaseId", str)
@@ -45,7 +45,7 @@ class FinishReason(StrEnum):
     """Why a turn ended."""
 
     STOP = "stop"
-    """An end-of-sequence token or a stop string."""
+    """An end-of-sequence token, one of `stop_token_ids`, or a stop string."""
     LENGTH = "length"
     """`max_tokens` was reached."""
     CANCELLED = "cancelled"

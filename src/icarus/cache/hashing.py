@@ -1,4 +1,4 @@
-"""Names of blocks: what made a block decides its hash (DESIGN section 3).
+"""Names of blocks: what made a block decides its hash (docs/architecture.md, "A block").
 
 A chain starts at a root that binds everything a prompt's blocks share, then each full block hashes its parent and its
 own token ids. Workers and the gateway compute the same names from the same inputs.

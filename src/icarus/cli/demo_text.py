@@ -19,7 +19,7 @@ class Ask:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What is particular to the specialist comes last, so that all before it is shared (DESIGN section 5)."""
+        """What is particular to the specialist comes last, so that all before it is shared."""
         return _message("user", self.text), _message("user", self.instruction)
 
 

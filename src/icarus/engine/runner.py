@@ -53,7 +53,7 @@ class Runner:
 
 
 def _plan(rows: ScheduledRows) -> RowPlan:
-    """The three row kinds (DESIGN section 2): a shared specialist samples from a read row of its own beside the last
+    """The three row kinds (docs/architecture.md, "The two streams"): a shared specialist samples from a read row of its own beside the last
     write row; the base and private specialists sample from the last write row itself. Where that row's KV is there
     already, everybody has a read-only row."""
     request = rows.request

@@ -13,7 +13,7 @@ from icarus.model.rotation import Rotation, rope_frequencies
 
 
 class TwoStreamModel:
-    """Runs the encoder (base) and the decoder (base + LoRA) rows of a batch in one pass (DESIGN section 2)."""
+    """Runs the encoder (base) and the decoder (base + LoRA) rows of a batch in one pass (docs/architecture.md, "The two streams")."""
 
     def __init__(
         self,

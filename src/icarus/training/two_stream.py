@@ -1,4 +1,4 @@
-"""The loss of a specialist, by transformers and peft with no model change (DESIGN section 2)."""
+"""The loss of a specialist, by transformers and peft with no model change (docs/architecture.md, "The two streams")."""
 
 import functools
 from typing import Any

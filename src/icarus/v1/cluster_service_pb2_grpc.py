@@ -47,7 +47,8 @@ class ClusterServiceServicer:
     """
 
     def GetCluster(self, request, context):
-        """Asks every registered worker for its state, now.
+        """Asks every worker that still reports for its state, now. One that has missed its heartbeats is left out.
+        INTERNAL: a worker's books do not balance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

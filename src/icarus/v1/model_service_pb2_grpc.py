@@ -71,6 +71,7 @@ class ModelServiceServicer:
     def LoadAdapter(self, request, context):
         """Loads an adapter on workers. Shared adapters go to decode workers; private ones to prefill workers too.
         ALREADY_EXISTS: the name is taken. FAILED_PRECONDITION: made for another base. INVALID_ARGUMENT: cannot be served.
+        RESOURCE_EXHAUSTED: pinned adapters hold every slot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

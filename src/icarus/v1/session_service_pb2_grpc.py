@@ -78,6 +78,7 @@ class SessionServiceServicer:
 
     def CreateSession(self, request, context):
         """Opens a session.
+        INVALID_ARGUMENT: bad content or ttl_seconds. RESOURCE_EXHAUSTED: the gateway keeps no more sessions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +86,7 @@ class SessionServiceServicer:
 
     def AppendContent(self, request, context):
         """Adds content to the history, without generating.
-        NOT_FOUND: unknown session. INVALID_ARGUMENT: bad content.
+        NOT_FOUND: unknown session. INVALID_ARGUMENT: bad content. ABORTED: a turn of the session is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +105,7 @@ class SessionServiceServicer:
 
     def ForkSession(self, request, context):
         """Opens a second session with the same history, or with its first tokens. Both then go their own ways over the same
-        cached blocks. NOT_FOUND: unknown session.
+        cached blocks. NOT_FOUND: unknown session. RESOURCE_EXHAUSTED: the gateway keeps no more sessions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,14 +119,14 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Reads a session's history.
+        """Reads a session's history. NOT_FOUND: unknown session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Forgets a session. Its cached blocks age out.
+        """Forgets a session. Its cached blocks age out. NOT_FOUND: unknown session. ABORTED: a turn of it is under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
