@@ -324,22 +324,8 @@ class Cluster:
     async def add(self, worker_id: str, role: str = "decode", adapters: dict[str, str] | None = None, **script):
         """Starts a scripted worker and registers it. `adapters`: name -> mode."""
         fake_script = WorkerScript(**script)
-        descriptors = [
-            (decode_service_pb2, "Decode", decode_service_pb2_grpc, Decode(fake_script)),
-            (prefill_service_pb2, "Prefill", prefill_service_pb2_grpc, Prefill(fake_script)),
-            (block_service_pb2, "Block", block_service_pb2_grpc, Blocks(fake_script)),
-            (adapter_service_pb2, "Adapter", adapter_service_pb2_grpc, AdapterHost(fake_script)),
-            (debug_service_pb2, "Debug", debug_service_pb2_grpc, Debug()),
-        ]
-        services = [
-            Service(
-                module.DESCRIPTOR.services_by_name[f"{name}Service"],
-                getattr(stubs, f"add_{name}ServiceServicer_to_server"),
-                servicer,
-            )
-            for module, name, stubs, servicer in descriptors
-        ]
-        server = make_server("127.0.0.1:0", services)
+        servicers = (*(kind(fake_script) for kind in (Decode, Prefill, Blocks, AdapterHost)), Debug())
+        server = make_server("127.0.0.1:0", [*map(Service.of, servicers)])
         await server.start()
         loaded = [
             registry_service_pb2.Adapter(name=name, digest=name * 2, mode=mode, rank=4)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from icarus import errors
@@ -80,22 +80,10 @@ async def running():
     server = make_server(
         "127.0.0.1:0",
         [
-            Service(
-                registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
-                registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
-                Registry(),
-            ),
-            Service(
-                generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
-                generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
-                generation,
-            ),
-            Service(
-                decode_service_pb2.DESCRIPTOR.services_by_name["DecodeService"],
-                decode_service_pb2_grpc.add_DecodeServiceServicer_to_server,
-                Decode(),
-            ),
-            Service(health_pb2.DESCRIPTOR.services_by_name["Health"], Echo.add_to, Echo()),
+            Service.of(Registry()),
+            Service.of(generation),
+            Service.of(Decode()),
+            Service(health.SERVICE_NAME, Echo.add_to, Echo()),
         ],
     )
     await server.start()
@@ -250,13 +238,7 @@ async def test_signals_drain(which):
     generation = Generation()
     server = make_server(
         "127.0.0.1:0",
-        [
-            Service(
-                generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
-                generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
-                generation,
-            )
-        ],
+        [Service.of(generation)],
     )
     serving = asyncio.create_task(serve_until_signal(server))
     async with open_channel(server.address) as channel:

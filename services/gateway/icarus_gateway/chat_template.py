@@ -1,4 +1,4 @@
-"""Chat templates: the whole conversation at once, or only what new messages add to it (docs/sessions.md, "Append-only")."""
+"""Chat templates: the whole conversation at once, or what new messages add to it (docs/sessions.md, "Append-only")."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -15,17 +15,6 @@ from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
 from icarus.rpc.metrics_server import MetricsServer, make_registry
 from icarus.rpc.model_labels import ModelLabels
 from icarus.rpc.server import Server, Service, make_server, serve_until_signal
-from icarus.v1 import (
-    cluster_service_pb2,
-    cluster_service_pb2_grpc,
-    generation_service_pb2,
-    generation_service_pb2_grpc,
-    model_service_pb2,
-    model_service_pb2_grpc,
-    session_service_pb2,
-    session_service_pb2_grpc,
-)
-from icarus.worker.v1 import registry_service_pb2, registry_service_pb2_grpc
 from icarus_gateway.adapters import Adapters
 from icarus_gateway.block_reports import BlockReports
 from icarus_gateway.cluster_service import ClusterServicer
@@ -109,30 +98,10 @@ def build_server(
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
     services = [
-        Service(
-            session_service_pb2.DESCRIPTOR.services_by_name["SessionService"],
-            session_service_pb2_grpc.add_SessionServiceServicer_to_server,
-            SessionServicer(model, conversations),
-        ),
-        Service(
-            generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
-            generation_service_pb2_grpc.add_GenerationServiceServicer_to_server,
-            GenerationServicer(model, conversations),
-        ),
-        Service(
-            model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
-            model_service_pb2_grpc.add_ModelServiceServicer_to_server,
-            ModelServicer(model, workers, Adapters(workers, model.name)),
-        ),
-        Service(
-            cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"],
-            cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server,
-            ClusterServicer(workers),
-        ),
-        Service(
-            registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
-            registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(workers, reports),
-        ),
+        Service.of(SessionServicer(model, conversations)),
+        Service.of(GenerationServicer(model, conversations)),
+        Service.of(ModelServicer(model, workers, Adapters(workers, model.name))),
+        Service.of(ClusterServicer(workers)),
+        Service.of(RegistryServicer(workers, reports)),
     ]
     return make_server(settings.address, services, [MetricsInterceptor(RpcMetrics.register(registry))])

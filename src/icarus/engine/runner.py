@@ -53,9 +53,11 @@ class Runner:
 
 
 def _plan(rows: ScheduledRows) -> RowPlan:
-    """The three row kinds (docs/architecture.md, "The two streams"): a shared specialist samples from a read row of its own beside the last
-    write row; the base and private specialists sample from the last write row itself. Where that row's KV is there
-    already, everybody has a read-only row."""
+    """A shared specialist samples from a read row of its own beside the last write row; the base and private ones
+    sample from the last write row itself. Where that row's KV is there already, everybody has a read-only row.
+
+    docs/architecture.md, "The two streams", has the kinds of rows.
+    """
     request = rows.request
     shared = request.adapter is not None and not request.is_private
     start = request.num_kv if rows.num_writes else request.num_kv - 1

@@ -13,7 +13,10 @@ from icarus.model.rotation import Rotation, rope_frequencies
 
 
 class TwoStreamModel:
-    """Runs the encoder (base) and the decoder (base + LoRA) rows of a batch in one pass (docs/architecture.md, "The two streams")."""
+    """Runs the encoder (base) and the decoder (base + LoRA) rows of a batch in one pass.
+
+    See docs/architecture.md, "The two streams".
+    """
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import logging
 import signal
 import socket
@@ -11,7 +12,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -32,11 +32,20 @@ _SERVER_OPTIONS = (
 
 @dataclass(frozen=True)
 class Service:
-    """A servicer with its generated `add_..._to_server` function."""
+    """A servicer, the name of its service (`icarus.v1.SessionService`), and what adds it to a server."""
 
-    descriptor: ServiceDescriptor
+    name: str
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: Any
+
+    @classmethod
+    def of(cls, servicer: Any) -> "Service":
+        """For an object whose class extends a generated one, `SessionServiceServicer` of `..._pb2_grpc`, say."""
+        generated = next(base for base in type(servicer).__mro__ if base.__module__.endswith("_pb2_grpc"))
+        messages = importlib.import_module(generated.__module__.removesuffix("_grpc"))
+        descriptor = messages.DESCRIPTOR.services_by_name[generated.__name__.removesuffix("Servicer")]
+        add = getattr(importlib.import_module(generated.__module__), f"add_{generated.__name__}_to_server")
+        return cls(descriptor.full_name, add, servicer)
 
 
 class Server:
@@ -79,7 +88,7 @@ def make_server(
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = [service.descriptor.full_name for service in services]
+    names = [service.name for service in services]
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = _bind(server, address)
     return Server(server, health_servicer, names, host, port)

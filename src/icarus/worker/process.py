@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -20,38 +21,30 @@ from icarus.worker.debug_service import DebugServicer
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.registration import GatewayLink
 from icarus.worker.state_metrics import WorkerState
-from icarus.worker.v1 import (
-    adapter_service_pb2,
-    adapter_service_pb2_grpc,
-    block_service_pb2,
-    block_service_pb2_grpc,
-    debug_service_pb2,
-    debug_service_pb2_grpc,
-)
 from icarus.worker.watch import watch
 from icarus.worker.worker import Worker, build_worker
 
 _EVERYWHERE = ("0.0.0.0", "[::]", "")
 
 
-async def run_worker(config: Config, role: Role, own_service: Callable[[Worker], Service]) -> None:
-    """Loads, serves until SIGTERM or SIGINT, then drains.
+async def run_worker(config: Config, role: Role, make_servicer: Callable[[Worker], Any]) -> None:
+    """Loads, serves until SIGTERM or SIGINT, then drains. `make_servicer` makes what this role adds to what all workers
+    serve.
 
     Raises ConfigError before it serves, and what `watch` raises: the worker cannot go on, and has drained.
     """
     _require_reachable(config.worker)
     registry = make_registry()
     with MetricsServer(config.metrics.address, registry):
-        await _run(config, role, own_service, registry)
+        await _run(config, role, make_servicer, registry)
 
 
-async def _run(
-    config: Config, role: Role, own_service: Callable[[Worker], Service], registry: CollectorRegistry
-) -> None:
+async def _run(config: Config, role: Role, make_servicer: Callable[[Worker], Any], registry: CollectorRegistry) -> None:
     worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed(), WorkerMetrics.register(registry))
     registry.register(LoopCollector(WorkerState(worker).read))
     counting = MetricsInterceptor(RpcMetrics.register(registry))
-    server = make_server(config.worker.address, [own_service(worker), *_shared_services(worker)], [counting])
+    servicers = make_servicer(worker), BlockServicer(worker), AdapterServicer(worker.adapters), DebugServicer(worker)
+    server = make_server(config.worker.address, [*map(Service.of, servicers)], [counting])
     await worker.start()
     try:
         await _serve(config, worker, server)
@@ -92,23 +85,3 @@ def _worker_id(config: Config, role: Role) -> WorkerId:
     """Two workers on port 0 must not share a name, even if theirs then changes with every start."""
     address = config.worker.advertise or config.worker.address
     return WorkerId(config.worker.id or f"{role}-{secrets.token_hex(4) if address.endswith(':0') else address}")
-
-
-def _shared_services(worker: Worker) -> list[Service]:
-    return [
-        Service(
-            block_service_pb2.DESCRIPTOR.services_by_name["BlockService"],
-            block_service_pb2_grpc.add_BlockServiceServicer_to_server,
-            BlockServicer(worker),
-        ),
-        Service(
-            adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"],
-            adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server,
-            AdapterServicer(worker.adapters),
-        ),
-        Service(
-            debug_service_pb2.DESCRIPTOR.services_by_name["DebugService"],
-            debug_service_pb2_grpc.add_DebugServiceServicer_to_server,
-            DebugServicer(worker),
-        ),
-    ]
