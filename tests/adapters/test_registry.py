@@ -49,6 +49,7 @@ def test_loading_the_same_weights_again_keeps_the_first_and_notes_the_folder():
     registry.add(first, FOLDER / "old")
     registry.add(weights("writer"), FOLDER / "new")
     assert registry.use("writer") is first and registry.folder("writer") == FOLDER / "new"
+    assert registry.counts.loaded == 1
 
 
 OTHERS = [weights("writer", "e"), weights("writer", mode=AdapterMode.PRIVATE)]

@@ -12,9 +12,9 @@ BLOCKS = [BlockId(3), BlockId(5)]
 def test_release_in_time_gives_the_blocks_back():
     table = LeaseTable(10)
     lease = table.grant(BLOCKS, now=0)
-    assert table.num_blocks == 2
+    assert len(table.references()) == 2
     assert table.release(lease, now=9.9) == tuple(BLOCKS)
-    assert (table.num_blocks, table.released, table.expired) == (0, 1, 0)
+    assert (len(table), table.released, table.expired) == (0, 1, 0)
 
 
 def test_a_renewed_lease_lasts_its_full_duration_again():

@@ -86,6 +86,8 @@ def test_quarantined_blocks_are_nobodys_until_they_settle():
     blocks = pool.allocate(2)
     pool.quarantine(blocks)
     assert pool.check(Counter()).quarantined == 2
+    with pytest.raises(IntegrityError, match="cannot be quarantined"):
+        pool.quarantine(blocks)
     assert pool.allocate(2) is None
     pool.settle(blocks)
     assert pool.allocate(3) is not None

@@ -267,6 +267,25 @@ def test_a_cached_prefill_is_granted_at_once_from_the_asked_block_on(harness):
     assert turn.ended.account.local_tokens == 20
 
 
+def test_blocks_that_two_prefills_make_at_once_carry_the_name_of_the_one_that_each_was_for(harness, specialists):
+    turns = [harness.submit(prompt(20), prefill_only=True, adapter=specialists[name]) for name in ("s0", "s1")]
+    harness.run()
+    assert [turn.ended.grant.writers for turn in turns] == [("s0",) * 5, ("s1",) * 5]
+
+
+def test_the_cap_on_leased_blocks_counts_each_block_once_and_no_block_that_the_reader_has(base):
+    harness = Harness(base)
+    harness.engine._max_leased_blocks = 6
+    turn = harness.submit(prompt(40), prefill_only=True, lease_from_block=5)
+    harness.run()
+    assert len(turn.ended.grant.block_ids) == 5
+    hashes = turn.request.block_hashes
+    for _ in range(2):
+        assert harness.engine.acquire_lease(hashes[5:6], 5).block_ids == turn.ended.grant.block_ids[:1]
+    with pytest.raises(OverloadedError, match="5 of at most 6 blocks are leased, 5 more"):
+        harness.engine.acquire_lease(hashes, 0)
+
+
 def test_a_lapsed_lease_frees_blocks_and_tells_its_reader(harness):
     harness.generate(prompt(20))
     turn = harness.submit(prompt(20), prefill_only=True)
@@ -300,6 +319,40 @@ def test_a_cancelled_read_keeps_its_blocks_until_it_settles(harness):
     assert (counts.quarantined, counts.used) == (5, 0)
     harness.engine.settle(target)
     assert harness.engine.check().pool.free == counts.total
+
+
+def test_a_turn_that_is_finished_lets_the_next_one_in(base):
+    harness = Harness(base, num_blocks=8)
+    first = harness.submit(prompt(12), max_tokens=20)
+    second = harness.submit(prompt(20, 1), max_tokens=4)
+    harness.step()
+    assert not second.events
+    harness.engine.finish(first.request.request_id)
+    assert second.admitted
+    harness.run()
+    assert isinstance(second.ended, Finished)
+
+
+def test_cached_prefills_that_end_as_they_are_admitted_let_the_next_one_in(base):
+    harness = Harness(base)
+    harness.generate(prompt(20))
+    harness.scheduler._max_running = 1
+    running = harness.submit(prompt(8, 1))
+    waiting = [harness.submit(prompt(20), prefill_only=True) for _ in range(3)]
+    last = harness.submit(prompt(8, 2))
+    harness.engine.finish(running.request.request_id)
+    assert all(turn.ended for turn in waiting) and last.admitted
+    harness.run()
+
+
+def test_a_prefill_that_ends_as_it_lands_lets_the_next_one_in(base):
+    harness = Harness(base)
+    harness.scheduler._max_running = 1
+    first = harness.submit(prompt(20), prefill_only=True, num_source_blocks=5)
+    second = harness.submit(prompt(8, 1))
+    harness.engine.land(first.request.request_id, Landing(("",) * 5, 20))
+    assert first.ended and second.admitted
+    harness.run()
 
 
 def test_what_cannot_fit_is_refused_with_both_numbers(base):

@@ -144,6 +144,25 @@ def test_a_turn_that_ends_in_a_phase_frees_everything(hooked, worker_id, phase, 
         hooked.check_greedy("s0", prompt, result)
 
 
+def test_a_turn_that_gave_a_read_up_and_is_then_cancelled_keeps_the_books(make_system):
+    transfer = TransferSection(lease_seconds=LEASE_SECONDS, read_timeout_seconds=0.5)
+    with (
+        make_system(worker=WorkerSection(test_hooks=True), transfer=transfer) as system,
+        Client(system.address) as client,
+    ):
+        prompt, num_read = ids(LONG, 30_000), LONG // BLOCK_SIZE
+        with hold(system, "decode-0", "transferring"):
+            stream = client.generate("s0", token_ids=prompt, max_tokens=800, ignore_eos=True)
+            next(stream)  # the read timed out, and the turn was computed
+            assert system.integrity("decode-0").quarantined_blocks == num_read
+            stream.cancel()
+            assert wait_until_free(system)["decode-0"].quarantined_blocks == num_read
+        wait_for(lambda: system.integrity("decode-0").quarantined_blocks == 0, lambda: states(system))
+        result = client.generate("s0", token_ids=prompt, max_tokens=3).result()
+        system.check_greedy("s0", prompt, result)
+        wait_until_free(system)
+
+
 def test_a_held_turn_goes_on_when_it_is_let_go(hooked):
     for seed, (worker_id, phase) in enumerate(CASES):
         prompt = ids(LONG if worker_id == "prefill-0" else CASES[worker_id, phase], 20_000 + seed)

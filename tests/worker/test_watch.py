@@ -1,12 +1,14 @@
 """When a worker ends by itself: a bug in the engine thread, a pool full of hanging reads."""
 
 import asyncio
+import functools
 from contextlib import asynccontextmanager
 
 import pytest
 import torch
 from engine.harness import Harness
 from tiny import tiny_llama
+from waiting import eventually
 
 from icarus.engine.engine import Engine
 from icarus.engine.request import Failed
@@ -19,6 +21,10 @@ from icarus.worker.watch import QuarantineFullError, watch
 def folder(tmp_path_factory):
     torch.set_num_threads(1)
     return tiny_llama(tmp_path_factory.mktemp("watch") / "tiny")
+
+
+def fail(error, *args):
+    raise error
 
 
 @asynccontextmanager
@@ -42,6 +48,17 @@ async def test_a_bug_in_the_engine_ends_the_worker_and_every_turn(folder, caplog
         with pytest.raises(UnavailableError, match="has failed"):
             thread.post(Engine.state).result(10)
         assert "Traceback" in caplog.text and "in _round" in caplog.text
+
+
+async def test_a_lost_device_ends_the_worker_and_a_failed_step_does_not(folder, monkeypatch):
+    async with running(folder) as (harness, thread):
+        for error, ends in ((torch.OutOfMemoryError("no room"), False), (torch.AcceleratorError("lost"), True)):
+            monkeypatch.setattr(harness.model, "forward", functools.partial(fail, error))
+            turn = thread.post(lambda engine: harness.submit([5, 6, 7])).result(10)
+            await eventually(lambda turn=turn: turn.ended)
+            assert isinstance(turn.ended, Failed) and isinstance(turn.ended.error, UnavailableError) is ends
+        with pytest.raises(EngineFailedError, match="cpu failed: lost"):
+            await asyncio.wait_for(watch(thread, max_quarantined_blocks=0), 10)
 
 
 async def test_too_many_quarantined_blocks_end_the_worker(folder):

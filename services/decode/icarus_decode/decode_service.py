@@ -95,11 +95,11 @@ def _spec(begin: pb.BeginTurn) -> TurnSpec:
 
 
 async def _land_staged(turn: WorkerTurn, admitted: Admitted, staged: pb.PrefillStaged) -> None:
-    if not staged.HasField("blocks"):
-        await turn.land_nothing()
-        return
     blocks = staged.blocks
     grant = grant_from_wire(blocks.grant)
+    if not grant.block_ids:  # no prefill after all, or it had nothing that is not here already
+        await turn.land_nothing()
+        return
     await turn.land_from_grant(admitted, blocks.address, grant, blocks.num_cached_tokens)
 
 

@@ -62,12 +62,14 @@ class AdapterRegistry:
                 f"adapter {name!r} is loaded already, with digest {held.digest} in mode {held.mode}, not "
                 f"{weights.digest} in mode {weights.mode}; load it with replace, unload it first or choose another name"
             )
+        resident = None
         if held is not None and held.is_same(weights):
-            weights = held.weights or held.held() or weights
+            resident = held.weights
+            weights = resident or held.held() or weights
         self.require_slot(name)
         pinned = pin or (held is not None and held.pinned)
         self._entries[name] = _Entry(
-            folder, weights.digest, weights.mode, weights.rank, None, weakref.ref(weights), pinned
+            folder, weights.digest, weights.mode, weights.rank, resident, weakref.ref(weights), pinned
         )
         self._make_resident(name, weights)
         return self.info(name)
@@ -132,6 +134,7 @@ class AdapterRegistry:
 
     def _make_resident(self, name: str, weights: LoraWeights) -> None:
         entry = self._entries[name]
+        self.counts = replace(self.counts, loaded=self.counts.loaded + (entry.weights is None))
         entry.weights, entry.held = weights, weakref.ref(weights)
         self._entries.move_to_end(name)
         resident = [other for other in self._entries.values() if other.weights is not None]
@@ -140,7 +143,6 @@ class AdapterRegistry:
         for _, other in zip(range(excess), evictable, strict=False):
             other.weights = None
             self.counts = replace(self.counts, evicted=self.counts.evicted + 1)
-        self.counts = replace(self.counts, loaded=self.counts.loaded + 1)
         self.revision += 1
 
     def _entry(self, name: str) -> _Entry:

@@ -37,11 +37,6 @@ class LeaseTable:
     def __len__(self) -> int:
         return len(self._leases)
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks under lease, counted once a lease."""
-        return sum(len(lease.block_ids) for lease in self._leases.values())
-
     def grant(
         self, block_ids: Sequence[BlockId], now: float, prefill: RequestId | None = None, wanted: LeaseId | None = None
     ) -> LeaseId:

@@ -60,9 +60,10 @@ class BlockPool:
             matched.append(block_id)
         return matched
 
-    def writer(self, block_id: BlockId) -> str:
-        """The specialist whose turn first completed a named block ("" for the base)."""
-        return self._blocks[block_id].writer
+    def writer(self, block_id: BlockId, otherwise: str = "") -> str:
+        """The specialist whose turn first completed a named block ("" for the base); `otherwise` for a nameless one."""
+        block = self._blocks[block_id]
+        return otherwise if block.block_hash is None else block.writer
 
     def note_user(self, block_ids: Iterable[BlockId], specialist: str) -> None:
         """A turn of this specialist wrote or read these blocks; the nameless ones among them are its own anyway."""
@@ -108,9 +109,13 @@ class BlockPool:
         self.changes.append(block_hash, removed=False)
 
     def quarantine(self, block_ids: Iterable[BlockId]) -> None:
-        """Takes used, nameless blocks with one reference away from their owner until `settle`."""
+        """Takes used, nameless blocks with one reference away from their owner until `settle`. Raises IntegrityError
+        for others."""
         for block_id in block_ids:
-            self._blocks[block_id].num_references -= 1
+            block = self._blocks[block_id]
+            if block.num_references != 1 or block.block_hash is not None:
+                raise IntegrityError(f"block {block_id} cannot be quarantined: its owner does not have it alone")
+            block.num_references = 0
             self._quarantined.add(block_id)
 
     def settle(self, block_ids: Iterable[BlockId]) -> None:

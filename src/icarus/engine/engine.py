@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
 from icarus.engine.request import Admitted, Failed, Finished, Landing, Phase, Prefilled, PromptRead, Request, Sampled
-from icarus.engine.runner import Runner
+from icarus.engine.runner import DeviceFailedError, Runner
 from icarus.engine.scheduler import ScheduledRows, Scheduler
 from icarus.engine.step_report import StepReport, count_rows
 from icarus.errors import InvalidInputError, OverloadedError
@@ -109,12 +109,14 @@ class Engine:
         remote_writers = landing.writers[: landing.num_remote_tokens // request.block_size]
         request.written_under += _cross_tokens(request, remote_writers)
         self._start(request)
+        self._admit()
 
     def finish(self, request_id: RequestId) -> None:
         """Ends a running request normally, now: the caller found a stop string."""
         request = self._requests.get(request_id)
         if request is not None:
             self._finish(request, FinishReason.STOP)
+            self._admit()
 
     def abort(self, request_id: RequestId, unsettled: Sequence[BlockId] = ()) -> None:
         """Drops a request in any phase. Its blocks in `unsettled` are under a posted read: they are quarantined.
@@ -151,10 +153,11 @@ class Engine:
         """Leases the longest held prefix of `block_hashes`, possibly nothing (a grant without blocks has no lease).
         Raises OverloadedError past the cap on leased blocks."""
         block_ids = self.pool.match(block_hashes)
-        if self._leases.num_blocks + len(block_ids) > self._max_leased_blocks:
+        leased = self._leases.references()
+        num_more = sum(block_id not in leased for block_id in block_ids)
+        if len(leased) + num_more > self._max_leased_blocks:
             raise OverloadedError(
-                f"{self._leases.num_blocks} of at most {self._max_leased_blocks} blocks are leased, "
-                f"{len(block_ids)} more were asked for"
+                f"{len(leased)} of at most {self._max_leased_blocks} blocks are leased, {num_more} more were asked for"
             )
         return self._grant(block_ids, first_block)
 
@@ -190,6 +193,8 @@ class Engine:
         started = time.monotonic()
         try:
             tokens = self._runner.run(scheduled)
+        except DeviceFailedError:
+            raise  # and end the engine: every later step would fail as well
         except Exception as error:
             logger.exception("a step of %d requests failed", len(scheduled))
             for rows in scheduled:
@@ -269,22 +274,23 @@ class Engine:
 
     def _check_lease_cap(self, request: Request) -> None:
         """A prefill ends in a lease, so it is admitted against the cap on leased blocks."""
-        promised = sum(r.num_blocks_for(r.num_target) for r in self._scheduler if r.prefill_only)
-        wanted = request.num_blocks_for(request.num_target)
-        if self._leases.num_blocks + promised + wanted > self._max_leased_blocks:
+        leased = len(self._leases.references())
+        promised = sum(other.num_to_lease for other in self._scheduler if other.prefill_only)
+        if leased + promised + request.num_to_lease > self._max_leased_blocks:
             raise OverloadedError(
-                f"{self._leases.num_blocks} blocks are leased and {promised} promised of at most "
-                f"{self._max_leased_blocks}; this prefill would lease {wanted} more"
+                f"{leased} blocks are leased and {promised} promised of at most {self._max_leased_blocks}; this "
+                f"prefill would lease {request.num_to_lease} more"
             )
 
     def _admit(self) -> None:
         if self._scheduler.waiting and self._hold_admission():
             return
-        for request in self._scheduler.admit():
-            if request.was_admitted:
-                self._start(request)
-            else:
-                self._announce_admission(request)
+        while admitted := self._scheduler.admit():  # a prefill that is all cached ends here, and makes room
+            for request in admitted:
+                if request.was_admitted:
+                    self._start(request)
+                else:
+                    self._announce_admission(request)
 
     def _announce_admission(self, request: Request) -> None:
         request.was_admitted = True
@@ -331,9 +337,11 @@ class Engine:
         if not block_ids:
             return Grant(LeaseId(""), self._instance_id, 0.0, first_block)
         self.pool.reference(block_ids)
-        made_by, wanted = (prefill.request_id, prefill.lease_id) if prefill else (None, None)
+        made_by, wanted, writer = (
+            (prefill.request_id, prefill.lease_id, prefill.writer) if prefill else (None, None, "")
+        )
         lease_id = self._leases.grant(block_ids, self._clock(), made_by, wanted)
-        writers = tuple(self.pool.writer(block_id) for block_id in block_ids)
+        writers = tuple(self.pool.writer(block_id, otherwise=writer) for block_id in block_ids)
         return Grant(lease_id, self._instance_id, self._leases.duration_seconds, first_block, tuple(block_ids), writers)
 
 

@@ -191,6 +191,11 @@ class Request:
         return len(self.token_ids)
 
     @property
+    def num_to_lease(self) -> int:
+        """Blocks that a prefill-only request ends in a lease of."""
+        return max(self.num_blocks_for(self.num_target) - self.lease_from_block, 0)
+
+    @property
     def num_missing(self) -> int:
         return self.num_target - self.num_kv
 

@@ -10,9 +10,14 @@ from icarus.cache.kv import KVPool
 from icarus.engine.request import Sampled
 from icarus.engine.sampler import sample
 from icarus.engine.scheduler import ScheduledRows
+from icarus.errors import IcarusError
 from icarus.model.batch import RowPlan, StepBatch
 from icarus.model.cuda_graph import DecodeGraphs
 from icarus.model.two_stream import TwoStreamModel
+
+
+class DeviceFailedError(IcarusError):
+    """The device is lost to this process: what comes after an illegal address or an ECC error fails too."""
 
 
 class Runner:
@@ -34,9 +39,17 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
-        """Computes the rows; a token for each request that samples, in order. Returns when the device is done."""
-        plans = [_plan(rows) for rows in scheduled]
-        logits = self._forward(plans)
+        """Computes the rows; a token for each request that samples, in order. Returns when the device is done.
+
+        Raises DeviceFailedError where it can compute no more; what else it raises concerns this batch alone.
+        """
+        try:
+            return self._run(scheduled)
+        except torch.AcceleratorError as error:  # not torch.OutOfMemoryError, after which the device goes on
+            raise DeviceFailedError(f"{self._device} failed: {error}") from error
+
+    def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
+        logits = self._forward([_plan(rows) for rows in scheduled])
         for rows in scheduled:
             rows.request.kv_written_tokens += rows.num_writes
             self.written_by[rows.request.writer] += rows.num_writes

@@ -46,8 +46,8 @@ class EngineThread:
     """Owns an Engine. Other threads reach it through `call` and `post` alone.
 
     While `hold_step` says so, commands run and no step is taken. `ended` completes with the thread: with
-    EngineFailedError where a bug ended it. Then every turn, and every command before and after, fails with
-    UnavailableError, so that gateways take their turns elsewhere.
+    EngineFailedError where a bug or a lost device ended it. Then every turn, and every command before and after, fails
+    with UnavailableError, so that gateways take their turns elsewhere.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class EngineThread:
         while not self._commands.empty():
             self._commands.get_nowait().refuse(failure)
         self._engine.fail_all(failure)
-        self.ended.set_exception(EngineFailedError(f"a bug ended the engine thread: {type(error).__name__}: {error}"))
+        self.ended.set_exception(EngineFailedError(f"the engine thread ended: {type(error).__name__}: {error}"))
 
     def _run_commands(self) -> None:
         """Every command that waits; where there is nothing to compute, waits a little for one."""

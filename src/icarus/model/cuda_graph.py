@@ -38,6 +38,8 @@ class DecodeGraphs:
         self._max_pages = min(-(-model.config.context_length // kv.block_size), kv.num_blocks)
         self._recorded: dict[DecodeShape, _Recorded] = {}
         self._memory = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(model.device)
+        """Of all recordings: cuBLAS keeps a workspace for each stream that it was used on."""
 
     def forward(self, batch: StepBatch) -> Tensor:
         """As `TwoStreamModel.forward`, of a batch that was built on the CPU. The logits hold until the next call."""
@@ -55,7 +57,7 @@ class DecodeGraphs:
 
     def _record(self, batch: StepBatch) -> _Recorded:
         """The batch may be real: to run it again writes the same KV again."""
-        stream = torch.cuda.Stream(self._model.device)
+        stream = self._stream
         stream.wait_stream(torch.cuda.current_stream(self._model.device))
         with torch.cuda.stream(stream):
             self._model.compute(batch, self._kv)  # compiles kernels, which a capture cannot

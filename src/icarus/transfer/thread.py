@@ -210,17 +210,16 @@ class TransferThread:
 
     def _poll(self, transport: Transport) -> bool:
         """Polls every posted read; whether one settled."""
-        if self._posted and self._hold_reads():
-            return False
+        held = bool(self._posted) and self._hold_reads()
         before = len(self._posted)
-        self._posted = [posted for posted in self._posted if not self._settle(transport, posted)]
+        self._posted = [posted for posted in self._posted if not self._settle(transport, posted, held)]
         return len(self._posted) < before
 
-    def _settle(self, transport: Transport, posted: _Posted) -> bool:
+    def _settle(self, transport: Transport, posted: _Posted, held: bool) -> bool:
         """Polls one read and answers what is known; whether it settled. A failed one that has not is polled on."""
         read, result = posted.read, posted.read.pending.result
         try:
-            state = transport.poll(posted.handle)
+            state = ReadState.PENDING if held else transport.poll(posted.handle)
         except Exception as error:
             if not result.done():
                 result.set_exception(_as_icarus_error(error, f"a read from {read.peer}"))

@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -23,13 +24,10 @@ from icarus.rpc.status import error_from_rpc
 from icarus.transfer.thread import PendingRead, ReadResult, TransferThread
 from icarus.transfer.transport import TransferError
 from icarus.types import BlockHash, BlockId, BlockSource, Grant
-from icarus.worker.peers import Peer, PeerTable
+from icarus.worker.peers import ANSWER_SECONDS, Peer, PeerTable
 from icarus.worker.v1 import block_service_pb2
 
 logger = logging.getLogger(__name__)
-
-_ACQUIRE_SECONDS = 30.0
-"""A peer that takes longer to grant a lease is of no use."""
 
 
 class UnsettledReadError(IcarusError):
@@ -89,8 +87,16 @@ class WantedBlocks:
     block_size: int
 
 
+@dataclass(frozen=True)
+class UnsettledRead:
+    """Blocks of this worker's pool that a posted read may still write to until `settled` completes."""
+
+    blocks: tuple[BlockId, ...]
+    settled: Future[None]
+
+
 class BlockFetch:
-    """One turn's reads. After a timeout or a cancellation `unsettled_blocks` tells which may still be written to."""
+    """One turn's reads. After a timeout or a cancellation `take_unsettled` tells what may still be written to."""
 
     def __init__(self, peers: PeerTable, transfer: TransferThread, record: FetchRecord, tenant: str, turn_id: str):
         self._record = record
@@ -98,15 +104,14 @@ class BlockFetch:
         self._transfer = transfer
         self._tenant = tenant
         self._turn_id = turn_id
-        self._target: Sequence[BlockId] = ()
-        self.pending: PendingRead | None = None
+        self._unsettled: UnsettledRead | None = None
         self.num_reads = 0
         self.num_bytes = 0
 
-    @property
-    def unsettled_blocks(self) -> Sequence[BlockId]:
-        """Blocks of this worker's pool that a posted read may still write to."""
-        return self._target if self.pending is not None and not self.pending.settled.done() else ()
+    def take_unsettled(self) -> UnsettledRead | None:
+        """The read that may still write, if there is one. It is given once: the taker quarantines its blocks."""
+        read, self._unsettled = self._unsettled, None
+        return None if read is None or read.settled.done() else read
 
     async def from_sources(self, wanted: WantedBlocks, sources: Sequence[BlockSource]) -> Landing:
         """Reads from the first source that still has the first wanted block. Raises UnsettledReadError."""
@@ -171,10 +176,11 @@ class BlockFetch:
                 raise IcarusError(f"asked for blocks from {wanted.first_block} on, granted from {grant.first_block} on")
             await self._peers.connect(peer, grant.owner_instance_id)
             count = min(len(grant.block_ids), len(wanted.block_ids))
-            self._target = wanted.block_ids[:count]
+            target = tuple(wanted.block_ids[:count])
             with tracing.span("transfer", peer=peer.address, blocks=count) as span:
-                self.pending = self._transfer.read(peer.address, grant.block_ids[:count], self._target)
-                result = await self._result(peer, self.pending)
+                pending = self._transfer.read(peer.address, grant.block_ids[:count], target)
+                self._unsettled = UnsettledRead(target, pending.settled)
+                result = await self._result(peer, pending)
                 span.set_attributes({"icarus.bytes": result.num_bytes})
             self._record.read(result)
             await _release(peer, grant)
@@ -187,7 +193,7 @@ class BlockFetch:
             return await asyncio.shield(asyncio.wrap_future(pending.result))
         except IcarusError as error:
             self._peers.forget_connection(peer)
-            if self.unsettled_blocks:
+            if not pending.settled.done():
                 raise UnsettledReadError(str(error)) from error
             raise
 
@@ -206,7 +212,7 @@ class BlockFetch:
 
 async def _acquire(peer: Peer, request: block_service_pb2.AcquireLeaseRequest) -> Grant:
     try:
-        response = await peer.blocks.AcquireLease(request, timeout=_ACQUIRE_SECONDS, metadata=tracing.outgoing())
+        response = await peer.blocks.AcquireLease(request, timeout=ANSWER_SECONDS, metadata=tracing.outgoing())
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error, peer.address) from None
     return grant_from_wire(response.grant)
@@ -220,9 +226,11 @@ async def _give_up(peer: Peer, acquiring: asyncio.Future[Grant]) -> None:
 
 
 async def _release(peer: Peer, grant: Grant) -> None:
-    """Raises LapsedLeaseError if the lease lapsed before: what was read under it may be wrong."""
+    """Raises LapsedLeaseError if the lease lapsed before: what was read under it may be wrong. An owner that does not
+    answer within a lease's time cannot say that it did not."""
     try:
-        await peer.blocks.ReleaseLease(block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id))
+        request = block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id)
+        await peer.blocks.ReleaseLease(request, timeout=grant.duration_seconds)
     except grpc.aio.AioRpcError as rpc_error:
         error = error_from_rpc(rpc_error, peer.address)
         raise (LapsedLeaseError(str(error)) if isinstance(error, FailedPreconditionError) else error) from None
@@ -233,7 +241,7 @@ async def _renew_forever(peer: Peer, grant: Grant) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError):
         while True:
             await asyncio.sleep(grant.duration_seconds / 3)
-            await peer.blocks.RenewLease(request)
+            await peer.blocks.RenewLease(request, timeout=grant.duration_seconds)
 
 
 _background: set[asyncio.Task[None]] = set()

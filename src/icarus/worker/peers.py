@@ -1,6 +1,8 @@
 """The other workers whose blocks this worker reads."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
@@ -11,6 +13,11 @@ from icarus.rpc.channel import open_channel
 from icarus.rpc.status import error_from_rpc
 from icarus.transfer.thread import TransferThread
 from icarus.worker.v1 import block_service_pb2, block_service_pb2_grpc
+
+ANSWER_SECONDS = 30.0
+"""A peer that takes longer to grant a lease or to describe its pool is of no use."""
+_FORGET_SECONDS = 600.0
+"""Much longer than any turn reads."""
 
 
 @dataclass
@@ -23,22 +30,36 @@ class Peer:
     connected_instance: str = ""
     """The start of the peer that the transport is connected to; empty before the first contact."""
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    last_used: float = 0.0
 
 
 class PeerTable:
-    """Peers by address, connected on first use and again when they have restarted."""
+    """Peers by address, connected on first use and again when they have restarted, and forgotten when long unused: one
+    that restarts may have another address."""
 
-    def __init__(self, transfer: TransferThread, fingerprint: str):
+    def __init__(self, transfer: TransferThread, fingerprint: str, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
         self._transfer = transfer
         self._fingerprint = fingerprint
         self._peers: dict[str, Peer] = {}
+        self._closing: set[asyncio.Future[None]] = set()
 
     def get(self, address: str) -> Peer:
         peer = self._peers.get(address)
         if peer is None:
+            self._forget_unused()
             channel = open_channel(address)
             peer = self._peers[address] = Peer(address, channel, block_service_pb2_grpc.BlockServiceStub(channel))
+        peer.last_used = self._clock()
         return peer
+
+    def _forget_unused(self) -> None:
+        since = self._clock() - _FORGET_SECONDS
+        for peer in [peer for peer in self._peers.values() if peer.last_used < since]:
+            del self._peers[peer.address]
+            self._transfer.disconnect(peer.address)
+            self._closing.add(closing := asyncio.ensure_future(peer.channel.close(None)))
+            closing.add_done_callback(self._closing.discard)
 
     async def connect(self, peer: Peer, instance_id: str) -> None:
         """Makes the peer's pool readable, unless it is already. Raises FailedPreconditionError where its blocks are of
@@ -47,7 +68,9 @@ class PeerTable:
             if peer.connected_instance == instance_id:
                 return
             try:
-                metadata = await peer.blocks.GetTransferMetadata(block_service_pb2.GetTransferMetadataRequest())
+                metadata = await peer.blocks.GetTransferMetadata(
+                    block_service_pb2.GetTransferMetadataRequest(), timeout=ANSWER_SECONDS
+                )
             except grpc.aio.AioRpcError as error:
                 raise error_from_rpc(error, peer.address) from None
             if metadata.cache_fingerprint != self._fingerprint:

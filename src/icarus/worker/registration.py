@@ -106,7 +106,7 @@ class GatewayLink:
         return [adapter_to_wire(adapter) for adapter in self._worker.adapters.list()]
 
     async def _send_heartbeats(self, registry: pb_grpc.RegistryServiceStub, interval_seconds: float) -> None:
-        """A hung engine does not stop the heartbeats: their `engine_age_seconds` tells."""
+        """Once it has answered, an engine that hangs does not stop the heartbeats: their `engine_age_seconds` tells."""
         state = await self._engine_state()
         query = asyncio.ensure_future(self._engine_state())
         while True:

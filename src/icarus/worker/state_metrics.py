@@ -28,12 +28,13 @@ class WorkerState:
         return [*self._identity(), *engine, *self._transfers(), *self._adapters()]
 
     async def _engine(self) -> EngineState | None:
-        """None before the first answer. A hung engine has one question waiting, not one a scrape."""
-        if self._asked is None:
+        """None before the first answer. A hung engine has one question waiting, however many scrapes."""
+        if self._asked is None or self._asked.done():
             self._asked = asyncio.wrap_future(self._worker.engine.post(Engine.state))
-        done, _ = await asyncio.wait((self._asked,), timeout=_ENGINE_SECONDS)
-        if done:
-            self._engine_state, self._asked = self._asked.result(), None
+        asked = self._asked
+        await asyncio.wait((asked,), timeout=_ENGINE_SECONDS)
+        if asked.done():
+            self._engine_state = asked.result()
         return self._engine_state
 
     def _identity(self) -> list[Metric]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 
 from icarus.engine.engine import Engine
@@ -56,10 +57,8 @@ class WorkerTurn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._ended or kind is not None:
-            blocks = tuple(self.fetch.unsettled_blocks)
             request_id = self._request.request_id
-            self._engine.post(lambda engine: engine.abort(request_id, blocks))
-            self._settle_later(blocks)
+            self._post_with_unsettled(lambda engine, unsettled: engine.abort(request_id, unsettled))
 
     async def submit(self) -> Admitted:
         """Queues the request and waits for room. Raises OverloadedError, InvalidInputError."""
@@ -115,13 +114,17 @@ class WorkerTurn:
         await self._call(lambda engine: engine.land(self._request.request_id, landing))
 
     async def _abandon_read(self) -> None:
-        blocks = tuple(self.fetch.unsettled_blocks)
-        await self._call(lambda engine: engine.abandon_read(self._request.request_id, blocks))
-        self._settle_later(blocks)
+        request_id = self._request.request_id
+        posted = self._post_with_unsettled(lambda engine, unsettled: engine.abandon_read(request_id, unsettled))
+        await asyncio.shield(asyncio.wrap_future(posted))  # a turn that is cancelled here must not take it back
 
-    def _settle_later(self, blocks: tuple[BlockId, ...]) -> None:
-        if blocks and self.fetch.pending is not None:
-            self.fetch.pending.settled.add_done_callback(lambda _: self._engine.post(lambda e: e.settle(blocks)))
+    def _post_with_unsettled(self, command: Callable[[Engine, Sequence[BlockId]], None]) -> Future[None]:
+        """Posts a command that quarantines what a read under way may still write to, and, once a read, its settling."""
+        read = self.fetch.take_unsettled()
+        posted = self._engine.post(lambda engine: command(engine, read.blocks if read else ()))
+        if read:
+            read.settled.add_done_callback(lambda _: self._engine.post(lambda engine: engine.settle(read.blocks)))
+        return posted
 
     async def _call(self, command: Callable[[Engine], None]) -> None:
         await asyncio.wrap_future(self._engine.post(command))

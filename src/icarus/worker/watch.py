@@ -17,7 +17,7 @@ class QuarantineFullError(IcarusError):
 async def watch(engine: EngineThread, max_quarantined_blocks: int) -> None:
     """Returns when the engine has stopped as it should.
 
-    Raises EngineFailedError where a bug ended it, and QuarantineFullError past `max_quarantined_blocks`.
+    Raises EngineFailedError where a bug or a lost device ended it, QuarantineFullError past `max_quarantined_blocks`.
     """
     quarantine = asyncio.create_task(_watch_quarantine(engine, max_quarantined_blocks))
     ended = asyncio.wrap_future(engine.ended)

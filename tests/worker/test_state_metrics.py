@@ -1,0 +1,49 @@
+"""A worker's state at a scrape."""
+
+import asyncio
+
+import pytest
+import torch
+from tiny import tiny_llama
+
+from icarus.config import Config, ModelSection
+from icarus.rpc.metrics_server import make_registry
+from icarus.types import Role, WorkerId
+from icarus.worker.change_feed import ChangeFeed
+from icarus.worker.metrics import WorkerMetrics
+from icarus.worker.state_metrics import WorkerState
+from icarus.worker.worker import Worker, build_worker
+
+
+@pytest.fixture
+async def worker(tmp_path) -> Worker:
+    torch.set_num_threads(1)
+    config = Config(model=ModelSection(path=str(tiny_llama(tmp_path / "tiny")), dtype="float32"))
+    return await build_worker(config, Role.DECODE, WorkerId("w"), ChangeFeed(), WorkerMetrics.register(make_registry()))
+
+
+async def num_used(state: WorkerState) -> float:
+    families = {family.name: family for family in await state.read()}
+    return next(s.value for s in families["icarus_kv_blocks"].samples if s.labels["state"] == "used")
+
+
+async def test_scrapes_that_wait_for_one_step_get_its_answer_and_the_next_one_asks_anew(worker):
+    state = WorkerState(worker)
+    scrapes = [asyncio.create_task(num_used(state)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    worker.engine.start()
+    assert await asyncio.gather(*scrapes) == [0, 0, 0]
+    await asyncio.wrap_future(worker.engine.post(lambda engine: engine.pool.allocate(3)))
+    assert await num_used(state) == 3
+    worker.engine.stop()
+
+
+async def test_an_answer_that_came_too_late_for_its_scrape_is_not_the_next_ones(worker, monkeypatch):
+    monkeypatch.setattr("icarus.worker.state_metrics._ENGINE_SECONDS", 0.1)
+    state = WorkerState(worker)
+    assert "icarus_kv_blocks" not in {family.name for family in await state.read()}
+    worker.engine.start()
+    await asyncio.wrap_future(worker.engine.post(lambda engine: engine.pool.allocate(3)))
+    await asyncio.sleep(0.05)
+    assert await num_used(state) == 3
+    worker.engine.stop()
