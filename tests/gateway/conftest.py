@@ -98,6 +98,8 @@ class WorkerScript:
     """The output of every turn, from its first token; a resumed turn goes on inside it."""
     die_after: int | None = None
     """UNAVAILABLE once this many tokens of an attempt were sent."""
+    reserve_late: asyncio.Event | None = None
+    """The room for a turn that waits for a prefill is there once this is set."""
     die_reserved: asyncio.Event | None = None
     """UNAVAILABLE while it waits for `staged`, once the event is set."""
     refusal: Exception | None = None
@@ -139,6 +141,8 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             raise refusal
         try:
             if begin.await_prefill:
+                if script.reserve_late:
+                    await script.reserve_late.wait()
                 yield decode_service_pb2.DecodeResponse(
                     reserved=decode_service_pb2.TurnReserved(num_local_blocks=script.num_local_blocks)
                 )
@@ -285,6 +289,10 @@ class FakeWorker:
         for name, value in changes.items():
             setattr(request, name, value)
         return await self.registry.Register(request)
+
+    async def leave(self):
+        request = registry_service_pb2.DeregisterRequest(worker_id=self.worker_id, instance_id=self.instance_id)
+        await self.registry.Deregister(request)
 
     async def beat(self, **fields):
         fields = {"instance_id": self.instance_id, **fields}

@@ -5,7 +5,7 @@ from icarus_gateway.content import Messages, Text, Tokens
 from icarus_gateway.history import History
 from icarus_gateway.prompt import append, open_answer, stateless_prompt
 
-from icarus.errors import FailedPreconditionError
+from icarus.errors import FailedPreconditionError, InvalidInputError
 
 ASK = Messages((ChatMessage("user", "Hi?"),))
 MORE = Messages((ChatMessage("user", "Why?"),))
@@ -84,3 +84,15 @@ def test_no_template_and_a_template_without_deltas(new_model):
         append(stubborn, History(), ASK)
     assert stateless_prompt(stubborn, ASK)
     assert append(stubborn, History(), Text("x")).token_ids
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(new_model, monkeypatch, kind):
+    model = new_model(context_length=8)
+    most = 8 * model.tokenizer.longest_token
+    monkeypatch.setattr(type(model.tokenizer), "encode", lambda *args, **kwargs: pytest.fail("it was tokenised"))
+    text = "x" * (most + 1)
+    content = Text(text) if kind == "text" else Messages((ChatMessage("user", text[:9]), ChatMessage("user", text[9:])))
+    for call in (lambda: stateless_prompt(model, content), lambda: append(model, History(), content)):
+        with pytest.raises(InvalidInputError, match=f"{most + 1} characters.* {most} at the very most"):
+            call()

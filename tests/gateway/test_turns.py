@@ -166,7 +166,7 @@ async def test_a_process_that_stops_in_mid_stream(cluster):
 
 async def test_a_worker_that_falls_silent(model, new_cluster):
     """The connection stands, but no heartbeat comes any more."""
-    async with new_cluster(model, heartbeat_seconds=0.03) as cluster:
+    async with new_cluster(model, heartbeat_seconds=0.1) as cluster:
         await cluster.add("d1", answer=[A, B, C, D], stall_after=2)
         silent = cluster.fakes["d1"]
         reading = asyncio.create_task(collect(stateless(cluster)))
@@ -176,7 +176,7 @@ async def test_a_worker_that_falls_silent(model, new_cluster):
         async def beat():
             while True:
                 await other.beat()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.03)
 
         beating = asyncio.create_task(beat())
         ids, _, finished = await reading
@@ -278,6 +278,29 @@ async def test_a_dead_prefill_worker_is_left_to_the_decode_worker(cluster):
     assert not decode.script.staged[0].HasField("blocks")
     await collect(stateless(cluster, prompt=LONG, max_tokens=1))
     assert not decode.script.begun[1].await_prefill
+
+
+async def test_a_prefill_worker_that_leaves_before_it_is_asked(cluster):
+    """Its connection is closed when the turn comes to it."""
+    decode = await cluster.add("d1", answer=[A], reserve_late=asyncio.Event())
+    prefill = await cluster.add("p1", role="prefill")
+    reading = asyncio.create_task(collect(stateless(cluster, prompt=LONG, max_tokens=1)))
+    await eventually(lambda: decode.script.begun)
+    await prefill.leave()
+    decode.script.reserve_late.set()
+    ids, _, finished = await reading
+    assert ids == [A] and not finished.route.HasField("prefill_worker") and not prefill.script.prefilled
+
+
+async def test_a_prefill_worker_that_leaves_while_it_holds_a_lease(cluster):
+    decode = await cluster.add("d1", answer=[A, B], stall_after=0)
+    prefill = await cluster.add("p1", role="prefill")
+    stream = stateless(cluster, prompt=LONG)
+    await eventually(lambda: decode.script.staged)
+    await prefill.leave()
+    stream.cancel()
+    await asyncio.wait_for(decode.script.cancelled.wait(), 5)
+    await eventually(lambda: not cluster.table.live()[0].num_assigned)
 
 
 async def test_cancelling_reaches_the_prefill(cluster):

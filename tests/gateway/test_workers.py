@@ -65,6 +65,24 @@ async def test_three_missed_heartbeats_and_it_is_left_out(table):
         table.require_live(Role.DECODE)
 
 
+async def test_a_worker_of_another_model_has_no_place_while_the_others_are_not_lost(table):
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    stranger = info("d2", base_digest="other")
+    worker.failed = True
+    table._clock.now += 9
+    assert not table.live()
+    with pytest.raises(FailedPreconditionError, match="base_digest"):
+        table.register(stranger, PROTOCOL_VERSION, [])
+    table._clock.now += 2
+    table.register(stranger, PROTOCOL_VERSION, [])
+    with pytest.raises(FailedPreconditionError, match="base_digest"):
+        table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
+    assert names(table) == ["d2"]
+    table._clock.now += 11
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [])
+    assert names(table) == ["d1"]
+
+
 async def test_a_hung_engine_is_left_out_and_lost(table):
     worker = table.register(info("d1"), PROTOCOL_VERSION, [])
     table.beat(WorkerId("d1"), "d1-1", Heartbeat(engine_age_seconds=61), [])
@@ -110,7 +128,7 @@ async def test_a_worker_of_another_model_is_refused(table, field):
     table.register(
         info("d1", "2", **{field: other}), PROTOCOL_VERSION, []
     )  # alone, it may come back with another model
-    table._clock.now += 4
+    table._clock.now += 11
     table.register(info("d2"), PROTOCOL_VERSION, [])  # the dead have no say
 
 

@@ -31,6 +31,8 @@ NAMES = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type
 def raise_named(name: str) -> None:
     if name == "bug":
         raise ZeroDivisionError("secret")
+    if name.startswith("long "):
+        raise errors.NotFoundError(name)
     if name in NAMES:
         raise NAMES[name](f"{name}: try again", *((2.5,) if name == "OverloadedError" else ()))
 
@@ -129,6 +131,18 @@ async def test_errors_cross_the_wire(call):
                 assert type(error) is cls
             if isinstance(error, errors.OverloadedError):
                 assert error.retry_delay_seconds == 2.5
+
+
+@CALLS
+@pytest.mark.parametrize("character", ["a", "\u20ac"])
+async def test_a_long_message_keeps_its_status(call, character):
+    """Headers have room for 8 KiB."""
+    async with running() as (_, channel, _):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, "long " + character * 20_000)
+    error = error_from_rpc(caught.value)
+    assert type(error) is errors.NotFoundError
+    assert str(error).startswith("long " + character * 100) and str(error).endswith(character + "...")
 
 
 @CALLS

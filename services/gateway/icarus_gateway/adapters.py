@@ -6,13 +6,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-import grpc.aio
-
 from icarus.errors import AlreadyExistsError, FailedPreconditionError, IcarusError, InvalidInputError, NotFoundError
-from icarus.rpc.status import error_from_rpc
 from icarus.types import AdapterInfo, AdapterMode, Role
 from icarus.worker.v1 import adapter_service_pb2 as pb
-from icarus.worker.v1 import adapter_service_pb2_grpc as pb_grpc
 from icarus_gateway.workers import Worker, WorkerTable
 
 log = logging.getLogger(__name__)
@@ -128,9 +124,7 @@ async def _load_on(
     name = request.name
     for worker in workers:
         try:
-            answer = await pb_grpc.AdapterServiceStub(worker.channel).LoadAdapter(request)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, f"worker {worker.worker_id}") from None
+            answer = await worker.connection.ask(worker.connection.adapters.LoadAdapter, request)
         except asyncio.CancelledError:  # it may have loaded it all the same
             loaded.append(worker)
             raise
@@ -162,10 +156,8 @@ def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusEr
 
 
 async def _unload_from(worker: Worker, name: str) -> None:
-    try:
-        answer = await pb_grpc.AdapterServiceStub(worker.channel).UnloadAdapter(pb.UnloadAdapterRequest(name=name))
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error, f"worker {worker.worker_id}") from None
+    connection = worker.connection
+    answer = await connection.ask(connection.adapters.UnloadAdapter, pb.UnloadAdapterRequest(name=name))
     worker.learn_adapters(_without(worker, name), answer.adapters_revision)
 
 
@@ -179,11 +171,8 @@ async def _unload_all(workers: Sequence[Worker], name: str) -> None:
 
 
 async def _pin_on(worker: Worker, name: str, pinned: bool) -> None:
-    try:
-        request = pb.PinAdapterRequest(name=name, pinned=pinned)
-        answer = await pb_grpc.AdapterServiceStub(worker.channel).PinAdapter(request)
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error, f"worker {worker.worker_id}") from None
+    connection = worker.connection
+    answer = await connection.ask(connection.adapters.PinAdapter, pb.PinAdapterRequest(name=name, pinned=pinned))
     info = worker.adapters.get(name)
     if info is not None:
         changed = replace(info, pinned=pinned, resident=pinned or info.resident)

@@ -4,14 +4,10 @@ import asyncio
 import logging
 from typing import Any
 
-import grpc.aio
-
 from icarus.errors import DeadlineError, UnavailableError
-from icarus.rpc.status import error_from_rpc
 from icarus.v1 import cluster_service_pb2 as pb
 from icarus.v1 import cluster_service_pb2_grpc as pb_grpc
 from icarus.worker.v1 import debug_service_pb2 as debug_pb
-from icarus.worker.v1 import debug_service_pb2_grpc as debug_grpc
 from icarus_gateway.workers import Worker, WorkerTable
 
 log = logging.getLogger(__name__)
@@ -49,13 +45,10 @@ class ClusterServicer(pb_grpc.ClusterServiceServicer):
 
 
 async def _ask(worker: Worker) -> pb.Worker | None:
-    stub = debug_grpc.DebugServiceStub(worker.channel)
+    connection, request = worker.connection, debug_pb.CheckIntegrityRequest()
     try:
-        answer = await stub.CheckIntegrity(debug_pb.CheckIntegrityRequest(), timeout=_TIMEOUT_SECONDS)
-    except grpc.aio.AioRpcError as rpc_error:
-        error = error_from_rpc(rpc_error, f"worker {worker.worker_id}")
-        if not isinstance(error, UnavailableError | DeadlineError):
-            raise error from None
+        answer = await connection.ask(connection.debug.CheckIntegrity, request, _TIMEOUT_SECONDS)
+    except (UnavailableError, DeadlineError) as error:
         log.warning("worker did not answer", extra={"worker": worker.worker_id, "reason": str(error)})
         return None
     return pb.Worker(

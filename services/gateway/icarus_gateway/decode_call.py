@@ -8,11 +8,10 @@ from typing import Any
 
 import grpc.aio
 
-from icarus import tracing
 from icarus.errors import IcarusError, UnavailableError
 from icarus.rpc.status import error_from_rpc
 from icarus.worker.v1 import decode_service_pb2 as pb
-from icarus.worker.v1 import decode_service_pb2_grpc as pb_grpc
+from icarus_gateway.worker_connection import WorkerConnection
 
 _LINGER_SECONDS = 1.0
 
@@ -23,8 +22,9 @@ class DecodeCall:
     `is_lost` is asked every `poll_seconds` while the worker is silent.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, name: str, is_lost: Callable[[], bool], poll_seconds: float):
-        self._call: Any = pb_grpc.DecodeServiceStub(channel).Decode(metadata=tracing.outgoing())
+    def __init__(self, connection: WorkerConnection, name: str, is_lost: Callable[[], bool], poll_seconds: float):
+        """Raises UnavailableError where the connection is closed."""
+        self._call = connection.open_decode()
         self._name = name
         self._is_lost = is_lost
         self._poll_seconds = poll_seconds
@@ -57,10 +57,13 @@ class DecodeCall:
     async def wait_readable(self) -> "asyncio.Future[Any]":
         """Returns once `read` will not block. May be cancelled without harm to the stream."""
         reading = self._next = self._next or asyncio.ensure_future(self._call.read())
+        was_lost = False
         while not reading.done():
             await asyncio.wait((reading,), timeout=self._poll_seconds)
-            if not reading.done() and self._is_lost():
+            lost = not reading.done() and self._is_lost()
+            if lost and was_lost:  # once may be this process, too busy to have taken in the heartbeats that came
                 raise UnavailableError(f"worker {self._name} was not heard of any more")
+            was_lost = lost
         return reading
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """From content to token ids: what a history grows by."""
 
-from icarus.errors import FailedPreconditionError
+from icarus.errors import FailedPreconditionError, InvalidInputError
 from icarus_gateway.chat_tokens import ChatTokens
 from icarus_gateway.content import Content, Messages, Text
 from icarus_gateway.history import History
@@ -9,6 +9,7 @@ from icarus_gateway.served_model import ServedModel
 
 def stateless_prompt(model: ServedModel, content: Content) -> tuple[int, ...]:
     """The prompt of a call without a session; messages end with the generation prompt."""
+    _require_short(model, content)
     if isinstance(content, Messages):
         return _chat(model).full(content.messages, generation_prompt=True)
     return _verbatim(model, content, begin=True)
@@ -16,6 +17,7 @@ def stateless_prompt(model: ServedModel, content: Content) -> tuple[int, ...]:
 
 def append(model: ServedModel, history: History, content: Content) -> History:
     """The history with `content` at its end. Earlier tokens stay as they are; messages add the template's delta."""
+    _require_short(model, content)
     if not isinstance(content, Messages):
         return history.extended(_verbatim(model, content, begin=not history.token_ids))
     chat = _chat(model)
@@ -38,6 +40,18 @@ def _close_answer(history: History, closing: tuple[int, ...]) -> History:
     end = history.token_ids[-len(closing) :] if closing else ()
     present = next(n for n in range(len(closing), -1, -1) if end[len(end) - n :] == closing[:n])
     return history.extended(closing[present:], answer_open=False)
+
+
+def _require_short(model: ServedModel, content: Content) -> None:
+    """Raises InvalidInputError for text that cannot fit the context. It is counted before it is tokenised, which takes
+    a second for a megabyte and keeps every other call waiting."""
+    texts = [message.content for message in content.messages] if isinstance(content, Messages) else []
+    length = len(content.text) if isinstance(content, Text) else sum(map(len, texts))
+    most = model.context_length * model.tokenizer.longest_token
+    if length > most:
+        raise InvalidInputError(
+            f"content has {length} characters, and a context of {model.context_length} tokens {most} at the very most"
+        )
 
 
 def _verbatim(model: ServedModel, content: Content, begin: bool) -> tuple[int, ...]:

@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 from types import TracebackType
 
-import grpc.aio
-
 from icarus.cache.leases import draw_lease_id
+from icarus.errors import IcarusError
 from icarus.types import LeaseId
 from icarus.worker.v1 import block_service_pb2 as pb
-from icarus.worker.v1 import block_service_pb2_grpc as pb_grpc
+from icarus_gateway.worker_connection import WorkerConnection
 
 _TIMEOUT_SECONDS = 10.0
 _releasing: set[asyncio.Task[None]] = set()
@@ -24,17 +23,17 @@ class StagedLease:
     """
 
     def __init__(self) -> None:
-        self._held: tuple[grpc.aio.Channel, str] | None = None
+        self._held: tuple[WorkerConnection, str] | None = None
 
-    def draw_id(self, channel: grpc.aio.Channel) -> LeaseId:
-        """The id to ask the prefill worker behind `channel` for."""
+    def draw_id(self, prefill: WorkerConnection) -> LeaseId:
+        """The id to ask the prefill worker for."""
         lease_id = draw_lease_id()
-        self._held = (channel, lease_id)
+        self._held = (prefill, lease_id)
         return lease_id
 
-    def granted(self, channel: grpc.aio.Channel, lease_id: str) -> None:
+    def granted(self, prefill: WorkerConnection, lease_id: str) -> None:
         """The prefill worker's answer; "" where it had nothing to lease."""
-        self._held = (channel, lease_id) if lease_id else None
+        self._held = (prefill, lease_id) if lease_id else None
 
     def taken_over(self) -> None:
         """The decode worker has read the blocks and released the lease, or given it up."""
@@ -57,8 +56,6 @@ class StagedLease:
         self.give_back()
 
 
-async def _release(channel: grpc.aio.Channel, lease_id: str) -> None:
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):  # the channel may be closed by now
-        await pb_grpc.BlockServiceStub(channel).ReleaseLease(
-            pb.ReleaseLeaseRequest(lease_id=lease_id), timeout=_TIMEOUT_SECONDS
-        )
+async def _release(prefill: WorkerConnection, lease_id: str) -> None:
+    with contextlib.suppress(IcarusError):  # it is gone, and the lease with it; or the lease has ended
+        await prefill.ask(prefill.blocks.ReleaseLease, pb.ReleaseLeaseRequest(lease_id=lease_id), _TIMEOUT_SECONDS)

@@ -1,6 +1,7 @@
 """Text to token ids and back."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as RawTokenizer
@@ -45,6 +46,11 @@ class Tokenizer:
     def special_tokens(self) -> list[str]:
         """The texts of the control tokens."""
         return [token.content for token in self._raw.get_added_tokens_decoder().values() if token.special]
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the vocabulary's longest entry: a text has at least `len(text) / longest_token` tokens."""
+        return max(map(len, self._raw.get_vocab()))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text without special tokens; ids that the tokenizer does not know come to nothing."""

@@ -1,23 +1,18 @@
 """Drives one turn over the workers, from routing to its end, over the death of a worker if need be."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
-import grpc.aio
-
-from icarus import tracing
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError, UnavailableError
 from icarus.rpc.messages import generated_logprobs_from_wire, sampling_to_wire, source_to_wire
 from icarus.rpc.model_labels import ModelLabels
-from icarus.rpc.status import error_from_rpc
 from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
-from icarus.worker.v1 import prefill_service_pb2_grpc as prefill_grpc
 from icarus_gateway.block_reports import BlockReports
 from icarus_gateway.decode_call import DecodeCall
 from icarus_gateway.history import BlockMark
@@ -187,7 +182,7 @@ class TurnDriver:
         worker = route.decode
         progress.num_resumed = len(progress.output)
         is_lost: Callable[[], bool] = lambda: self._workers.is_lost(worker)  # noqa: E731
-        call = DecodeCall(worker.channel, worker.worker_id, is_lost, self._workers.heartbeat_seconds)
+        call = DecodeCall(worker.connection, worker.worker_id, is_lost, self._workers.heartbeat_seconds)
         with self._workers.assigned(worker), StagedLease() as lease:
             async with call:
                 await call.send(decode_pb.DecodeRequest(begin=_begin(progress, route)))
@@ -226,13 +221,9 @@ class TurnDriver:
         try:
             await asyncio.wait((prefilling, failing), return_when=asyncio.FIRST_COMPLETED)
             if prefilling.done():
-                blocks = None if prefilling.cancelled() else prefilling.result()  # its channel was closed
-                await call.send(decode_pb.DecodeRequest(staged=decode_pb.PrefillStaged(blocks=blocks)))
+                await call.send(decode_pb.DecodeRequest(staged=decode_pb.PrefillStaged(blocks=prefilling.result())))
         finally:
-            for task in (prefilling, failing):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, IcarusError):
-                    await task
+            await _end_all(prefilling, failing)
 
     async def _prefill(
         self, progress: _Progress, route: Route, worker: Worker, first_block: int, lease: StagedLease
@@ -249,20 +240,18 @@ class TurnDriver:
             adapter_digest=adapter.digest if adapter else "",
             first_block=first_block,
             sources=[source_to_wire(source) for source in route.prefill_sources],
-            lease_id=lease.draw_id(worker.channel),
+            lease_id=lease.draw_id(worker.connection),
         )
-        stub = prefill_grpc.PrefillServiceStub(worker.channel)
         try:
             with self._workers.assigned(worker):
-                metadata = tracing.outgoing()
-                answer = await stub.Prefill(message, timeout=self._prefill_timeout_seconds, metadata=metadata)
-        except grpc.aio.AioRpcError as rpc_error:
-            error = error_from_rpc(rpc_error, f"worker {worker.worker_id}")
+                connection, timeout = worker.connection, self._prefill_timeout_seconds
+                answer = await connection.ask(connection.prefill.Prefill, message, timeout)
+        except IcarusError as error:
             worker.failed = worker.failed or isinstance(error, UnavailableError)
             log.warning("prefill failed", extra={"worker": worker.worker_id, "reason": str(error)})
             lease.give_back()
             return None
-        lease.granted(worker.channel, answer.grant.lease_id)
+        lease.granted(worker.connection, answer.grant.lease_id)
         progress.add_cost(answer)
         progress.prefill_worker = worker.worker_id
         return decode_pb.StagedBlocks(
@@ -271,6 +260,16 @@ class TurnDriver:
             grant=answer.grant,
             num_cached_tokens=answer.num_cached_tokens,
         )
+
+
+async def _end_all(*tasks: asyncio.Future[Any]) -> None:
+    """Cancels them and waits for their ends, whatever these are. A caller that is cancelled meanwhile hears of it."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
 
 
 def _begin(progress: _Progress, route: Route) -> decode_pb.BeginTurn:

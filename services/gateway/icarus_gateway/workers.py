@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import grpc.aio
-
 from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
-from icarus.rpc.channel import open_channel
 from icarus.rpc.messages import PROTOCOL_VERSION
 from icarus.types import AdapterInfo, Role, WorkerId
+from icarus_gateway.worker_connection import WorkerConnection
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ class Worker:
     """One instance of a worker. A restart makes a new one."""
 
     info: WorkerInfo
-    channel: grpc.aio.Channel
+    connection: WorkerConnection
     adapters: Mapping[str, AdapterInfo]
     last_seen: float
     adapters_revision: int = 0
@@ -104,34 +102,39 @@ class WorkerTable:
         self._max_engine_age_seconds = max_engine_age_seconds
         self._clock = clock
         self._workers: dict[WorkerId, Worker] = {}
-        self._closing: list[grpc.aio.Channel] = []
+        self._closing: list[WorkerConnection] = []
 
     def register(
         self, info: WorkerInfo, protocol_version: int, adapters: Sequence[AdapterInfo], adapters_revision: int = 0
     ) -> Worker:
         """Takes a worker in; a new instance of a known name takes its place.
 
-        Raises FailedPreconditionError where it does not fit this gateway or the live workers.
+        Raises FailedPreconditionError where it does not fit this gateway, or the workers that are not lost.
         """
         if protocol_version != PROTOCOL_VERSION:
             raise FailedPreconditionError(
                 f"worker {info.worker_id} speaks protocol version {protocol_version}, this gateway "
                 f"{PROTOCOL_VERSION}; run the same release of both"
             )
-        for other in self.live():
-            if other.worker_id != info.worker_id:
-                _require_same_model(info, other.info)
+        self._require_fits(info)
         old = self._workers.get(info.worker_id)
-        if old is not None and old.info == info:  # it only lost touch: its turns and its channel live on
+        if old is not None and old.info == info:  # it only lost touch: its turns and its connection live on
             old.last_seen, old.failed = self._clock(), False
             old.learn_adapters(adapters, adapters_revision)
             return old
         if old is not None:
             self._retire(old, info)
-        worker = Worker(info, open_channel(info.address), {}, last_seen=self._clock())
+        connection = WorkerConnection(info.worker_id, info.address)
+        worker = Worker(info, connection, {}, last_seen=self._clock())
         worker.learn_adapters(adapters, adapters_revision)
         self._workers[info.worker_id] = worker
         return worker
+
+    def _require_fits(self, info: WorkerInfo) -> None:
+        """Raises FailedPreconditionError where workers that are not lost serve another model."""
+        for other in self._workers.values():
+            if other.worker_id != info.worker_id and self._is_there(other):
+                _require_same_model(info, other.info)
 
     def _retire(self, old: Worker, new: WorkerInfo) -> None:
         if self.is_live(old):
@@ -139,7 +142,7 @@ class WorkerTable:
                 "worker replaced by another instance of the same name",
                 extra={"worker": new.worker_id, "old": old.info.address, "new": new.address},
             )
-        self._closing.append(old.channel)
+        self._closing.append(old.connection)
 
     def beat(
         self,
@@ -149,8 +152,11 @@ class WorkerTable:
         adapters: Sequence[AdapterInfo],
         adapters_revision: int = 0,
     ) -> None:
-        """Notes a heartbeat. Raises NotFoundError for an instance that is not registered."""
+        """Notes a heartbeat. Raises NotFoundError for an instance that is not registered, FailedPreconditionError for
+        one that was silent for so long that others have taken its place, with another model."""
         worker = self.instance(worker_id, instance_id)
+        if not self._is_there(worker):
+            self._require_fits(worker.info)
         worker.last_seen = self._clock()
         worker.failed = False
         worker.heartbeat = heartbeat
@@ -179,6 +185,10 @@ class WorkerTable:
     def is_lost(self, worker: Worker) -> bool:
         """Whether work that it has now should be given up."""
         return self._workers.get(worker.worker_id) is not worker or not self._is_heard(worker, _MISSED_UNTIL_LOST)
+
+    def _is_there(self, worker: Worker) -> bool:
+        """Whether it was heard of lately, however it is."""
+        return self.silent_seconds(worker) <= _MISSED_UNTIL_LOST * self.heartbeat_seconds
 
     def _is_heard(self, worker: Worker, missed: int) -> bool:
         return (
@@ -227,21 +237,21 @@ class WorkerTable:
         limit = self._clock() - _MISSED_UNTIL_FORGOTTEN * self.heartbeat_seconds
         silent = [worker for worker in self._workers.values() if worker.last_seen < limit]
         for worker in silent:
-            self._closing.append(self._workers.pop(worker.worker_id).channel)
+            self._closing.append(self._workers.pop(worker.worker_id).connection)
         return [worker.worker_id for worker in silent]
 
     def deregister(self, worker_id: WorkerId, instance_id: str) -> None:
         """Removes a worker that ends. Raises NotFoundError for an instance that is not registered."""
-        self._closing.append(self.instance(worker_id, instance_id).channel)
+        self._closing.append(self.instance(worker_id, instance_id).connection)
         del self._workers[worker_id]
 
     async def close_unused(self) -> None:
-        """Closes the channels of replaced and removed workers."""
+        """Closes the connections to replaced and removed workers."""
         while self._closing:
-            await self._closing.pop().close(None)
+            await self._closing.pop().close()
 
     async def close(self) -> None:
-        self._closing.extend(worker.channel for worker in self._workers.values())
+        self._closing.extend(worker.connection for worker in self._workers.values())
         self._workers.clear()
         await self.close_unused()
 

@@ -28,6 +28,7 @@ _CODES: dict[type[errors.IcarusError], grpc.StatusCode] = {
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _CLASSES = {code: cls for cls, code in _CODES.items()}
+_MAX_MESSAGE_BYTES = 1500
 _TOO_LARGE = "larger than max"  # gRPC says RESOURCE_EXHAUSTED of these too; a retry cannot help
 
 
@@ -38,7 +39,7 @@ def code_of(error: errors.IcarusError) -> grpc.StatusCode:
 
 def status_of(error: errors.IcarusError) -> Any:
     """A grpc.Status with the message and, for OverloadedError, a google.rpc.RetryInfo."""
-    proto = status_pb2.Status(code=code_of(error).value[0], message=str(error))
+    proto = status_pb2.Status(code=code_of(error).value[0], message=_cut(str(error)))
     if isinstance(error, errors.OverloadedError):
         info = error_details_pb2.RetryInfo()
         info.retry_delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
@@ -46,6 +47,13 @@ def status_of(error: errors.IcarusError) -> Any:
         detail.Pack(info)
         proto.details.append(detail)
     return rpc_status.to_status(proto)
+
+
+def _cut(message: str) -> str:
+    """A message travels twice in headers of 8 KiB, once with three characters for a byte; past that gRPC would put
+    RESOURCE_EXHAUSTED in the status's place."""
+    start = message.encode(errors="replace")[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
+    return message if start == message else f"{start}..."
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> errors.IcarusError:
