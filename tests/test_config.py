@@ -29,6 +29,8 @@ def test_a_whole_number_passes_for_a_float(tmp_path):
         ('[cache]\nnum_blocks = "3"\n', r"\[cache\] num_blocks takes int, not '3'"),
         ("[cache]\nnum_blocks = true\n", r"num_blocks takes int, not True"),
         ('[worker]\ngateways = "a:1"\n', r"\[worker\] gateways takes a list of strings, not 'a:1'"),
+        ("[engine]\nmax_batch_tokens = 1\n", r"\[engine\] max_batch_tokens is 1; it must be 2 or more"),
+        ("[gateway]\nheartbeat_seconds = nan\n", r"\[gateway\] heartbeat_seconds is nan; it must be 0.01 or more"),
         ("[cache\n", "not valid TOML"),
     ],
 )

@@ -15,8 +15,9 @@ from typing import Any
 from icarus.errors import ConfigError
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _setting(default: Any, help: str, least: float | None = None) -> Any:
+    """`least`: the smallest number that is taken."""
+    return field(default=default, metadata={"help": help, "least": least})
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class ModelSection:
 class CacheSection:
     """The KV pool of a worker."""
 
-    num_blocks: int = _setting(1024, "blocks in a worker's pool")
-    block_size: int = _setting(16, "tokens in a block")
+    num_blocks: int = _setting(1024, "blocks in a worker's pool", least=1)
+    block_size: int = _setting(16, "tokens in a block", least=1)
     prefix_reuse: bool = _setting(True, "find and share cached prefixes; off only to measure what reuse saves")
 
 
@@ -47,12 +48,14 @@ class CacheSection:
 class EngineSection:
     """The step of a worker."""
 
-    max_batch_tokens: int = _setting(512, "rows of one step, both streams together: a prefill's chunk")
-    max_running: int = _setting(32, "requests in the running batch")
-    max_waiting: int = _setting(128, "requests that wait for room before more are refused")
-    num_threads: int = _setting(0, "compute threads; 0 takes one a core")
+    max_batch_tokens: int = _setting(512, "rows of one step, both streams together: a prefill's chunk", least=2)
+    max_running: int = _setting(32, "requests in the running batch", least=1)
+    max_waiting: int = _setting(128, "requests that wait for room before more are refused", least=1)
+    num_threads: int = _setting(0, "compute threads; 0 takes one a core", least=0)
     thread_spins: int = _setting(
-        0, "rounds an idle compute thread spins before it sleeps; 100000 suits a worker that shares its cores with none"
+        0,
+        "rounds an idle compute thread spins before it sleeps; 100000 suits a worker that shares its cores with none",
+        least=0,
     )
     cuda_graphs: bool = _setting(True, "on a GPU, decode steps are recorded once for each shape and replayed")
 
@@ -62,14 +65,18 @@ class TransferSection:
     """Blocks between workers."""
 
     transport: str = _setting("nixl", "nixl; 'inprocess' serves unit tests and is refused by the services")
-    lease_seconds: float = _setting(10.0, "how long lent blocks stay without a renewal")
-    read_timeout_seconds: float = _setting(5.0, "after this long a read is given up and its blocks are quarantined")
-    max_queued_reads: int = _setting(1024, "reads that wait for the transfer thread before more are refused")
-    max_leased_fraction: float = _setting(0.5, "share of the pool that may be lent before more is refused")
-    max_quarantined_fraction: float = _setting(
-        0.25, "share of the pool under reads that hang past which the worker drains and ends, to be started anew"
+    lease_seconds: float = _setting(10.0, "how long lent blocks stay without a renewal", least=0.01)
+    read_timeout_seconds: float = _setting(
+        5.0, "after this long a read is given up and its blocks are quarantined", least=0.01
     )
-    stage_timeout_seconds: float = _setting(60.0, "how long a reserved turn waits for its prefill")
+    max_queued_reads: int = _setting(1024, "reads that wait for the transfer thread before more are refused", least=1)
+    max_leased_fraction: float = _setting(0.5, "share of the pool that may be lent before more is refused", least=0)
+    max_quarantined_fraction: float = _setting(
+        0.25,
+        "share of the pool under reads that hang past which the worker drains and ends, to be started anew",
+        least=0,
+    )
+    stage_timeout_seconds: float = _setting(60.0, "how long a reserved turn waits for its prefill", least=0.01)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class WorkerSection:
     other_base_adapters: tuple[str, ...] = _setting(
         (), "names of adapters that are served although they were trained on another base"
     )
-    max_resident_adapters: int = _setting(0, "adapters whose weights are kept in memory; 0 keeps all")
+    max_resident_adapters: int = _setting(0, "adapters whose weights are kept in memory; 0 keeps all", least=0)
 
 
 @dataclass(frozen=True)
@@ -94,16 +101,20 @@ class GatewaySection:
     """The gateway process."""
 
     address: str = _setting("127.0.0.1:7080", "where the gateway listens; port 0 takes a free one")
-    heartbeat_seconds: float = _setting(1.0, "seconds between heartbeats; a worker that misses three is left out")
-    max_engine_age_seconds: float = _setting(60.0, "a worker whose engine has not come round for this long is left out")
-    prefill_threshold_tokens: int = _setting(256, "uncached prompt tokens from which a prefill worker is used")
-    load_penalty_tokens: int = _setting(128, "cached tokens that one request on a worker outweighs")
-    adapter_penalty_tokens: int = _setting(256, "cached tokens that reading an adapter's weights outweighs")
-    max_sessions: int = _setting(10_000, "sessions kept before new ones are refused")
-    session_ttl_seconds: float = _setting(86_400.0, "a session that nobody uses for this long is forgotten")
-    max_remembered_turns: int = _setting(256, "finished turns of a tenant that the same turn_id gives again")
-    remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered")
-    resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens")
+    heartbeat_seconds: float = _setting(
+        1.0, "seconds between heartbeats; a worker that misses three is left out", least=0.01
+    )
+    max_engine_age_seconds: float = _setting(
+        60.0, "a worker whose engine has not come round for this long is left out", least=0.01
+    )
+    prefill_threshold_tokens: int = _setting(256, "uncached prompt tokens from which a prefill worker is used", least=0)
+    load_penalty_tokens: int = _setting(128, "cached tokens that one request on a worker outweighs", least=0)
+    adapter_penalty_tokens: int = _setting(256, "cached tokens that reading an adapter's weights outweighs", least=0)
+    max_sessions: int = _setting(10_000, "sessions kept before new ones are refused", least=1)
+    session_ttl_seconds: float = _setting(86_400.0, "a session that nobody uses for this long is forgotten", least=0.01)
+    max_remembered_turns: int = _setting(256, "finished turns of a tenant that the same turn_id gives again", least=0)
+    remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered", least=0)
+    resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens", least=0)
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,12 @@ def _build_section(name: str, section: type, values: dict[str, Any]) -> Any:
     for key in values:
         if key not in hints:
             raise ConfigError(f"[{name}] has no setting {key!r}; it has {', '.join(hints)}")
-    return section(**{key: _coerce(f"[{name}] {key}", hints[key], value) for key, value in values.items()})
+    built = section(**{key: _coerce(f"[{name}] {key}", hints[key], value) for key, value in values.items()})
+    for f in dataclasses.fields(section):
+        value, least = getattr(built, f.name), f.metadata["least"]
+        if least is not None and not value >= least:
+            raise ConfigError(f"[{name}] {f.name} is {value}; it must be {least} or more")
+    return built
 
 
 def _coerce(where: str, hint: Any, value: Any) -> Any:

@@ -49,6 +49,31 @@ def test_generate_takes_the_base_model_and_standard_input(gateway, monkeypatch):
     assert list(request.sampling.stop) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["--model", "alpha", "\udcff"], "text"),
+        (["--model", "alpha", "--chat", "\udcff"], "content"),
+        (["--model", "\udcff", "hi"], "model"),
+        (["--model", "alpha", "--tenant", "\udcff", "hi"], "tenant"),
+        (["--model", "alpha", "--session", "\udcff", "hi"], "session_id"),
+        (["--model", "alpha", "--stop", "\udcff", "hi"], "stop"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_refused(gateway, capsys, argv, word):
+    """Python makes "\\udcff" of a byte 0xff on a command line."""
+    assert main(["generate", "--gateway", gateway.address, *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("icarus: error: ") and err.count("\n") == 1 and word in err and r"\udcff" in err
+
+
+def test_standard_input_that_is_not_utf8_is_refused(gateway, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert main(["generate", "--gateway", gateway.address, "--model", "alpha"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("icarus: error: standard input has byte 0xe9 at offset 3") and err.count("\n") == 1
+
+
 def test_generate_as_chat_in_a_session(gateway, capsys):
     argv = ["generate", "--gateway", gateway.address, "--model", "alpha", "--chat", "hi", "--session"]
     assert main([*argv, "new"]) == 0

@@ -15,7 +15,7 @@ from waiting import wait_until
 
 from icarus.cli.local import LocalCluster, _following_address
 from icarus.client import Client
-from icarus.config import Config, EngineSection, GatewaySection, MetricsSection, ModelSection
+from icarus.config import Config, EngineSection, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, UnavailableError
 
 
@@ -97,6 +97,18 @@ def test_a_worker_that_finds_its_settings_wrong_is_named(config):
     cluster = LocalCluster(config, decode_adapters=[["planner=/nowhere/planner"]], num_prefill=0)
     with pytest.raises(ConfigError, match=r"decode-0: .*/nowhere/planner"), cluster:
         pass
+
+
+def test_a_config_of_a_single_worker_does_for_several(config):
+    """As deploy/compose/icarus.toml is one: what it says of the worker's place holds for none of them."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        worker = WorkerSection(address="{}:{}".format(*taken.getsockname()), advertise="decode:7081")
+        cluster = LocalCluster(replace(config, worker=worker), num_prefill=0, startup_seconds=60)
+        with cluster, Client(cluster.address, timeout=10) as client:
+            (decode,) = client.cluster().workers
+    assert decode.worker_id == "decode-0" and decode.address.startswith("127.0.0.1:")
 
 
 def test_a_child_that_dies_is_named_with_its_last_words(config):

@@ -4,10 +4,11 @@ import asyncio
 import inspect
 
 import pytest
+from client.test_sync import NOT_UNICODE
 from waiting import eventually
 
 from icarus.client import AsyncClient, AsyncSession, AsyncTurnStream, Client, Delta, Session, TurnStream
-from icarus.errors import NotFoundError, OverloadedError, UnavailableError
+from icarus.errors import InvalidInputError, NotFoundError, OverloadedError, UnavailableError
 from icarus.types import AdapterMode, FinishReason
 
 
@@ -66,6 +67,13 @@ async def test_cancelling_the_task_cancels_the_turn(client, gateway):
         await asyncio.wait_for(stream.result(), 0.3)
     await eventually(lambda: gateway.cancelled == [stream.turn_id])
     assert stream.finish_reason is FinishReason.CANCELLED
+
+
+@pytest.mark.parametrize(("name", "call"), NOT_UNICODE)
+async def test_text_that_is_not_unicode_is_refused_by_name(client, gateway, name, call):
+    with pytest.raises(InvalidInputError, match=rf"^{name} .*\\ud83d"):
+        await call(client)
+    assert gateway.requests == []
 
 
 async def test_two_turns_at_once(client):

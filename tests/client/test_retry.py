@@ -219,16 +219,19 @@ async def test_unary_calls_for_asyncio(gateway):
 
 
 def test_pings_keep_a_connection_that_is_idle(gateway):
-    gateway.pause_seconds = 3.5
+    """During a call and, at the same time on another connection, between calls."""
+    gateway.pause_seconds = 7.5
     with (
-        Proxy(gateway.address, idle_seconds=2.0) as proxy,
-        Client(proxy.address, retry=NEVER, keepalive_seconds=0.5) as client,
+        Proxy(gateway.address, idle_seconds=6.0) as during,
+        Proxy(gateway.address, idle_seconds=6.0) as between,
+        Client(during.address, retry=NEVER, keepalive_seconds=3.0) as listener,
+        Client(between.address, retry=NEVER, keepalive_seconds=3.0) as idler,
     ):
-        assert client.generate("alpha", "slow", timeout=60).result().token_ids == (1, 2, 3)
-        assert proxy.connections == 1
-        time.sleep(3)  # between calls
-        client.models()
-        assert proxy.connections == 1
+        idler.models()
+        session = listener.create_session(token_ids=[1, 2])
+        assert session.generate("alpha", "slow", timeout=60).result().token_ids == (1, 2)
+        idler.models()
+        assert (during.connections, between.connections) == (1, 1)
 
 
 def test_without_pings_the_proxy_drops_it_and_the_stream_is_resumed(gateway):
@@ -242,12 +245,12 @@ def test_without_pings_the_proxy_drops_it_and_the_stream_is_resumed(gateway):
 
 
 def test_a_connection_that_went_silent_is_noticed(gateway, proxy):
-    with Client(proxy.address, retry=QUICK, keepalive_seconds=0.5) as client:
+    with Client(proxy.address, retry=QUICK, keepalive_seconds=1.0) as client:
         stream = slow_session(client).generate("alpha", "slow", timeout=60)
         next(stream)
         proxy.silence()
         assert stream.result().token_ids == TOKENS
-        assert proxy.connections == 2
+        assert proxy.connections > 1
 
 
 def test_delays_grow_to_the_limit_and_begin_again():
@@ -261,6 +264,12 @@ def test_delays_grow_to_the_limit_and_begin_again():
     assert attempts.delay_after(LOST, repeatable=True) <= 1
     with pytest.raises(UnavailableError):
         attempts.delay_after(LOST, repeatable=False)
+
+
+def test_delays_have_a_limit_however_often_it_failed():
+    attempts = Attempts(RetryPolicy(retries=10**6, first_delay_seconds=0.1, max_delay_seconds=5.0), timeout=None)
+    delays = [attempts.delay_after(LOST, repeatable=True) for _ in range(2000)]
+    assert all(2.5 <= delay <= 5 for delay in delays[10:])
 
 
 def test_a_policy_that_makes_no_sense_is_refused():

@@ -82,6 +82,33 @@ def test_what_cannot_be_sent_is_refused_by_name(client, gateway, arguments, word
     assert gateway.requests == []
 
 
+LONE = "a\ud83d"
+NOT_UNICODE = [
+    ("text", lambda client: client.generate("alpha", LONE)),
+    ("a message's role", lambda client: client.generate("alpha", messages=[{"role": LONE, "content": "hi"}])),
+    ("a message's content", lambda client: client.create_session(messages=[{"role": "user", "content": LONE}])),
+    ("model", lambda client: client.generate(LONE, "hi")),
+    ("turn_id", lambda client: client.session("s0").generate("alpha", "hi", turn_id=LONE)),
+    ("stop", lambda client: client.generate("alpha", "hi", stop=["b", LONE])),
+    ("address", lambda client: type(client)(LONE)),
+    ("tenant", lambda client: type(client)(client.address, tenant=LONE)),
+    ("session_id", lambda client: client.session(LONE).get()),
+    ("name", lambda client: client.load_adapter(LONE, "/alpha")),
+    ("path", lambda client: client.load_adapter("alpha", LONE)),
+    ("workers", lambda client: client.load_adapter("alpha", "/alpha", workers=["decode-0", LONE])),
+    ("name", lambda client: client.pin_adapter(LONE)),
+    ("name", lambda client: client.unload_adapter(LONE)),
+]
+"""What is named, and a call with half of a surrogate pair in it, as JSON's "\\ud83d" gives it."""
+
+
+@pytest.mark.parametrize(("name", "call"), NOT_UNICODE)
+def test_text_that_is_not_unicode_is_refused_by_name(client, gateway, name, call):
+    with pytest.raises(InvalidInputError, match=rf"^{name} .*\\ud83d"):
+        call(client)
+    assert gateway.requests == []
+
+
 @pytest.mark.parametrize(
     ("prompt", "kind"), [("invalid", InvalidInputError), ("overloaded", OverloadedError), ("conflict", ConflictError)]
 )
@@ -120,7 +147,12 @@ def test_leaving_early_cancels_the_turn(client, gateway):
 
 def test_cancel_from_another_thread_ends_the_iteration(client, gateway):
     stream = client.generate("alpha", "endless")
-    threading.Timer(0.2, stream.cancel).start()
+
+    def cancel_after_three() -> None:
+        wait_until(lambda: len(stream.token_ids) == 3)
+        stream.cancel()
+
+    threading.Thread(target=cancel_after_three).start()
     assert len(list(stream)) == 3
     wait_until(lambda: gateway.cancelled == [stream.turn_id])
 

@@ -6,21 +6,32 @@ import sys
 import time
 
 import pytest
+from services.system import System
 from services.test_chain import ids
+from waiting import wait_until
 
 from icarus.client import Client
 from icarus.errors import IcarusError
 
 
+def wait_until_busy(system: System) -> str:
+    """The worker that has a turn."""
+    busy: list[str] = []
+    wait_until(
+        lambda: busy or busy.extend(name for name, worker in system.workers().items() if worker.running_requests)
+    )
+    return busy[0]
+
+
 def test_a_decode_worker_that_dies_mid_stream_is_survived(make_system):
     with make_system() as system, Client(system.address) as client:
         prompt = ids(30, 1)
-        stream = client.generate("both", token_ids=prompt, max_tokens=400, ignore_eos=True)
+        stream = client.generate("both", token_ids=prompt, max_tokens=900, ignore_eos=True)
         first = next(stream)
-        busy = next(worker.worker_id for worker in system.workers().values() if worker.running_requests)
+        busy = wait_until_busy(system)
         system.signal(busy, signal.SIGKILL)
         result = stream.result()
-        assert len(result.token_ids) == 400
+        assert len(result.token_ids) == 900
         assert result.token_ids[: len(first.token_ids)] == first.token_ids
         assert result.route.decode_worker != busy
         system.check_greedy("both", prompt, result)

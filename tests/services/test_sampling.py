@@ -5,6 +5,7 @@ import signal
 import pytest
 from engine.naive_sampling import naive_scores
 from services.test_chain import ids
+from services.test_faults import wait_until_busy
 
 from icarus.client import Client
 from icarus.client.messages import Sampling
@@ -96,13 +97,13 @@ def test_a_seeded_turn_is_the_same_after_its_worker_died(make_system):
     """Penalties and the count of tokens go on over the output of the attempt that was lost."""
     with make_system() as system, Client(system.address) as client:
         prompt = ids(30, 7300)
-        options: Sampling = {**EVERYTHING, "max_tokens": 300, "min_tokens": 250}
+        options: Sampling = {**EVERYTHING, "max_tokens": 900, "min_tokens": 850}
         stream = client.generate("both", token_ids=prompt, **options)
         next(stream)
-        busy = next(worker.worker_id for worker in system.workers().values() if worker.running_requests)
+        busy = wait_until_busy(system)
         system.signal(busy, signal.SIGKILL)
         result = stream.result()
-        assert len(result.token_ids) == 300 and result.route.decode_worker != busy
+        assert len(result.token_ids) == 900 and result.route.decode_worker != busy
         check_sampled(system, "both", prompt, options, result)
 
 

@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry
 
 from icarus.cache.index import PrefixIndex
 from icarus.config import Config, GatewaySection
-from icarus.errors import ConfigError
 from icarus.model.hub import resolve_model
 from icarus.rpc.loop_collector import LoopCollector
 from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
@@ -76,11 +75,7 @@ async def _sweep(store: SessionStore) -> None:
 
 
 def _weights(settings: GatewaySection) -> Weights:
-    names = [field.name for field in dataclasses.fields(Weights)]
-    for name in names:
-        if getattr(settings, name) < 0:
-            raise ConfigError(f"[gateway] {name} is {getattr(settings, name)}; it must be 0 or more")
-    return Weights(**{name: getattr(settings, name) for name in names})
+    return Weights(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Weights)})
 
 
 def build_server(

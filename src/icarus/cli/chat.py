@@ -14,6 +14,7 @@ from rich.console import Console
 from icarus.cli.ctrl_c import on_ctrl_c
 from icarus.cli.gateway import connect
 from icarus.cli.models import models_table
+from icarus.cli.standard_input import decoding
 from icarus.client import Client, Session, TurnStream
 from icarus.client.messages import Sampling
 from icarus.errors import ConflictError, IcarusError, InvalidInputError, NotFoundError
@@ -180,7 +181,8 @@ def _is_terminal() -> bool:
 
 
 def _piped_lines(prompt: Callable[[], str]) -> Iterator[str]:
-    yield from sys.stdin
+    with decoding():
+        yield from sys.stdin
 
 
 def _typed_lines(prompt: Callable[[], str]) -> Iterator[str]:

@@ -5,6 +5,7 @@ import sys
 
 from icarus.cli.ctrl_c import on_ctrl_c
 from icarus.cli.gateway import connect
+from icarus.cli.standard_input import decoding
 from icarus.client import Client, TurnStream
 from icarus.client.messages import Sampling
 from icarus.types import FinishReason, TokenLogprobs
@@ -15,7 +16,7 @@ _INTERRUPTED = 130
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = args.prompt if args.prompt is not None else sys.stdin.read()
+    prompt = args.prompt if args.prompt is not None else _read_stdin()
     with connect(args) as client, _start(client, args, prompt) as stream:
         with on_ctrl_c(stream.cancel):
             for delta in stream:
@@ -25,6 +26,11 @@ def run(args: argparse.Namespace) -> int:
     sys.stderr.writelines(map(_logprob_line, stream.logprobs))
     sys.stderr.write(_summary(stream) + "\n")
     return _INTERRUPTED if stream.finish_reason is FinishReason.CANCELLED else 0
+
+
+def _read_stdin() -> str:
+    with decoding():
+        return sys.stdin.read()
 
 
 def _start(client: Client, args: argparse.Namespace, prompt: str) -> TurnStream:

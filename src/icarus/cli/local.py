@@ -16,7 +16,7 @@ from icarus.cli.flags import to_flags
 from icarus.cli.health import SERVING, ask_health
 from icarus.cli.sections import of_process
 from icarus.client import Client
-from icarus.config import Config, MetricsSection, ModelSection
+from icarus.config import Config, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
 from icarus.types import Role
 
@@ -128,7 +128,7 @@ class LocalCluster:
         ):
             for index, adapters in enumerate(adapters_of_workers):
                 name = f"{role}-{index}"
-                worker = dataclasses.replace(config.worker, id=name, gateways=(self.address,), adapters=tuple(adapters))
+                worker = _of_child(config.worker, name, self.address, adapters)
                 self._spawn(name, role, dataclasses.replace(config, worker=worker))
         self._progress(f"starting {', '.join(child.name for child in self._children)}")
         self._wait_until_ready()
@@ -165,6 +165,13 @@ class LocalCluster:
 
     def _tails(self, names: set[str]) -> str:
         return "\n".join(f"{child.name}: {_tail(child.log)}" for child in self._children if child.name in names)
+
+
+def _of_child(worker: WorkerSection, name: str, gateway: str, adapters: Sequence[str]) -> WorkerSection:
+    """The section for one of several workers here, whatever it says of the name and place of a single one."""
+    return dataclasses.replace(
+        worker, id=name, address="127.0.0.1:0", advertise="", gateways=(gateway,), adapters=tuple(adapters)
+    )
 
 
 def _listen_address(address: str) -> str:

@@ -119,8 +119,8 @@ class AsyncClient:
         retry: RetryPolicy = DEFAULT_RETRY,
         keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
     ):
-        self.address = address
-        self.tenant = tenant
+        self.address = m.check_text("address", address)
+        self.tenant = m.check_text("tenant", tenant)
         self.timeout = timeout
         self.retry = retry
         self._channel = grpc.aio.insecure_channel(address, options=channel_options(address, keepalive_seconds))
@@ -217,12 +217,13 @@ class AsyncClient:
 
     async def pin_adapter(self, name: str, pinned: bool = True, *, timeout: float | None = None) -> None:
         """Keeps an adapter's weights in every worker's memory, or lets them be evicted again when slots run out."""
-        request = model_pb2.PinAdapterRequest(name=name, pinned=pinned)
+        request = model_pb2.PinAdapterRequest(name=m.check_text("name", name), pinned=pinned)
         await self._call(self._stubs.models.PinAdapter, request, timeout, repeatable=True)
 
     async def unload_adapter(self, name: str, *, timeout: float | None = None) -> None:
         """Unloads an adapter everywhere. Running turns finish on the weights they began with."""
-        await self._call(self._stubs.models.UnloadAdapter, model_pb2.UnloadAdapterRequest(name=name), timeout)
+        request = model_pb2.UnloadAdapterRequest(name=m.check_text("name", name))
+        await self._call(self._stubs.models.UnloadAdapter, request, timeout)
 
     async def cluster(self, *, timeout: float | None = None) -> Cluster:
         """Every worker's state, now."""
@@ -273,7 +274,7 @@ class AsyncSession:
     """A conversation that many specialists share, kept by the gateway as token ids."""
 
     def __init__(self, client: AsyncClient, session_id: str):
-        self.session_id = session_id
+        self.session_id = m.check_text("session_id", session_id)
         self._client = client
         self._stub = client._stubs.sessions
 

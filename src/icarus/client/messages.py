@@ -73,8 +73,9 @@ def build_turn(
     sampling: Sampling,
     resumable: bool,
 ) -> Turn:
-    """Raises InvalidInputError naming the sampling option that cannot be sent."""
-    return Turn(turn_id or uuid.uuid4().hex, tenant, model, content, build_sampling(sampling), resumable)
+    """Raises InvalidInputError naming what cannot be sent."""
+    turn_id = check_text("turn_id", turn_id or uuid.uuid4().hex)
+    return Turn(turn_id, tenant, check_text("model", model), content, build_sampling(sampling), resumable)
 
 
 def build_content(text: str | None, messages: Messages | None, token_ids: Sequence[int] | None) -> pb2.Content | None:
@@ -82,7 +83,7 @@ def build_content(text: str | None, messages: Messages | None, token_ids: Sequen
     if sum(form is not None for form in (text, messages, token_ids)) > 1:
         raise InvalidInputError("give one of text, messages and token_ids, not several")
     if text is not None:
-        return pb2.Content(text=text)
+        return pb2.Content(text=check_text("text", text))
     if messages is not None:
         return pb2.Content(messages=pb2.ChatMessages(messages=[_chat_message(message) for message in messages]))
     if token_ids is not None:
@@ -96,7 +97,19 @@ def build_content(text: str | None, messages: Messages | None, token_ids: Sequen
 def _chat_message(message: Mapping[str, str]) -> pb2.ChatMessage:
     if set(message) != {"role", "content"} or not all(isinstance(value, str) for value in message.values()):
         raise InvalidInputError(f"a message has 'role' and 'content', both text, not {dict(message)!r}")
-    return pb2.ChatMessage(role=message["role"], content=message["content"])
+    return pb2.ChatMessage(**{name: check_text(f"a message's {name}", value) for name, value in message.items()})
+
+
+def check_text(name: str, value: str) -> str:
+    """The value. Raises InvalidInputError for what Python's strings hold and UTF-8 does not."""
+    try:
+        str.encode(value)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{name} has {value[error.start]!r} at character {error.start}: half of a surrogate pair, or a byte that "
+            "was not UTF-8; send whole characters"
+        ) from None
+    return value
 
 
 def build_sampling(options: Sampling) -> pb2.SamplingParams:
@@ -123,7 +136,12 @@ def build_load_adapter(
     if mode not in modes:
         raise InvalidInputError(f"mode is 'shared', 'private' or None, not {mode!r}")
     return model_pb2.LoadAdapterRequest(
-        name=name, path=path, mode=modes[mode], worker_ids=workers, replace=replace, pin=pin
+        name=check_text("name", name),
+        path=check_text("path", path),
+        mode=modes[mode],
+        worker_ids=[check_text("workers", worker) for worker in workers],
+        replace=replace,
+        pin=pin,
     )
 
 

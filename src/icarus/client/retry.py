@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from icarus.errors import IcarusError, InvalidInputError, OverloadedError, UnavailableError
 
+_MAX_DOUBLINGS = 1000
+"""A float holds no more than 1023."""
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -58,8 +61,8 @@ class Attempts:
         """Seconds until the next attempt. Raises the error where there is none, as when it would miss the deadline."""
         if not self._may_repeat(error, repeatable) or self._failures >= self._policy.retries:
             raise error
-        delay = min(self._policy.first_delay_seconds * 2**self._failures, self._policy.max_delay_seconds)
-        delay *= random.uniform(0.5, 1.0)
+        grown = self._policy.first_delay_seconds * 2 ** min(self._failures, _MAX_DOUBLINGS)
+        delay = min(grown, self._policy.max_delay_seconds) * random.uniform(0.5, 1.0)
         if isinstance(error, OverloadedError):
             delay += error.retry_delay_seconds
         if self._deadline is not None and time.monotonic() + delay >= self._deadline:

@@ -100,8 +100,8 @@ class Client:
         retry: RetryPolicy = DEFAULT_RETRY,
         keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
     ):
-        self.address = address
-        self.tenant = tenant
+        self.address = m.check_text("address", address)
+        self.tenant = m.check_text("tenant", tenant)
         self.timeout = timeout
         self.retry = retry
         self._channel = grpc.insecure_channel(address, options=channel_options(address, keepalive_seconds))
@@ -198,12 +198,13 @@ class Client:
 
     def pin_adapter(self, name: str, pinned: bool = True, *, timeout: float | None = None) -> None:
         """Keeps an adapter's weights in every worker's memory, or lets them be evicted again when slots run out."""
-        request = model_pb2.PinAdapterRequest(name=name, pinned=pinned)
+        request = model_pb2.PinAdapterRequest(name=m.check_text("name", name), pinned=pinned)
         self._call(self._stubs.models.PinAdapter, request, timeout, repeatable=True)
 
     def unload_adapter(self, name: str, *, timeout: float | None = None) -> None:
         """Unloads an adapter everywhere. Running turns finish on the weights they began with."""
-        self._call(self._stubs.models.UnloadAdapter, model_pb2.UnloadAdapterRequest(name=name), timeout)
+        request = model_pb2.UnloadAdapterRequest(name=m.check_text("name", name))
+        self._call(self._stubs.models.UnloadAdapter, request, timeout)
 
     def cluster(self, *, timeout: float | None = None) -> Cluster:
         """Every worker's state, now."""
@@ -251,7 +252,7 @@ class Session:
     """A conversation that many specialists share, kept by the gateway as token ids."""
 
     def __init__(self, client: Client, session_id: str):
-        self.session_id = session_id
+        self.session_id = m.check_text("session_id", session_id)
         self._client = client
         self._stub = client._stubs.sessions
 

@@ -255,8 +255,6 @@ def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> Ada
             allow_other_base=name in config.worker.other_base_adapters,
         )
 
-    if config.worker.max_resident_adapters < 0:
-        raise ConfigError(f"[worker] max_resident_adapters is {config.worker.max_resident_adapters}; 0 keeps all")
     return AdapterHost(
         AdapterRegistry(config.worker.max_resident_adapters),
         read,
