@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from icarus.cli.doctor_gateway import examine_gateway
 from icarus.cli.doctor_path import transport_of
+from icarus.cli.health import SERVING
 from icarus.cli.main import main
 
 LINE = re.compile(r"(ok|warn|fail)\s+(\S.*?)\s{2,}(\S.*)")
@@ -50,6 +52,14 @@ def test_a_gateway_that_is_not_there_is_a_failure(monkeypatch, capsys):
     monkeypatch.setattr("icarus.cli.doctor_path.is_installed", lambda name: False)
     assert main(["doctor", "--address", "127.0.0.1:1"]) == 1
     assert "fail  gateway" in capsys.readouterr().out
+
+
+def test_a_worker_that_is_left_out_is_a_warning(gateway, monkeypatch):
+    monkeypatch.setattr("icarus.cli.doctor_gateway.ask_health", lambda address, seconds: SERVING)
+    findings = {finding.name: finding for finding in examine_gateway(gateway.address)}
+    lost = findings["worker prefill-0"]
+    assert lost.level == "warn" and lost.value == "prefill at b:1 gets no turns: last heard of 4 s ago"
+    assert findings["worker decode-0"].level == "ok" and findings["workers"].value.startswith("1 decode, 0 prefill")
 
 
 def test_the_model_cache_is_listed(monkeypatch, capsys, tmp_path):

@@ -5,7 +5,7 @@ import threading
 import pytest
 from waiting import wait_until
 
-from icarus.client import Client, Delta
+from icarus.client import Client, Delta, LeftOutWorker
 from icarus.errors import (
     ConflictError,
     DeadlineError,
@@ -222,3 +222,4 @@ def test_cluster(client):
     cluster = client.cluster()
     assert cluster.block_size == 16
     assert (cluster.workers[0].worker_id, cluster.workers[0].role) == ("decode-0", Role.DECODE)
+    assert cluster.left_out == (LeftOutWorker("prefill-0", Role.PREFILL, "b:1", 4),)

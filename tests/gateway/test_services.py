@@ -3,6 +3,7 @@
 import grpc
 import grpc.aio
 import pytest
+from waiting import eventually
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
 from icarus.v1 import cluster_service_pb2, model_service_pb2
@@ -134,3 +135,13 @@ async def test_the_cluster(cluster):
     answer = await cluster.cluster.GetCluster(cluster_service_pb2.GetClusterRequest())
     assert [(worker.worker_id, worker.role) for worker in answer.workers] == [("d1", "decode"), ("p1", "prefill")]
     assert answer.block_size == 4 and answer.workers[0].free_blocks == 7
+    assert [(worker.worker_id, worker.role) for worker in answer.left_out] == [("d2", "decode")]
+
+
+async def test_a_worker_that_missed_its_heartbeats_is_named(new_cluster, model):
+    async with new_cluster(model, heartbeat_seconds=0.1) as cluster:
+        await cluster.add("d1")
+        await eventually(lambda: not cluster.table.live())
+        answer = await cluster.cluster.GetCluster(cluster_service_pb2.GetClusterRequest())
+        assert not answer.workers and answer.block_size == 0
+        assert answer.left_out[0].worker_id == "d1" and 0.3 <= answer.left_out[0].silent_seconds < 60

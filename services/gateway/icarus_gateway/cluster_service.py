@@ -35,12 +35,22 @@ class ClusterServicer(pb_grpc.ClusterServiceServicer):
         self._workers = workers
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:
-        """A worker whose books do not balance fails the call; one that does not answer is left out."""
+        """A worker whose books do not balance fails the call."""
         workers = self._workers.live()
-        answers = await asyncio.gather(*map(_ask, workers))
+        answers = [answer for answer in await asyncio.gather(*map(_ask, workers)) if answer is not None]
+        answered = {answer.worker_id for answer in answers}
         return pb.GetClusterResponse(
-            workers=[answer for answer in answers if answer is not None],
+            workers=answers,
             block_size=workers[0].info.block_size if workers else 0,
+            left_out=[self._left_out(worker) for worker in self._workers.known() if worker.worker_id not in answered],
+        )
+
+    def _left_out(self, worker: Worker) -> pb.LeftOutWorker:
+        return pb.LeftOutWorker(
+            worker_id=worker.worker_id,
+            role=worker.info.role.value,
+            address=worker.info.address,
+            silent_seconds=self._workers.silent_seconds(worker),
         )
 
 

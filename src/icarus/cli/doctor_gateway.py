@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from icarus.cli.doctor_finding import Finding, fail, ok, warn
 from icarus.cli.health import SERVING, ask_health
-from icarus.client import Client, RetryPolicy, Worker
+from icarus.client import Client, LeftOutWorker, RetryPolicy, Worker
 from icarus.errors import IcarusError, UnavailableError
 from icarus.types import Role
 
@@ -19,9 +19,10 @@ def examine_gateway(address: str) -> Iterator[Finding]:
         return
     with Client(address, timeout=_LIMIT_SECONDS, retry=RetryPolicy(retries=0)) as client:
         try:
-            workers = client.cluster().workers
-            yield from map(_worker, workers)
-            yield _roles(workers)
+            cluster = client.cluster()
+            yield from map(_worker, cluster.workers)
+            yield from map(_left_out, cluster.left_out)
+            yield _roles(cluster.workers)
             yield ok("models", ", ".join(model.name for model in client.models()))
         except IcarusError as error:
             yield fail("gateway", str(error), "the gateway's log says more")
@@ -48,6 +49,11 @@ def _worker(worker: Worker) -> Finding:
         advice = "a worker that it read from hangs or has died; restart this one if it stays so"
         return warn(name, f"{value}, {worker.quarantined_blocks} blocks in quarantine", advice)
     return ok(name, value)
+
+
+def _left_out(worker: LeftOutWorker) -> Finding:
+    value = f"{worker.role} at {worker.address} gets no turns: last heard of {worker.silent_seconds:.0f} s ago"
+    return warn(f"worker {worker.worker_id}", value, "its log says more, if it runs still; else start it again")
 
 
 def _roles(workers: tuple[Worker, ...]) -> Finding:

@@ -9,6 +9,7 @@ from icarus.client.results import (
     Appended,
     Cluster,
     Delta,
+    LeftOutWorker,
     Model,
     ModelList,
     Route,
@@ -206,7 +207,8 @@ def parse_model(message: model_pb2.Model) -> Model:
 
 
 def parse_cluster(message: cluster_pb2.GetClusterResponse) -> Cluster:
-    return Cluster(tuple(map(_worker, message.workers)), message.block_size)
+    left_out = (LeftOutWorker(w.worker_id, Role(w.role), w.address, w.silent_seconds) for w in message.left_out)
+    return Cluster(tuple(map(_worker, message.workers)), message.block_size, tuple(left_out))
 
 
 def _worker(message: cluster_pb2.Worker) -> Worker:

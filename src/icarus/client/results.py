@@ -120,13 +120,25 @@ class Worker:
     evicted_blocks: int
     """Cached blocks that gave way to others."""
     preemptions: int
-    """Times that a running request gave up its blocks for another."""
+    """Times that a request gave up its blocks: for another, or because a read into them hung."""
+
+
+@dataclass(frozen=True)
+class LeftOutWorker:
+    """A worker that gets no turns: it missed its heartbeats, or did not answer."""
+
+    worker_id: str
+    role: Role
+    address: str
+    silent_seconds: float
+    """Since its last heartbeat."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Every worker that answered, by name."""
+    """The workers of a gateway, by name: those that answered, and the others that it knows."""
 
     workers: tuple[Worker, ...]
     block_size: int
     """Tokens in a block."""
+    left_out: tuple[LeftOutWorker, ...] = ()

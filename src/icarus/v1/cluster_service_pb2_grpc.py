@@ -47,7 +47,7 @@ class ClusterServiceServicer:
     """
 
     def GetCluster(self, request, context):
-        """Asks every worker that still reports for its state, now. One that has missed its heartbeats is left out.
+        """Asks every worker that still reports for its state, now.
         INTERNAL: a worker's books do not balance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
