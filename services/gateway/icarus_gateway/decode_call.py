@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -11,23 +10,21 @@ import grpc.aio
 from icarus.errors import IcarusError, UnavailableError
 from icarus.rpc.status import error_from_rpc
 from icarus.worker.v1 import decode_service_pb2 as pb
-from icarus_gateway.worker_connection import WorkerConnection
+from icarus_gateway.workers import Worker, WorkerTable
 
 _LINGER_SECONDS = 1.0
 
 
 class DecodeCall:
-    """Sends and reads messages of one turn. Leaving the context ends the call: before the turn's end, by cancelling it.
+    """Sends and reads messages of one turn. Leaving the context ends the call: by cancelling it, unless the turn has
+    ended."""
 
-    `is_lost` is asked every `poll_seconds` while the worker is silent.
-    """
-
-    def __init__(self, connection: WorkerConnection, name: str, is_lost: Callable[[], bool], poll_seconds: float):
-        """Raises UnavailableError where the connection is closed."""
-        self._call = connection.open_decode()
-        self._name = name
-        self._is_lost = is_lost
-        self._poll_seconds = poll_seconds
+    def __init__(self, workers: WorkerTable, worker: Worker):
+        """Raises UnavailableError where the worker's connection is closed."""
+        self._call = worker.connection.open_decode()
+        self._workers = workers
+        self._worker = worker
+        self._name = f"worker {worker.worker_id}"
         self._next: asyncio.Future[Any] | None = None
         self._is_broken = False
 
@@ -59,10 +56,10 @@ class DecodeCall:
         reading = self._next = self._next or asyncio.ensure_future(self._call.read())
         was_lost = False
         while not reading.done():
-            await asyncio.wait((reading,), timeout=self._poll_seconds)
-            lost = not reading.done() and self._is_lost()
+            await asyncio.wait((reading,), timeout=self._workers.heartbeat_seconds)
+            lost = not reading.done() and self._workers.is_lost(self._worker)
             if lost and was_lost:  # once may be this process, too busy to have taken in the heartbeats that came
-                raise UnavailableError(f"worker {self._name} was not heard of any more")
+                raise UnavailableError(f"{self._name} was not heard of any more")
             was_lost = lost
         return reading
 
@@ -75,15 +72,15 @@ class DecodeCall:
 
     def _message(self, reading: "asyncio.Future[Any]") -> pb.DecodeResponse:
         if reading.cancelled():  # the channel was closed: the worker is gone or was replaced
-            raise UnavailableError(f"worker {self._name} was replaced")
+            raise UnavailableError(f"{self._name} was replaced")
         try:
             message = reading.result()
         except grpc.aio.AioRpcError as error:
             if self._is_broken and error.code() is grpc.StatusCode.INTERNAL:  # grpc's own, for the write that failed
-                raise UnavailableError(f"worker {self._name} has ended the turn's stream") from None
-            raise error_from_rpc(error, f"worker {self._name}") from None
+                raise UnavailableError(f"{self._name} has ended the turn's stream") from None
+            raise error_from_rpc(error, self._name) from None
         if not isinstance(message, pb.DecodeResponse):  # EOF
-            raise IcarusError(f"worker {self._name} ended the turn's stream without finishing the turn")
+            raise IcarusError(f"{self._name} ended the turn's stream without finishing the turn")
         return message
 
 

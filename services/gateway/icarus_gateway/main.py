@@ -22,6 +22,7 @@ from icarus_gateway.generation_service import GenerationServicer
 from icarus_gateway.metrics import GatewayMetrics
 from icarus_gateway.model_service import ModelServicer
 from icarus_gateway.placement import Weights
+from icarus_gateway.prefill_stage import PrefillStage
 from icarus_gateway.registry_service import RegistryServicer
 from icarus_gateway.routing import Router
 from icarus_gateway.served_model import ServedModel, load_served_model
@@ -85,10 +86,10 @@ def build_server(
     settings = config.gateway
     reports = BlockReports(PrefixIndex())
     router = Router(workers, reports.index, model.name, _weights(settings))
-    prefill_timeout_seconds = config.transfer.stage_timeout_seconds * _STAGE_MARGIN
+    prefill_stage = PrefillStage(workers, config.transfer.stage_timeout_seconds * _STAGE_MARGIN)
     labels = ModelLabels(model.name, workers.adapters)
     metrics = GatewayMetrics.register(registry)
-    driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_timeout_seconds, metrics, labels)
+    driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_stage, metrics, labels)
     runs = TurnRuns(settings.max_remembered_turns, settings.remember_turn_seconds, settings.resume_grace_seconds)
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
