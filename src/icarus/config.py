@@ -64,7 +64,6 @@ class EngineSection:
 class TransferSection:
     """Blocks between workers."""
 
-    transport: str = _setting("nixl", "nixl; 'inprocess' serves unit tests and is refused by the services")
     lease_seconds: float = _setting(10.0, "how long lent blocks stay without a renewal", least=0.01)
     read_timeout_seconds: float = _setting(
         5.0, "after this long a read is given up and its blocks are quarantined", least=0.01

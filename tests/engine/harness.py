@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracle import base_logits, private_logits, shared_logits
 from tiny import DEVICE, load_adapted_reference, load_reference, read_adapter
+from transfer.inprocess import InProcessTransport
 
 from icarus.adapters.lora import LoraWeights
 from icarus.cache.hashing import root_hash
@@ -21,7 +22,6 @@ from icarus.engine.request import Admitted, EngineEvent, Failed, Finished, Prefi
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.model.loading import load_model
-from icarus.transfer.inprocess import InProcessTransport
 from icarus.transfer.transport import PoolRegion
 from icarus.types import AdapterMode, RequestId, SamplingParams
 

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 
 from icarus.rpc import messages
@@ -15,6 +17,7 @@ from icarus.types import (
     Usage,
     WorkerId,
 )
+from icarus.v1 import generation_pb2
 
 
 def test_round_trips():
@@ -26,9 +29,6 @@ def test_round_trips():
         assert messages.generated_logprobs_from_wire(4, messages.generated_logprobs_to_wire(entry)) == entry
         public = messages.logprobs_to_wire(entry)
         assert (public.chosen.token_id, [item.token_id for item in public.top]) == (4, [item.token_id for item in top])
-    usage = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
-    assert messages.usage_to_wire(usage).cached_tokens == 9
-    assert messages.usage_from_wire(messages.usage_to_wire(usage)) == usage
     source = BlockSource(WorkerId("d1"), "127.0.0.1:1", 4)
     assert messages.source_from_wire(messages.source_to_wire(source)) == source
     grant = Grant(LeaseId("l"), "i", 2.5, 3, (BlockId(5), BlockId(1)), ("", "math"))
@@ -37,9 +37,16 @@ def test_round_trips():
     assert messages.adapter_from_wire(messages.adapter_to_wire(adapter)) == adapter
 
 
+def test_usage():
+    usage = Usage(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    message = messages.usage_to_wire(usage)
+    assert {name: getattr(message, name) for name in asdict(usage)} == asdict(usage)
+    assert message.cached_tokens == 9
+
+
 def test_enums():
-    for reason in (FinishReason.STOP, FinishReason.LENGTH):
-        assert messages.finish_reason_from_wire(messages.finish_reason_to_wire(reason)) is reason
+    assert messages.finish_reason_to_wire(FinishReason.STOP) == generation_pb2.FINISH_REASON_STOP
+    assert messages.finish_reason_to_wire(FinishReason.LENGTH) == generation_pb2.FINISH_REASON_LENGTH
     for mode in (*AdapterMode, None):
         assert messages.mode_from_wire(messages.mode_to_wire(mode)) is mode
     with pytest.raises(KeyError):

@@ -21,10 +21,10 @@ from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.training import train as train_module
 from icarus.training.examples import Renderer
+from icarus.training.loss import answer_loss
 from icarus.training.measure import mean_answer_loss
 from icarus.training.records import read_records
 from icarus.training.train import DivergedError, Observer, train
-from icarus.training.two_stream import answer_loss
 from icarus.types import AdapterMode
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
+from transfer.inprocess import InProcessTransport
 
 from icarus.errors import ConfigError, DeadlineError, OverloadedError
-from icarus.transfer.inprocess import InProcessTransport
 from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion, ReadState, TransferError, Transport, decode_metadata
 

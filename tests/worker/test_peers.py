@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from engine.harness import Clock
+from transfer.inprocess import InProcessTransport
 
-from icarus.transfer.inprocess import InProcessTransport
 from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion, TransferError
 from icarus.worker.peers import PeerTable

@@ -9,10 +9,11 @@ from tiny import tiny_llama
 from icarus.config import Config, ModelSection
 from icarus.rpc.metrics_server import make_registry
 from icarus.types import Role, WorkerId
+from icarus.worker.build import build_worker
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.state_metrics import WorkerState
-from icarus.worker.worker import Worker, build_worker
+from icarus.worker.worker import Worker
 
 
 @pytest.fixture

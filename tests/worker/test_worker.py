@@ -9,9 +9,9 @@ from icarus.config import Config, ModelSection, WorkerSection
 from icarus.model.digest import base_digest
 from icarus.rpc.metrics_server import make_registry
 from icarus.types import AdapterMode, Role, WorkerId
+from icarus.worker.build import build_worker
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.metrics import WorkerMetrics
-from icarus.worker.worker import build_worker
 
 
 @pytest.fixture(scope="module")

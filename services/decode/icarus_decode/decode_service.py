@@ -20,8 +20,9 @@ from icarus.worker.worker import TurnSpec, Worker
 
 
 class DecodeServicer(pb_grpc.DecodeServiceServicer):
-    def __init__(self, worker: Worker):
+    def __init__(self, worker: Worker, stage_timeout_seconds: float):
         self._worker = worker
+        self._stage_timeout_seconds = stage_timeout_seconds
 
     async def Decode(
         self, request_iterator: AsyncIterator[pb.DecodeRequest], context: grpc.aio.ServicerContext
@@ -61,7 +62,7 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
                 finishing.cancel()
 
     async def _staged(self, requests: AsyncIterator[pb.DecodeRequest], turn_id: str) -> pb.PrefillStaged:
-        limit = self._worker.stage_timeout_seconds
+        limit = self._stage_timeout_seconds
         try:
             request = await asyncio.wait_for(anext(requests, None), limit)
         except TimeoutError:

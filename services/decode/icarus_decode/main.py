@@ -8,4 +8,5 @@ from icarus_decode.decode_service import DecodeServicer
 
 async def serve(config: Config) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError before it serves."""
-    await run_worker(config, Role.DECODE, DecodeServicer)
+    stage_timeout_seconds = config.transfer.stage_timeout_seconds
+    await run_worker(config, Role.DECODE, lambda worker: DecodeServicer(worker, stage_timeout_seconds))

@@ -17,10 +17,10 @@ from icarus.model.hub import resolve_model
 from icarus.training.adapted import load_base
 from icarus.training.evaluate import Answer
 from icarus.training.examples import Renderer
+from icarus.training.loss import answer_loss
 from icarus.training.measure import mean_answer_loss
 from icarus.training.oracle import Oracle, load_oracle
 from icarus.training.records import Record
-from icarus.training.two_stream import answer_loss
 from icarus.types import AdapterMode
 
 

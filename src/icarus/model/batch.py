@@ -93,32 +93,23 @@ class StepBatch:
     ) -> "StepBatch":
         """Stacks at least one plan. Logits come in the order of the plans that sample."""
         rows = _stack(plans)
-        sampled = [r for r, row in enumerate(rows) if row.is_sample]
-        rank = {rows[r].plan: i for i, r in enumerate(sampled)}
+        sampled_index = [r for r, row in enumerate(rows) if row.is_sample]
+        sampled = [rows[r] for r in sampled_index]
         num_writes = sum(plan.num_writes for plan in plans)
         tables = [np.array(plan.block_ids[: plan.last_position // block_size + 1], np.int32) for plan in plans]
 
-        def query_rows(rows: Sequence[_Row], index: Tensor | None) -> QueryRows:
-            attention = AttentionRows.build(_sequences(rows, tables), block_size, device)
-            return QueryRows(index, attention, LoraRows.build(_adapted(rows), device))
+        def query_rows(queries: Sequence[_Row], index: Tensor | None) -> QueryRows:
+            attention = AttentionRows.build(_sequences(queries, tables), block_size, device)
+            return QueryRows(index, attention, LoraRows.build(_adapted(queries), device))
 
         return cls(
             token_ids=torch.tensor([row.token_id for row in rows], device=device),
             positions=torch.tensor([row.position for row in rows], device=device),
-            slots=torch.tensor(
-                [
-                    plans[row.plan].block_ids[row.position // block_size] * block_size + row.position % block_size
-                    for row in rows[:num_writes]
-                ],
-                dtype=torch.int64,
-                device=device,
-            ),
+            slots=torch.tensor(_slots(rows[:num_writes], plans, block_size), dtype=torch.int64, device=device),
             num_writes=num_writes,
             every=query_rows(rows, None),
-            sampled=query_rows([rows[r] for r in sampled], torch.tensor(sampled, dtype=torch.int64, device=device)),
-            sample_order=torch.tensor(
-                [rank[p] for p, plan in enumerate(plans) if plan.sample], dtype=torch.int64, device=device
-            ),
+            sampled=query_rows(sampled, torch.tensor(sampled_index, dtype=torch.int64, device=device)),
+            sample_order=torch.tensor(_sample_order(sampled), dtype=torch.int64, device=device),
         )
 
 
@@ -165,6 +156,18 @@ def _by_adapter(plans: Sequence[RowPlan]) -> list[int]:
         return kind, first_seen[adapter]
 
     return sorted(range(len(plans)), key=key)
+
+
+def _slots(writes: Iterable[_Row], plans: Sequence[RowPlan], block_size: int) -> list[int]:
+    """Where in the pool each write row's KV goes."""
+    return [
+        plans[row.plan].block_ids[row.position // block_size] * block_size + row.position % block_size for row in writes
+    ]
+
+
+def _sample_order(sampled: Sequence[_Row]) -> list[int]:
+    """Indices of the sampled rows, of which a plan has at most one, in the order of their plans."""
+    return sorted(range(len(sampled)), key=lambda i: sampled[i].plan)
 
 
 def _adapted(rows: Iterable[_Row]) -> list[LoraSegment]:

@@ -104,10 +104,6 @@ def usage_to_wire(usage: Usage) -> generation_pb2.Usage:
     return generation_pb2.Usage(cached_tokens=usage.cached_tokens, **counts)
 
 
-def usage_from_wire(message: generation_pb2.Usage) -> Usage:
-    return Usage(**{name: getattr(message, name) for name in _USAGE_FIELDS})
-
-
 def source_to_wire(source: BlockSource) -> blocks_pb2.BlockSource:
     return blocks_pb2.BlockSource(worker_id=source.worker_id, address=source.address, num_blocks=source.num_blocks)
 
@@ -159,10 +155,6 @@ def adapter_from_wire(message: registry_service_pb2.Adapter) -> AdapterInfo:
 def finish_reason_to_wire(reason: FinishReason) -> generation_pb2.FinishReason:
     """Raises KeyError for CANCELLED: a cancelled turn has no end to report."""
     return _FINISH_REASONS[reason]
-
-
-def finish_reason_from_wire(message: int) -> FinishReason:
-    return next(reason for reason, wire in _FINISH_REASONS.items() if wire == message)
 
 
 def mode_to_wire(mode: AdapterMode | None) -> model_service_pb2.AdapterMode:

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from icarus.errors import ConfigError, InvalidInputError
 from icarus.training.batches import collate
 from icarus.training.examples import Example
+from icarus.training.loss import SharedAnswerLoss
 from icarus.training.settings import TrainSettings
-from icarus.training.two_stream import SharedAnswerLoss
 
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Nats per token."""

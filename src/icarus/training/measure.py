@@ -6,7 +6,7 @@ import torch
 
 from icarus.training.batches import collate
 from icarus.training.examples import Example
-from icarus.training.two_stream import AnswerLoss
+from icarus.training.loss import AnswerLoss
 
 
 @torch.no_grad()

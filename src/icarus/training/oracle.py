@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from icarus.training.adapted import load_base
-from icarus.training.two_stream import backbone_of, causal_of, decode_rows
+from icarus.training.loss import backbone_of, causal_of, decode_rows
 from icarus.types import AdapterMode
 
 PADDING = 0

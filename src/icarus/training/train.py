@@ -34,12 +34,12 @@ from icarus.training.checkpoint import (
 )
 from icarus.training.examples import Example, Fitted, Renderer, fit
 from icarus.training.folder import RunFolder, identity_of
+from icarus.training.loss import answer_loss, checkpoint_layers
 from icarus.training.measure import mean_answer_loss
 from icarus.training.output import save_adapter
 from icarus.training.records import read_records
 from icarus.training.schedule import learning_rate
 from icarus.training.settings import TrainSettings
-from icarus.training.two_stream import answer_loss, checkpoint_layers
 
 
 class DivergedError(IcarusError):

@@ -1,1 +1,1 @@
-"""Moves blocks between workers: the transport interface, NIXL, in-process."""
+"""Moves blocks between workers: the transport interface, NIXL, the transfer thread."""

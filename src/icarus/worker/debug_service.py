@@ -22,8 +22,9 @@ _PHASES: dict[int, TurnPhase] = {
 
 
 class DebugServicer(pb_grpc.DebugServiceServicer):
-    def __init__(self, worker: Worker):
+    def __init__(self, worker: Worker, test_hooks: bool):
         self._worker = worker
+        self._test_hooks = test_hooks
 
     async def CheckIntegrity(
         self, request: pb.CheckIntegrityRequest, context: grpc.aio.ServicerContext
@@ -67,7 +68,7 @@ class DebugServicer(pb_grpc.DebugServiceServicer):
         return pb.ReleasePhaseResponse()
 
     def _gates(self) -> PhaseGates:
-        if not self._worker.has_test_hooks:
+        if not self._test_hooks:
             raise FailedPreconditionError(
                 f"worker {self._worker.identity.worker_id} has no test hooks; a test starts it with [worker] test_hooks"
             )

@@ -16,13 +16,14 @@ from icarus.rpc.server import Server, Service, make_server, serve_until_signal
 from icarus.types import Role, WorkerId
 from icarus.worker.adapter_service import AdapterServicer
 from icarus.worker.block_service import BlockServicer
+from icarus.worker.build import build_worker
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.debug_service import DebugServicer
+from icarus.worker.gateway_link import GatewayLink
 from icarus.worker.metrics import WorkerMetrics
-from icarus.worker.registration import GatewayLink
 from icarus.worker.state_metrics import WorkerState
 from icarus.worker.watch import watch
-from icarus.worker.worker import Worker, build_worker
+from icarus.worker.worker import Worker
 
 _EVERYWHERE = ("0.0.0.0", "[::]", "")
 
@@ -40,23 +41,25 @@ async def run_worker(config: Config, role: Role, make_servicer: Callable[[Worker
 
 
 async def _run(config: Config, role: Role, make_servicer: Callable[[Worker], Any], registry: CollectorRegistry) -> None:
-    worker = await build_worker(config, role, _worker_id(config, role), ChangeFeed(), WorkerMetrics.register(registry))
+    changes = ChangeFeed()
+    worker = await build_worker(config, role, _worker_id(config, role), changes, WorkerMetrics.register(registry))
     registry.register(LoopCollector(WorkerState(worker).read))
     counting = MetricsInterceptor(RpcMetrics.register(registry))
-    servicers = make_servicer(worker), BlockServicer(worker), AdapterServicer(worker.adapters), DebugServicer(worker)
+    debug = DebugServicer(worker, config.worker.test_hooks)
+    servicers = make_servicer(worker), BlockServicer(worker), AdapterServicer(worker.adapters), debug
     server = make_server(config.worker.address, [*map(Service.of, servicers)], [counting])
     await worker.start()
     try:
-        await _serve(config, worker, server)
+        await _serve(config, worker, changes, server)
     finally:
         await worker.stop()
 
 
-async def _serve(config: Config, worker: Worker, server: Server) -> None:
+async def _serve(config: Config, worker: Worker, changes: ChangeFeed, server: Server) -> None:
     """Serves, known to the gateways, until a signal or trouble. While it drains no gateway hears of it any more, and at
     the end they forget it."""
     own_address = config.worker.advertise or server.address
-    links = [GatewayLink(gateway, worker, own_address) for gateway in config.worker.gateways]
+    links = [GatewayLink(gateway, worker, changes, own_address) for gateway in config.worker.gateways]
     reporting = [asyncio.create_task(link.run()) for link in links]
 
     def fall_silent() -> None:

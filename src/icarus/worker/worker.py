@@ -1,48 +1,23 @@
 """One worker: an asyncio loop (gRPC), the engine thread and the transfer thread, and what is between them."""
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from icarus.adapters.lora import LoraWeights
-from icarus.adapters.metadata import read_metadata
-from icarus.adapters.peft_folder import load_peft_folder
-from icarus.adapters.registry import AdapterRegistry
-from icarus.adapters.root import resolve_folder
-from icarus.cache.hashing import cache_fingerprint, root_hash
-from icarus.cache.kv import LAYOUT, KVPool
-from icarus.cache.leases import LeaseTable
-from icarus.cache.pool import BlockPool
-from icarus.config import Config
-from icarus.engine.engine import Engine
+from icarus.cache.hashing import root_hash
 from icarus.engine.request import Request
-from icarus.engine.runner import Runner
-from icarus.engine.scheduler import Scheduler
 from icarus.engine.thread import EngineThread
-from icarus.errors import ConfigError, InvalidInputError
-from icarus.model.config import ModelConfig
-from icarus.model.digest import base_digest
-from icarus.model.hub import resolve_model
-from icarus.model.loading import load_model
-from icarus.transfer.nixl import NixlTransport
+from icarus.errors import InvalidInputError
 from icarus.transfer.thread import TransferThread
-from icarus.transfer.transport import PoolRegion
 from icarus.types import AdapterMode, BlockHash, BlockSource, LeaseId, RequestId, Role, SamplingParams, WorkerId
 from icarus.worker.adapter_host import AdapterHost
-from icarus.worker.change_feed import ChangeFeed
-from icarus.worker.compute import prepare_compute, run_in_passing_thread
 from icarus.worker.fetch import BlockFetch, FetchRecord
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.peers import PeerTable
-from icarus.worker.phases import PhaseGates, TurnPhase, computing_phases
+from icarus.worker.phases import PhaseGates
 from icarus.worker.turn import EventQueue, WorkerTurn
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +35,7 @@ class Identity:
     num_blocks: int
     block_bytes: int
     context_length: int
+    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -90,26 +66,20 @@ class Worker:
     def __init__(
         self,
         identity: Identity,
-        model: ModelConfig,
         adapters: AdapterHost,
         engine: EngineThread,
         transfer: TransferThread,
-        changes: ChangeFeed,
-        config: Config,
         gates: PhaseGates,
         metrics: WorkerMetrics,
+        prefix_reuse: bool,
     ):
         self.identity = identity
         self.adapters = adapters
         self.engine = engine
         self.transfer = transfer
-        self.changes = changes
         self.gates = gates
-        self.has_test_hooks = config.worker.test_hooks
-        self.stage_timeout_seconds = config.transfer.stage_timeout_seconds
-        self._model = model
-        self._config = config
         self._metrics = metrics
+        self._prefix_reuse = prefix_reuse
         self.fetches = FetchRecord(lambda result: metrics.transfer_seconds.observe(result.seconds))
         self._peers = PeerTable(transfer, identity.fingerprint)
 
@@ -131,7 +101,6 @@ class Worker:
         needed = spec.adapter and not spec.base_writes_alone
         adapter = await self.adapters.weights(spec.adapter, spec.adapter_digest) if needed else None
         events = EventQueue()
-        reuse = self._config.cache.prefix_reuse
         request = Request(
             request_id=RequestId(f"{spec.turn_id}/{secrets.token_hex(4)}"),
             token_ids=list(spec.token_ids),
@@ -144,7 +113,7 @@ class Worker:
             sink=events.put,
             prefill_only=spec.prefill_only,
             await_landing=spec.await_landing,
-            num_source_blocks=max((s.num_blocks for s in spec.sources), default=0) if reuse else 0,
+            num_source_blocks=max((s.num_blocks for s in spec.sources), default=0) if self._prefix_reuse else 0,
             num_earlier_output=spec.num_earlier_output,
             lease_from_block=spec.lease_from_block,
             lease_id=spec.lease_id,
@@ -159,137 +128,7 @@ class Worker:
     def _check_tokens(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
             raise InvalidInputError("the prompt is empty")
-        if max(token_ids) >= self._model.vocab_size:
+        if max(token_ids) >= self.identity.vocab_size:
             raise InvalidInputError(
-                f"token id {max(token_ids)} is outside the vocabulary [0, {self._model.vocab_size})"
+                f"token id {max(token_ids)} is outside the vocabulary [0, {self.identity.vocab_size})"
             )
-
-
-async def build_worker(
-    config: Config, role: Role, worker_id: WorkerId, changes: ChangeFeed, metrics: WorkerMetrics
-) -> Worker:
-    """Loads the model and the adapters named in the settings; nothing runs yet. Raises ConfigError."""
-    if config.transfer.transport != "nixl":
-        raise ConfigError(
-            f"[transfer] transport = {config.transfer.transport!r} serves unit tests only: a service takes 'nixl'"
-        )
-    folder = await asyncio.to_thread(resolve_model, config.model.path, logger.info)
-    worker = await run_in_passing_thread(_build, config, role, worker_id, folder, changes, metrics)
-    for entry in config.worker.adapters:
-        name, path, mode = parse_adapter_entry(entry)
-        if role is Role.PREFILL and not _is_private(Path(config.worker.adapter_root, path), mode):
-            continue  # the base writes a shared specialist's KV
-        info = await worker.adapters.load(name, path, mode)
-        logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
-    return worker
-
-
-def _is_private(folder: Path, mode: AdapterMode | None) -> bool:
-    metadata = read_metadata(folder) if mode is None else None
-    return (metadata.mode if metadata else mode) is AdapterMode.PRIVATE
-
-
-def parse_adapter_entry(entry: str) -> tuple[str, str, AdapterMode | None]:
-    """NAME=FOLDER or NAME=FOLDER:private (or :shared). Raises ConfigError."""
-    name, separator, path = entry.partition("=")
-    if not (separator and name and path):
-        raise ConfigError(f"[worker] adapters: {entry!r} is not NAME=FOLDER or NAME=FOLDER:private")
-    folder, colon, mode = path.rpartition(":")
-    if colon and mode in set(AdapterMode):
-        return name, folder, AdapterMode(mode)
-    return name, path, None
-
-
-def _build(
-    config: Config, role: Role, worker_id: WorkerId, folder: Path, changes: ChangeFeed, metrics: WorkerMetrics
-) -> Worker:
-    prepare_compute(config.engine.num_threads)
-    model = load_model(folder, config.model.dtype, config.model.device, _log_progress)
-    shape = model.config
-    kv = KVPool(shape, config.cache.num_blocks, config.cache.block_size, config.model.dtype, config.model.device)
-    digest = base_digest(folder)
-    dtype, block_size = config.model.dtype, config.cache.block_size
-    fingerprint = cache_fingerprint(digest, dtype, shape.canonical(), block_size, LAYOUT)
-    instance_id = secrets.token_hex(8)
-    identity = Identity(
-        worker_id=worker_id,
-        instance_id=instance_id,
-        role=role,
-        base_model=config.model.served_name,
-        base_digest=digest,
-        fingerprint=fingerprint,
-        block_size=block_size,
-        num_blocks=config.cache.num_blocks,
-        block_bytes=kv.block_bytes,
-        context_length=shape.context_length,
-    )
-    gates = PhaseGates()
-    runner = Runner(model, kv, config.model.device, config.engine.cuda_graphs)
-    engine = _build_engine(config, runner, instance_id, gates, metrics)
-    transfer = TransferThread(
-        lambda: NixlTransport(_region(kv)),
-        config.transfer.read_timeout_seconds,
-        config.transfer.max_queued_reads,
-        hold_reads=lambda: gates.stops(TurnPhase.TRANSFERRING),
-    )
-    engine_thread = EngineThread(
-        engine,
-        changes.publish_threadsafe,
-        hold_step=lambda engine: gates.stops_any(computing_phases(engine.running)),
-    )
-    adapters = _build_adapters(config, shape, digest)
-    return Worker(identity, shape, adapters, engine_thread, transfer, changes, config, gates, metrics)
-
-
-def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> AdapterHost:
-    def read(folder: Path, name: str, mode: AdapterMode | None) -> LoraWeights:
-        return load_peft_folder(
-            folder,
-            name,
-            mode,
-            shapes=shape.linear_shapes,
-            num_layers=shape.num_layers,
-            base_digest=base_digest,
-            dtype=getattr(torch, config.model.dtype),
-            device=config.model.device,
-            allow_other_base=name in config.worker.other_base_adapters,
-        )
-
-    return AdapterHost(
-        AdapterRegistry(config.worker.max_resident_adapters),
-        read,
-        lambda path, name: resolve_folder(path, name, config.worker.adapter_root),
-        config.engine.max_waiting,
-    )
-
-
-def _build_engine(
-    config: Config, runner: Runner, instance_id: str, gates: PhaseGates, metrics: WorkerMetrics
-) -> Engine:
-    pool = BlockPool(config.cache.num_blocks)
-    settings = config.engine
-    scheduler = Scheduler(
-        pool, settings.max_batch_tokens, settings.max_running, settings.max_waiting, config.cache.prefix_reuse
-    )
-    max_leased = int(config.transfer.max_leased_fraction * config.cache.num_blocks)
-    return Engine(
-        runner,
-        pool,
-        scheduler,
-        LeaseTable(config.transfer.lease_seconds),
-        instance_id,
-        max_leased,
-        hold_admission=lambda: gates.stops(TurnPhase.QUEUED),
-        on_step=metrics.observe_step,
-    )
-
-
-def _region(kv: KVPool) -> PoolRegion:
-    device = kv.tensor.device
-    return PoolRegion(kv.tensor.data_ptr(), kv.block_bytes, kv.num_blocks, device.type, device.index or 0)
-
-
-def _log_progress(done: int, total: int) -> None:
-    step = max(1, total // 10)
-    if done % step == 0 or done == total:
-        logger.info("loading weights", extra={"tensors": done, "of": total})

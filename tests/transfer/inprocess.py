@@ -1,4 +1,4 @@
-"""The transport of unit tests: pools of one process, copied by `memmove`. The services refuse to run on it."""
+"""The transport of unit tests: pools of one process, copied by `memmove`."""
 
 import ctypes
 import itertools

@@ -12,8 +12,8 @@ from icarus.errors import ConfigError
 from icarus.training.adapted import add_lora, check_two_streams, load_base
 from icarus.training.batches import collate
 from icarus.training.examples import Example
+from icarus.training.loss import answer_loss, checkpoint_layers, num_shared_tokens
 from icarus.training.settings import DEFAULT_TARGETS
-from icarus.training.two_stream import answer_loss, checkpoint_layers, num_shared_tokens
 from icarus.types import AdapterMode
 
 SHARED, PRIVATE = AdapterMode.SHARED, AdapterMode.PRIVATE

@@ -17,6 +17,7 @@ from icarus.engine.engine import Engine, EngineState
 from icarus.rpc.channel import open_channel
 from icarus.rpc.messages import PROTOCOL_VERSION, adapter_to_wire
 from icarus.types import BlockHash
+from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.v1 import registry_service_pb2 as pb
 from icarus.worker.v1 import registry_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import Worker
@@ -32,7 +33,7 @@ _MAX_PENDING = 100_000
 class GatewayLink:
     """This worker's side of one gateway."""
 
-    def __init__(self, gateway_address: str, worker: Worker, own_address: str):
+    def __init__(self, gateway_address: str, worker: Worker, changes: ChangeFeed, own_address: str):
         self._gateway_address = gateway_address
         self._own_address = own_address
         self._worker = worker
@@ -47,7 +48,7 @@ class GatewayLink:
         self._heard = False
         self._trouble = ""
         """Why the gateway was lost or would not have us, last time."""
-        worker.changes.listen(self._add_changes)
+        changes.listen(self._add_changes)
 
     async def run(self) -> None:
         """Registers, then reports until cancelled; begins again whenever the gateway is lost or forgets us."""

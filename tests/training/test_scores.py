@@ -1,6 +1,6 @@
 import pytest
 
-from icarus.training.metrics import METRICS, mean_score
+from icarus.training.scores import METRICS, mean_score
 
 
 @pytest.mark.parametrize(
