@@ -31,6 +31,16 @@ from icarus_kernels.cpu_lanes import WIDTH, load, splat, store
 
 HEADER = 1
 
+(
+    QUERY, PAGES, OUTPUT, WORKSPACE,
+    ROW_IDS, POSITIONS, STARTS, BLOCK_TABLES,
+    NUM_DECODES, TABLE_STRIDE, WINDOW,
+    HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE,
+    QUERY_ROW_STRIDE, QUERY_HEAD_STRIDE, BLOCK_STRIDE, KV_STRIDE, TOKEN_STRIDE, HEAD_STRIDE,
+    SLOT_SIZE, THREAD_SIZE, NUM_THREADS,
+) = range(24)  # fmt: skip
+"""Where a kernel finds what in its arguments: the order of `attend_in_shares`."""
+
 
 def attend_in_shares(
     attend: CPUKernel,
@@ -64,22 +74,22 @@ def attend_in_shares(
 @inner
 def my_part(a):
     """The calling thread's keys [begin, end) of the line. Clears its slots."""
-    positions, starts = at_address(a[5], int32), at_address(a[6], int32)
+    positions, starts = at_address(a[POSITIONS], int32), at_address(a[STARTS], int32)
     # OpenMP may give fewer threads than were asked for: nobody fills their slots.
-    for thread in range(thread_number(), a[23], total_threads()):
+    for thread in range(thread_number(), a[NUM_THREADS], total_threads()):
         for i in range(2):
-            at_address(a[3] + 4 * (thread * a[22] + i * a[21]), float32)[0] = -1
+            at_address(a[WORKSPACE] + 4 * (thread * a[THREAD_SIZE] + i * a[SLOT_SIZE]), float32)[0] = -1
     length = 0
-    for s in range(a[8]):
-        length += _keys_seen(positions[starts[s]], a[10])
+    for s in range(a[NUM_DECODES]):
+        length += _keys_seen(positions[starts[s]], a[WINDOW])
     return my_share(length)
 
 
 @inner
 def keys_of(a, s):
     """The first key that the rows of sequence `s` see, and how many they see."""
-    position = at_address(a[5], int32)[at_address(a[6], int32)[s]]
-    count = _keys_seen(position, a[10])
+    position = at_address(a[POSITIONS], int32)[at_address(a[STARTS], int32)[s]]
+    count = _keys_seen(position, a[WINDOW])
     return position + 1 - count, count
 
 
@@ -92,10 +102,10 @@ def _keys_seen(position, window):
 def take_slot(a, s, low):
     """(a slot for sequence `s`, the address of the thread's scratch). `low`: which of the keys that its rows see is the
     first of the thread's part."""
-    own = a[3] + 4 * thread_number() * a[22]
-    slot = at_address(own + (4 * a[21] if low == 0 else 0), float32)
+    own = a[WORKSPACE] + 4 * thread_number() * a[THREAD_SIZE]
+    slot = at_address(own + (4 * a[SLOT_SIZE] if low == 0 else 0), float32)
     slot[0] = s
-    return slot, own + 8 * a[21]
+    return slot, own + 8 * a[SLOT_SIZE]
 
 
 @inner
@@ -110,9 +120,9 @@ def leave_slot(a, p, slot, is_whole):
 def gather_queries(a, p, s, line, q):
     """Of sequence `s`: [rows, heads] -> q [KV heads, line, head_dim], so that all that read the same keys lie together.
     A line is rows times the heads of the group, or longer."""
-    query, row_ids, starts = at_address(a[0], p), at_address(a[4], int32), at_address(a[6], int32)
-    heads, head_dim, row_stride, head_stride = a[11], a[13], a[15], a[16]
-    group = heads // a[12]
+    query, row_ids, starts = at_address(a[QUERY], p), at_address(a[ROW_IDS], int32), at_address(a[STARTS], int32)
+    heads, head_dim, row_stride, head_stride = a[HEADS], a[HEAD_DIM], a[QUERY_ROW_STRIDE], a[QUERY_HEAD_STRIDE]
+    group = heads // a[KV_HEADS]
     for row in range(starts[s + 1] - starts[s]):
         for head in range(heads):
             to = (head // group * line + row * group + head % group) * head_dim
@@ -130,9 +140,9 @@ def sums_at(heads):
 @inner
 def _finish(a, p, slot):
     """The slot's weighted sums over its sums of weights, to the output."""
-    output, row_ids, starts = at_address(a[2], p), at_address(a[4], int32), at_address(a[6], int32)
-    s, heads, head_dim = int(slot[0]), a[11], a[13]
-    group, num_rows = heads // a[12], starts[s + 1] - starts[s]
+    output, row_ids, starts = at_address(a[OUTPUT], p), at_address(a[ROW_IDS], int32), at_address(a[STARTS], int32)
+    s, heads, head_dim = int(slot[0]), a[HEADS], a[HEAD_DIM]
+    group, num_rows = heads // a[KV_HEADS], starts[s + 1] - starts[s]
     for row in range(num_rows):
         for head in range(heads):
             i = (head // group * num_rows + row) * group + head % group
@@ -145,13 +155,13 @@ def _finish(a, p, slot):
 def _merge(p):
     """Brings together the slots of a sequence whose keys went to several threads; one thread."""
     a = arguments_of(p)
-    workspace, starts = a[3], at_address(a[6], int32)
-    heads, head_dim, num_threads = a[11], a[13], a[23]
+    workspace, starts = a[WORKSPACE], at_address(a[STARTS], int32)
+    heads, head_dim, num_threads = a[HEADS], a[HEAD_DIM], a[NUM_THREADS]
     held = at_address(workspace, float32)
     sequence = -1
     for i in range(2 * num_threads):
         # In the line's order: what a thread has of its first sequence, then what it has of its last.
-        slot = at_address(workspace + 4 * (i // 2 * a[22] + i % 2 * a[21]), float32)
+        slot = at_address(workspace + 4 * (i // 2 * a[THREAD_SIZE] + i % 2 * a[SLOT_SIZE]), float32)
         s = int(slot[0])
         if s < 0:
             continue

@@ -9,7 +9,20 @@ from torch import Tensor
 
 from icarus_kernels.attention_rows import AttentionRows
 from icarus_kernels.attention_slots import (
+    BLOCK_SIZE,
+    BLOCK_STRIDE,
+    BLOCK_TABLES,
+    HEAD_DIM,
+    HEAD_STRIDE,
     HEADER,
+    HEADS,
+    KV_HEADS,
+    KV_STRIDE,
+    NUM_DECODES,
+    PAGES,
+    STARTS,
+    TABLE_STRIDE,
+    TOKEN_STRIDE,
     attend_in_shares,
     gather_queries,
     keys_of,
@@ -37,7 +50,7 @@ def paged_decode_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, window: 
 def _attend(p):
     a = arguments_of(p)
     begin, end = my_part(a)
-    for s in range(a[8]):
+    for s in range(a[NUM_DECODES]):
         first, count = keys_of(a, s)
         low, high = max(begin, 0), min(end, count)
         if low < high:
@@ -50,8 +63,9 @@ def _attend(p):
 @inner
 def _attend_keys(a, p, scratch, s, begin, end, slot):
     """Puts into the slot what the rows of sequence `s` have of the keys [begin, end)."""
-    pages, table, starts = at_address(a[1], p), at_address(a[7] + 4 * s * a[9], int32), at_address(a[6], int32)
-    heads, kv_heads, head_dim = a[11], a[12], a[13]
+    pages, starts = at_address(a[PAGES], p), at_address(a[STARTS], int32)
+    table = at_address(a[BLOCK_TABLES] + 4 * s * a[TABLE_STRIDE], int32)
+    heads, kv_heads, head_dim = a[HEADS], a[KV_HEADS], a[HEAD_DIM]
     q = at_address(scratch, float32)
     scores = at_address(scratch + 8 * heads * head_dim, float32)
     tile = at_address(scratch + 8 * heads * (head_dim + _TILE), float32)
@@ -66,7 +80,7 @@ def _attend_keys(a, p, scratch, s, begin, end, slot):
             i = head * group
             _score(q, tile, i, i + group, head * head_dim, line, count, head_dim, scores)
         _weigh(scores, slot, num_rows * heads, count, heads, head_dim)
-        _load_tile(pages, a, table, key, count, a[18], tile)
+        _load_tile(pages, a, table, key, count, a[KV_STRIDE], tile)
         for head in range(kv_heads):
             i = head * group
             _add_values(scores, tile, slot, i, i + group, head * head_dim, line, count, heads, head_dim)
@@ -90,7 +104,8 @@ def _copy(source, at, target, to, size):
 @inner
 def _load_tile(pages, a, table, key, count, offset, tile):
     """Keys or values [key, key + count) of all heads as float32, one token a line."""
-    kv_heads, head_dim, block_size, block_stride, token_stride, head_stride = a[12], a[13], a[14], a[17], a[19], a[20]
+    kv_heads, head_dim, block_size = a[KV_HEADS], a[HEAD_DIM], a[BLOCK_SIZE]
+    block_stride, token_stride, head_stride = a[BLOCK_STRIDE], a[TOKEN_STRIDE], a[HEAD_STRIDE]
     page, token = key // block_size, key % block_size
     line = kv_heads * head_dim
     for i in range(count):

@@ -9,7 +9,20 @@ from torch import Tensor
 
 from icarus_kernels.attention_rows import AttentionRows
 from icarus_kernels.attention_slots import (
+    BLOCK_SIZE,
+    BLOCK_STRIDE,
+    BLOCK_TABLES,
+    HEAD_DIM,
+    HEAD_STRIDE,
     HEADER,
+    HEADS,
+    KV_HEADS,
+    KV_STRIDE,
+    NUM_DECODES,
+    PAGES,
+    STARTS,
+    TABLE_STRIDE,
+    TOKEN_STRIDE,
     attend_in_shares,
     gather_queries,
     keys_of,
@@ -43,7 +56,7 @@ def paged_decode_dot_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, wind
 def _attend(p):
     a = arguments_of(p)
     begin, end = my_part(a)
-    for s in range(a[8]):
+    for s in range(a[NUM_DECODES]):
         first, count = keys_of(a, s)
         low, high = max(begin, 0), min(end, count)
         if low < high:
@@ -56,9 +69,10 @@ def _attend(p):
 @inner
 def _attend_keys(a, p, scratch, s, begin, end, slot):
     """Puts into the slot what the rows of sequence `s` have of the keys [begin, end)."""
-    pages, table, starts = at_address(a[1], p), at_address(a[7] + 4 * s * a[9], int32), at_address(a[6], int32)
-    heads, kv_heads, head_dim, block_size = a[11], a[12], a[13], a[14]
-    block_stride, kv_stride, token_stride, head_stride = a[17], a[18], a[19], a[20]
+    pages, starts = at_address(a[PAGES], p), at_address(a[STARTS], int32)
+    table = at_address(a[BLOCK_TABLES] + 4 * s * a[TABLE_STRIDE], int32)
+    heads, kv_heads, head_dim, block_size = a[HEADS], a[KV_HEADS], a[HEAD_DIM], a[BLOCK_SIZE]
+    block_stride, kv_stride, token_stride, head_stride = a[BLOCK_STRIDE], a[KV_STRIDE], a[TOKEN_STRIDE], a[HEAD_STRIDE]
     num_queries = (starts[s + 1] - starts[s]) * (heads // kv_heads)
     padded = (num_queries + ROWS - 1) // ROWS * ROWS
     tile, lines_at = at_address(scratch, uint16), scratch + 2 * KEYS * head_dim

@@ -18,6 +18,16 @@ from icarus_kernels.online_softmax import LOWEST, begin_rows, rows_at, rows_size
 _QUERIES = 8 * ROWS
 """Queries of a tile at least, heads of a group side by side; as many as fit."""
 
+(
+    _QUERY, _PAGES, _OUTPUT, _PACKED, _WORKSPACE,
+    _ROW_IDS, _POSITIONS, _BLOCK_TABLE,
+    _NUM_ENTRIES, _TILE_ENTRIES, _FIRST_KEY, _END_KEY, _WINDOW,
+    _HEADS, _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE,
+    _QUERY_ROW_STRIDE, _QUERY_HEAD_STRIDE, _BLOCK_STRIDE, _KV_STRIDE, _TOKEN_STRIDE, _HEAD_STRIDE,
+    _TILE_QUERIES, _NUM_BLOCKS, _THREAD_SIZE,
+) = range(26)  # fmt: skip
+"""Where a kernel finds what in its arguments: the order of `_attend_sequence`."""
+
 
 def paged_prefill_cpu(
     query: Tensor, pages: Tensor, rows: AttentionRows, window: int | None, output: Tensor, first: int = 0
@@ -69,10 +79,12 @@ def _attend_sequence(
 def _pack(p):
     """A thread's part of the keys, in tiles."""
     a = arguments_of(p)
-    pages, packed, table = at_address(a[1], p), at_address(a[3], p), at_address(a[7], int32)
-    first_key, end_key, kv_heads, head_dim, block_size = a[10], a[11], a[14], a[15], a[16]
-    block_stride, kv_stride, token_stride, head_stride, num_blocks = a[19], a[20], a[21], a[22], a[24]
-    lines = at_address(a[4] + 4 * thread_number() * a[25], int64)
+    pages, packed, table = at_address(a[_PAGES], p), at_address(a[_PACKED], p), at_address(a[_BLOCK_TABLE], int32)
+    first_key, end_key, num_blocks = a[_FIRST_KEY], a[_END_KEY], a[_NUM_BLOCKS]
+    kv_heads, head_dim, block_size = a[_KV_HEADS], a[_HEAD_DIM], a[_BLOCK_SIZE]
+    block_stride, kv_stride = a[_BLOCK_STRIDE], a[_KV_STRIDE]
+    token_stride, head_stride = a[_TOKEN_STRIDE], a[_HEAD_STRIDE]
+    lines = at_address(a[_WORKSPACE] + 4 * thread_number() * a[_THREAD_SIZE], int64)
     size = KEYS * head_dim
     begin, end = my_share(kv_heads * num_blocks)
     for i in range(begin, end):
@@ -86,13 +98,14 @@ def _pack(p):
 def _attend(p):
     """A thread's tiles of queries: every so many, because later ones see more keys."""
     a = arguments_of(p)
-    positions = at_address(a[6], int32)
-    num_entries, entries, first_key, window = a[8], a[9], a[10], a[12]
-    heads, kv_heads, head_dim, queries, num_blocks = a[13], a[14], a[15], a[23], a[24]
+    positions = at_address(a[_POSITIONS], int32)
+    num_entries, entries, first_key, window = a[_NUM_ENTRIES], a[_TILE_ENTRIES], a[_FIRST_KEY], a[_WINDOW]
+    heads, kv_heads, head_dim = a[_HEADS], a[_KV_HEADS], a[_HEAD_DIM]
+    queries, num_blocks = a[_TILE_QUERIES], a[_NUM_BLOCKS]
     group, size = heads // kv_heads, KEYS * head_dim
-    own = a[4] + 4 * thread_number() * a[25]
+    own = a[_WORKSPACE] + 4 * thread_number() * a[_THREAD_SIZE]
     q, scores, weights, sums, weight_sums, best = rows_at(own, queries, head_dim)
-    packed = a[3]
+    packed = a[_PACKED]
 
     num_tiles = (num_entries + entries - 1) // entries
     for i in range(thread_number(), num_tiles * kv_heads, total_threads()):
@@ -126,8 +139,9 @@ def _attend(p):
 @inner
 def _begin_tile(a, p, start, count, head, q, weights, sums, weight_sums, best):
     """The tile's queries, [entries, heads of the group]; those that fill it up are 0, and so are their weights."""
-    query, row_ids = at_address(a[0], p), at_address(a[5], int32)
-    group, head_dim, row_stride, head_stride, queries = a[13] // a[14], a[15], a[17], a[18], a[23]
+    query, row_ids = at_address(a[_QUERY], p), at_address(a[_ROW_IDS], int32)
+    group, head_dim, queries = a[_HEADS] // a[_KV_HEADS], a[_HEAD_DIM], a[_TILE_QUERIES]
+    row_stride, head_stride = a[_QUERY_ROW_STRIDE], a[_QUERY_HEAD_STRIDE]
     begin_rows(queries, q, weights, sums, weight_sums, best, head_dim)
     for entry in range(count):
         for member in range(group):
@@ -153,8 +167,8 @@ def _hide(scores, positions, start, count, group, key, window):
 
 @inner
 def _end_tile(a, p, start, count, head, sums, weight_sums):
-    output, row_ids = at_address(a[2], p), at_address(a[5], int32)
-    heads, group, head_dim = a[13], a[13] // a[14], a[15]
+    output, row_ids = at_address(a[_OUTPUT], p), at_address(a[_ROW_IDS], int32)
+    heads, group, head_dim = a[_HEADS], a[_HEADS] // a[_KV_HEADS], a[_HEAD_DIM]
     for entry in range(count):
         for member in range(group):
             row = entry * group + member

@@ -25,6 +25,14 @@ _AHEAD = 4096
 _TASK = 8
 """int64 of a task: six, as `_list_tasks` writes them, and what makes a cache line of it."""
 
+(
+    _OUTPUT, _X, _BOUNDS, _ENTRIES, _SCRATCH,
+    _NUM_SEGMENTS, _NUM_LAYERS, _NUM_MODULES, _LAYER, _SCRATCH_SIZE, _TASKS_SIZE,
+    _SIZE_IN, _X_STRIDE, _OUTPUT_STRIDE, _SIZE_OUT, _NUM_COLUMNS,
+    _COLUMNS,
+) = range(17)  # fmt: skip
+"""Where the kernel finds what in its arguments: the order of `add_few_rows`, whose `columns` begin at _COLUMNS."""
+
 
 def add_few_rows(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]) -> None:
     """As `add_segmented_lora`, each thread some of the rows: for decode, where a segment has few."""
@@ -46,10 +54,11 @@ def add_few_rows(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns:
 
 def _add(p):
     a = arguments_of(p)
-    output, x, size, x_stride, output_stride = at_address(a[0], p), at_address(a[1], p), a[11], a[12], a[13]
-    own = a[4] + 4 * thread_number() * a[9]
-    delta = at_address(own + 4 * a[10], float32)
-    shrunk = at_address(own + 4 * (a[10] + a[14]), float32)
+    output, x = at_address(a[_OUTPUT], p), at_address(a[_X], p)
+    size, x_stride, output_stride = a[_SIZE_IN], a[_X_STRIDE], a[_OUTPUT_STRIDE]
+    own = a[_SCRATCH] + 4 * thread_number() * a[_SCRATCH_SIZE]
+    delta = at_address(own + 4 * a[_TASKS_SIZE], float32)
+    shrunk = at_address(own + 4 * (a[_TASKS_SIZE] + a[_SIZE_OUT]), float32)
     count = _list_tasks(a, own)
     for i in range(count):
         task = at_address(own + 8 * _TASK * i, int64)
@@ -64,7 +73,8 @@ def _add(p):
 def _list_tasks(a, address):
     """The calling thread's rows times the modules, in the order in which they are done: how many. Each is its row and
     first column of the output, how many columns, the rank, and where A and B are."""
-    bounds, num_segments, num_layers, num_modules, layer = at_address(a[2], int32), a[5], a[6], a[7], a[8]
+    bounds, num_segments = at_address(a[_BOUNDS], int32), a[_NUM_SEGMENTS]
+    num_layers, num_modules, layer = a[_NUM_LAYERS], a[_NUM_MODULES], a[_LAYER]
     num_rows = 0
     for s in range(num_segments):
         num_rows += bounds[2 * s + 1] - bounds[2 * s]
@@ -75,9 +85,9 @@ def _list_tasks(a, address):
         low = max(begin - first, 0) + bounds[2 * s]
         high = min(end - first, bounds[2 * s + 1] - bounds[2 * s]) + bounds[2 * s]
         first += bounds[2 * s + 1] - bounds[2 * s]
-        for c in range(a[15]):
-            module, column, last = a[16 + 3 * c], a[17 + 3 * c], a[18 + 3 * c]
-            entry = at_address(a[3] + 24 * ((s * num_layers + layer) * num_modules + module), int64)
+        for c in range(a[_NUM_COLUMNS]):
+            module, column, last = a[_COLUMNS + 3 * c], a[_COLUMNS + 3 * c + 1], a[_COLUMNS + 3 * c + 2]
+            entry = at_address(a[_ENTRIES] + 24 * ((s * num_layers + layer) * num_modules + module), int64)
             for row in range(low, high if entry[2] > 0 else low):
                 task = at_address(address + 8 * _TASK * count, int64)
                 task[0], task[1], task[2] = row, column, last - column
