@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from icarus.client import AsyncClient, Cluster
+from icarus.errors import UnavailableError
 
 _SETTLE_SECONDS = 10.0
 
@@ -29,18 +30,20 @@ class CacheUse:
 
 
 async def settled(client: AsyncClient) -> Cluster:
-    """The cluster once nothing runs and no block is lent."""
+    """The cluster once every worker answers, nothing runs and no block is lent."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
         cluster = await client.cluster()
-        busy = any(worker.running_requests or worker.used_blocks for worker in cluster.workers)
+        busy = cluster.left_out or any(worker.running_requests or worker.used_blocks for worker in cluster.workers)
         if not busy or time.monotonic() > deadline:
             return cluster
         await asyncio.sleep(0.05)
 
 
 def cache_use(before: Cluster, after: Cluster) -> CacheUse:
-    """What happened between two settled states of the same workers."""
+    """What happened between two settled states. Raises UnavailableError where a worker is missing in one of them."""
+    if [worker.worker_id for worker in before.workers] != [worker.worker_id for worker in after.workers]:
+        raise UnavailableError("a worker did not answer before or after the run; its log says more")
     pairs = list(zip(before.workers, after.workers, strict=True))
     evicted = [new.evicted_blocks - old.evicted_blocks for old, new in pairs]
     return CacheUse(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from icarus.adapters.lora import LoraWeights
 from icarus.config import Config
+from icarus.errors import ConfigError, IntegrityError
 from icarus.model.digest import base_digest
 from icarus.model.hub import resolve_model
 from icarus.model.loading import load_model
@@ -150,19 +151,33 @@ def _prefill_figures(kind: str, num_tokens: int, seconds: Sequence[float]) -> Pr
 def measure_decode(
     model: TwoStreamModel, config: Config, kinds: Sequence[Kind], batch: int, context: int, num_steps: int
 ) -> list[DecodeFigures]:
-    """Prompts of `context` tokens, prefilled first; then a step of each kind in turn, `num_steps` times."""
-    num_outputs = 1 + _WARM_UP_STEPS + num_steps
-    engines = {kind.name: InProcessEngine(model, config, batch, context + batch + num_outputs) for kind in kinds}
+    """Prompts of `context` tokens, prefilled first; then a step of each kind in turn, `num_steps` times. No request ends
+    meanwhile. Raises ConfigError where a step has no room for the batch."""
+    num_outputs = steps_to_fill(batch, context, config.engine.max_batch_tokens) + 1 + _WARM_UP_STEPS + num_steps
+    engines = {kind.name: InProcessEngine(model, config, batch, context + num_outputs) for kind in kinds}
     for kind in kinds:
-        _fill(engines[kind.name], kind, batch, context, num_outputs + batch, model.config.vocab_size)
+        _fill(engines[kind.name], kind, batch, context, num_outputs, model.config.vocab_size)
     seconds: dict[str, list[float]] = {kind.name: [] for kind in kinds}
     for _ in range(_WARM_UP_STEPS + num_steps):
         for name, engine in engines.items():
             seconds[name].append(engine.step())
+    for name, engine in engines.items():
+        if engine.num_running != batch:
+            raise IntegrityError(f"{name}: the batch had {engine.num_running} requests at the end instead of {batch}")
     return [
         _decode_figures(name, batch, context, engine.kv_bytes, seconds[name][_WARM_UP_STEPS:])
         for name, engine in engines.items()
     ]
+
+
+def steps_to_fill(batch: int, context: int, max_batch_tokens: int) -> int:
+    """At most so many steps until all prompts are computed, while those that are take two rows of each step."""
+    room = max_batch_tokens - 2 * batch
+    if room < 2:
+        raise ConfigError(
+            f"[engine] max_batch_tokens is {max_batch_tokens}; a batch of {batch} needs {2 * batch + 2} or more"
+        )
+    return batch * -(-context // room) + batch
 
 
 def _fill(engine: InProcessEngine, kind: Kind, batch: int, context: int, max_tokens: int, vocab_size: int) -> None:

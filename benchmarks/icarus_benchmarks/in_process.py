@@ -35,7 +35,7 @@ class InProcessEngine:
         pool, settings = BlockPool(num_blocks), config.engine
         max_running = max(settings.max_running, num_requests)
         scheduler = Scheduler(pool, settings.max_batch_tokens, max_running, num_requests, prefix_reuse=False)
-        runner = Runner(model, self._kv, config.model.device)
+        runner = Runner(model, self._kv, config.model.device, settings.cuda_graphs)
         self._engine = Engine(runner, pool, scheduler, LeaseTable(1.0), "benchmark", max_leased_blocks=0)
 
     @property
@@ -45,6 +45,10 @@ class InProcessEngine:
     @property
     def kv_bytes_per_token(self) -> int:
         return self._kv.block_bytes // self._block_size
+
+    @property
+    def num_running(self) -> int:
+        return len(self._engine.running)
 
     @property
     def is_decoding(self) -> bool:

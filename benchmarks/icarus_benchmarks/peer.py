@@ -64,8 +64,10 @@ def run(job: PeerJob, config: Config, progress: Callable[[str], None], startup_s
             if server in (FAST, NO_LORA):
                 runs += _run_vllm(server, jobs, job.folders, Path(folder))
             else:
-                runs += _run_icarus(server, jobs, job, _config(config, job), adapters, Path(folder), startup_seconds)
-    settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(_config(config, job))}
+                runs += _run_icarus(
+                    server, jobs, job, _config(config, job, server), adapters, Path(folder), startup_seconds
+                )
+    settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(_config(config, job, DECODE_ONLY))}
     return report(runs, settings)
 
 
@@ -135,9 +137,11 @@ def _copy_adapters(installed: Path, folder: Path) -> list[str]:
     return entries
 
 
-def _config(config: Config, job: PeerJob) -> Config:
+def _config(config: Config, job: PeerJob, server: str) -> Config:
+    """The workers of a server have the job's bytes of KV together."""
     folder = job.folders.installed / "model"
-    num_blocks = job.kv_bytes // block_bytes(ModelConfig.from_folder(folder), config)
+    num_workers = 2 if server == FULL else 1
+    num_blocks = job.kv_bytes // num_workers // block_bytes(ModelConfig.from_folder(folder), config)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, path=str(folder), name=_BASE),

@@ -1,7 +1,7 @@
 """`icarus bench transfer`: one process reads another one's blocks, as workers do.
 
-The same blocks in the same order, scattered over both pools, in three ways that take turns: through the transfer
-thread, by a bare NIXL loop, and copied within this process (what memory allows). Medians.
+Blocks scattered over both pools, in three ways that take turns, other blocks each time so that nobody finds what another
+has just read: through the transfer thread, by a bare NIXL loop, copied within this process (what memory allows). Medians.
 """
 
 import ctypes
@@ -83,9 +83,10 @@ def _measure(
     progress(f"reads of {count} blocks")
     order = np.random.default_rng(count)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(job.repetitions + 1):
-        remote, local = (order.permutation(len(pool))[:count].tolist() for _ in range(2))
-        for name, way in ways.items():
+    for repetition in range(job.repetitions + 1):
+        first = repetition % len(ways)
+        for name, way in [*ways.items()][first:] + [*ways.items()][:first]:
+            remote, local = (order.permutation(len(pool))[:count].tolist() for _ in range(2))
             pool[local] = 0
             started = time.perf_counter()
             way(remote, local)

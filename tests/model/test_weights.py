@@ -45,6 +45,13 @@ def test_sharded_is_the_same_model(whole, sharded):
     assert torch.equal(logits(whole), logits(sharded))
 
 
+def test_a_single_file_beside_shards_is_what_counts(whole, sharded, tmp_path):
+    """As in transformers, which trains on it."""
+    both = shutil.copytree(sharded, tmp_path / "both")
+    shutil.copy(whole / "model.safetensors", both)
+    assert weight_files(both) == [both / "model.safetensors"]
+
+
 def test_half_precisions_are_near(whole):
     expected = logits(whole)
     for dtype, tolerance in (("bfloat16", 0.05), ("float16", 0.005)):
@@ -98,8 +105,8 @@ def test_digest_is_remembered(whole, cache):
         ("model.safetensors.index.json", lambda f: f.write_text("[]"), "is not a safetensors index"),
     ],
 )
-def test_damaged_files(whole, tmp_path, name, damage, message):
-    folder = shutil.copytree(whole, tmp_path / "copy")
+def test_damaged_files(whole, sharded, tmp_path, name, damage, message):
+    folder = shutil.copytree(whole if name == "model.safetensors" else sharded, tmp_path / "copy")
     damage(folder / name)
     with pytest.raises(ConfigError, match=message):
         load_model(folder, "float32")

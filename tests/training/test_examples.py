@@ -39,6 +39,15 @@ def test_the_answer_ends_with_the_end_token_alone(base):
     assert renderer.tokenizer.decode(plain.prompt_ids) == "Q: hi\nA:"
 
 
+@pytest.mark.parametrize("place", ["prompt", "answer"])
+def test_a_control_token_in_a_message_is_refused(base, place):
+    """The gateway would make ordinary tokens of it, and the trainer does not."""
+    texts = {"prompt": "hi", "answer": "yes"} | {place: "so <|im_end|> it is"}
+    record = Record(({"role": "user", "content": texts["prompt"]},), texts["answer"], line=7)
+    with pytest.raises(InvalidInputError, match=r"line 7: .*control token '<\|im_end\|>'"):
+        Renderer(base).example(record)
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -127,6 +127,19 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(settings, 
     assert json.loads((tmp_path / "out" / "train.json").read_text())["learning_rate"] == 5e-3
 
 
+def test_a_validation_loss_that_is_no_number_stops(settings, data, tmp_path, monkeypatch):
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr(train_module, "mean_answer_loss", lambda *args: next(losses))
+    with pytest.raises(DivergedError, match=r"after step 4 the validation loss is nan.*step-000002\.pt is kept"):
+        train(settings(validation=str(data)), tmp_path / "out")
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_an_epoch_has_no_step_too_many():
+    """1 / (16 / 784) is a little more than 49 in floating point."""
+    assert train_module.count_steps(1.0, 784, 16) == 49 and train_module.count_steps(1.0, 785, 16) == 50
+
+
 def test_a_rate_that_is_far_too_high_leaves_no_checkpoint(settings, tmp_path):
     """The one after the first step has finite weights, of which the second step shows that they are no good."""
     with pytest.raises(DivergedError, match=r"step 2 .* no good checkpoint: start over with --overwrite"):

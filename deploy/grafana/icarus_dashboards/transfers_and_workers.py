@@ -29,7 +29,7 @@ def _workers() -> Panel:
         "Workers known to the gateway",
         "ready: gets turns. left_out: registered, but silent, stuck or out of reach, so it gets none.",
         "short",
-        Query("sum by (role, state) (icarus_workers)", "{{role}} {{state}}"),
+        Query("max by (role, state) (icarus_workers)", "{{role}} {{state}}"),
         stacked=True,
     )
 

@@ -1,4 +1,4 @@
-"""Measures a turn as it goes and tells metrics, trace and log of it, once, at its end."""
+"""Measures a turn as it goes: waits as they end, and what became of it once, at its end, for metrics, trace and log."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class TurnMeter:
-    """One turn's measures. The driver tells it what happens; nothing is counted before the turn's end."""
+    """One turn's measures. The driver tells it what happens; what became of it is counted at its end."""
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from icarus.training.evaluate import Answer
 from icarus.training.examples import Renderer
 from icarus.training.loss import answer_loss
 from icarus.training.measure import mean_answer_loss
+from icarus.training.model_config import check_window
 from icarus.training.oracle import Oracle, load_oracle
 from icarus.training.records import Record
 from icarus.types import AdapterMode
@@ -32,6 +33,7 @@ def answer_all(
     renderer = Renderer(folder)
     oracle = Oracle(model, mode, renderer.end_ids)
     prompts = [renderer.prompt_ids(record.prompt) for record in records]
+    check_window(model.config, max(map(len, prompts)) + args.max_tokens)
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: dict[int, Answer] = {}
     started = time.perf_counter()
@@ -49,6 +51,7 @@ def measure_loss(args: argparse.Namespace, records: Sequence[Record], note: Call
     folder, model, mode = _load(args, note)
     renderer = Renderer(folder)
     examples = [renderer.example(record) for record in records]
+    check_window(model.config, max(map(len, examples)))
     return mean_answer_loss(answer_loss(model, mode or AdapterMode.PRIVATE), examples, args.in_flight)
 
 

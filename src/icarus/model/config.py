@@ -28,8 +28,6 @@ class ModelConfig:
     tied: bool
     """Whether the embedding is the lm_head too."""
     traits: LayerTraits
-    eos_token_ids: tuple[int, ...]
-    """Tokens that end a turn; generation_config.json's where it names any."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -92,7 +90,6 @@ class ModelConfig:
             rope=read_rope(file, head_dim),
             tied=file.flag("tie_word_embeddings"),
             traits=family.read_traits(file),
-            eos_token_ids=_eos_token_ids(folder / "generation_config.json", file),
         )
 
 
@@ -101,10 +98,3 @@ def _family(file: ConfigFile) -> Family:
     if names[0] not in FAMILIES:
         raise file.error(f"architecture {names[0]} is not supported; supported are {', '.join(sorted(FAMILIES))}")
     return FAMILIES[names[0]]
-
-
-def _eos_token_ids(generation_file: Path, file: ConfigFile) -> tuple[int, ...]:
-    eos = file.raw.get("eos_token_id")
-    if generation_file.exists():
-        eos = ConfigFile.read(generation_file).raw.get("eos_token_id", eos)
-    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)

@@ -103,6 +103,9 @@ def _convert(file: Path, folder: Path) -> None:
             convert_gguf(file, whole)
         except ImportError as error:
             raise ConfigError(f"reading {file.name} needs more packages: pip install 'icarus-serve[demo]'") from error
+        except Exception as error:  # gguf's and transformers' errors have no common base
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"{file} cannot be converted: {reason}; is it a whole GGUF file of a model?") from error
         whole.rename(folder)
 
 

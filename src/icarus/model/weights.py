@@ -15,9 +15,10 @@ Progress = Callable[[int, int], None]
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in order. ConfigError where there are none or one is missing."""
+    """The safetensors files of a folder, in order: the single one where there is one, as transformers takes them.
+    ConfigError where there are none or one is missing."""
     index = folder / "model.safetensors.index.json"
-    if index.exists():
+    if index.exists() and not (folder / "model.safetensors").exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -7,13 +7,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from icarus.errors import ConfigError, InvalidInputError
 from icarus.training.batches import collate
 from icarus.training.examples import Example
 from icarus.training.loss import SharedAnswerLoss
+from icarus.training.model_config import check_window, read_model_config
 from icarus.training.settings import TrainSettings
 
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -25,12 +26,10 @@ _FULL_ATTENTION = {"full_attention", "sliding_attention"}
 def load_base(folder: Path, dtype: str, max_length: int) -> PreTrainedModel:
     """The base model, frozen. Raises ConfigError for one that cannot be loaded, and for attention that two streams over
     one cache do not cover."""
-    config = AutoConfig.from_pretrained(folder)
+    config = read_model_config(folder)
     if others := set(getattr(config, "layer_types", None) or ()) - _FULL_ATTENTION:
         raise ConfigError(f"model {folder} has layers of type {', '.join(sorted(others))}; only attention is supported")
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and max_length > window:
-        raise ConfigError(f"model {folder} attends to {window} tokens at most; give --max-length {window} or less")
+    check_window(config, max_length)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     except (OSError, ValueError) as error:

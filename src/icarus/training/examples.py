@@ -9,6 +9,7 @@ import jinja2
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from icarus.errors import ConfigError, InvalidInputError
+from icarus.training.model_config import read_model_config
 from icarus.training.records import Record
 
 
@@ -28,13 +29,14 @@ class Renderer:
 
     def __init__(self, folder: str | Path):
         """Raises ConfigError where the model has no tokenizer, or names no end-of-sequence token."""
+        config = read_model_config(folder)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"model {folder} has no tokenizer that can be read: {reason}") from None
         self.end_ids = _end_ids(Path(folder), self.tokenizer)
-        self.context_length = int(getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", 1 << 30))
+        self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
         if not self.end_ids:
             raise ConfigError(f"model {folder} names no end-of-sequence token, so an answer would never end")
 
@@ -46,8 +48,9 @@ class Renderer:
 
     def example(self, record: Record) -> Example:
         """Raises InvalidInputError with the record's line where the chat template objects, or rewrites an answered
-        prompt."""
+        prompt, and where a message has the text of a control token, which the gateway would quote."""
         try:
+            self._refuse_control_tokens(record)
             prompt_ids = self.prompt_ids(record.prompt)
             answer_ids = self._end(self._encode(self._answer_text(record)))
         except InvalidInputError as error:
@@ -56,6 +59,16 @@ class Renderer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _refuse_control_tokens(self, record: Record) -> None:
+        if isinstance(record.prompt, str):
+            return
+        for text in [*(message["content"] for message in record.prompt), record.answer]:
+            if found := next((token for token in self.tokenizer.all_special_tokens if token in text), None):
+                raise InvalidInputError(
+                    f"a text has the control token {found!r}, which means itself in training and nothing when served; "
+                    "take it out"
+                )
 
     def _answer_text(self, record: Record) -> str:
         if isinstance(record.prompt, str):

@@ -135,6 +135,11 @@ def read_examples(path: str, model_folder: Path, settings: TrainSettings, note: 
     return fitted
 
 
+def count_steps(epochs: float, num_examples: int, step_size: int) -> int:
+    """The last one may begin another epoch."""
+    return math.ceil(epochs * num_examples / step_size)
+
+
 class Run:
     """A model, its data and its optimiser, between two steps."""
 
@@ -164,7 +169,7 @@ class Run:
         step_size = settings.batch_size * settings.accumulation * accelerator.num_processes
         self._order = DataOrder(len(examples), step_size, settings.seed)
         self._epochs_per_step = step_size / len(examples)
-        self.num_steps = settings.steps or math.ceil(settings.epochs / self._epochs_per_step)
+        self.num_steps = settings.steps or count_steps(settings.epochs, len(examples), step_size)
         self._losses: list[float] = []
         self._validation_loss: float | None = None
 
@@ -211,7 +216,9 @@ class Run:
         loss = self._accumulate(examples, answer_tokens)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._settings.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise self._diverged(step, loss, grad_norm)
+            if self._accelerator.is_main_process:  # a checkpoint of the weights that it began with is no good one
+                drop_checkpoint(self._folder.checkpoints, step)
+            raise self._diverged(f"step {step + 1} has loss {loss:g} and gradient norm {grad_norm:g}")
         self._optimizer.step()
         self._optimizer.zero_grad()
         tokens = sum(map(len, examples))
@@ -232,23 +239,22 @@ class Run:
             total += loss.detach()
         return float(accelerator.reduce(total, reduction="sum")) / answer_tokens  # pyright: ignore[reportArgumentType]
 
-    def _diverged(self, step: int, loss: float, grad_norm: float) -> DivergedError:
-        """A checkpoint of the weights that this step began with is no good one, and goes."""
+    def _diverged(self, what: str) -> DivergedError:
         files = []
         if self._accelerator.is_main_process:
-            drop_checkpoint(self._folder.checkpoints, step)
             files = checkpoint_files(self._folder.checkpoints)
         way_on = (
             f"{files[-1]} is kept: go on from it with --resume and a lower --learning-rate"
             if files
             else "there is no good checkpoint: start over with --overwrite and a lower --learning-rate"
         )
-        what = f"step {step + 1} has loss {loss:g} and gradient norm {grad_norm:g}: the training diverged"
-        return DivergedError(f"{what}. {way_on}")
+        return DivergedError(f"{what}: the training diverged. {way_on}")
 
     def _validate(self, figures: StepFigures) -> StepFigures:
         loss = self._accelerator.unwrap_model(self._loss)
         self._validation_loss = mean_answer_loss(loss, self._validation, self._settings.batch_size)
+        if not math.isfinite(self._validation_loss):
+            raise self._diverged(f"after step {figures.step} the validation loss is {self._validation_loss:g}")
         return dataclasses.replace(figures, validation_loss=self._validation_loss)
 
     def _save(self, num_steps_done: int) -> None:
