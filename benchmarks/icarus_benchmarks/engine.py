@@ -151,8 +151,8 @@ def _prefill_figures(kind: str, num_tokens: int, seconds: Sequence[float]) -> Pr
 def measure_decode(
     model: TwoStreamModel, config: Config, kinds: Sequence[Kind], batch: int, context: int, num_steps: int
 ) -> list[DecodeFigures]:
-    """Prompts of `context` tokens, prefilled first; then a step of each kind in turn, `num_steps` times. No request ends
-    meanwhile. Raises ConfigError where a step has no room for the batch."""
+    """Prompts of `context` tokens, prefilled first; then a step of each kind in turn, `num_steps` times. No request
+    ends meanwhile. Raises ConfigError where a step has no room for the batch."""
     num_outputs = steps_to_fill(batch, context, config.engine.max_batch_tokens) + 1 + _WARM_UP_STEPS + num_steps
     engines = {kind.name: InProcessEngine(model, config, batch, context + num_outputs) for kind in kinds}
     for kind in kinds:

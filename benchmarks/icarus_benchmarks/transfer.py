@@ -1,7 +1,8 @@
 """`icarus bench transfer`: one process reads another one's blocks, as workers do.
 
-Blocks scattered over both pools, in three ways that take turns, other blocks each time so that nobody finds what another
-has just read: through the transfer thread, by a bare NIXL loop, copied within this process (what memory allows). Medians.
+Blocks scattered over both pools, in three ways that take turns: through the transfer thread, by a bare NIXL loop, and
+copied within this process (what memory allows). Each takes other blocks, so that nobody finds what another has just
+read. Medians.
 """
 
 import ctypes
