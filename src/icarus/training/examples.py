@@ -63,8 +63,9 @@ class Renderer:
     def _refuse_control_tokens(self, record: Record) -> None:
         if isinstance(record.prompt, str):
             return
+        control_tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         for text in [*(message["content"] for message in record.prompt), record.answer]:
-            if found := next((token for token in self.tokenizer.all_special_tokens if token in text), None):
+            if found := next((token for token in control_tokens if token in text), None):
                 raise InvalidInputError(
                     f"a text has the control token {found!r}, which means itself in training and nothing when served; "
                     "take it out"

@@ -21,4 +21,7 @@ def check_window(config: Any, length: int) -> None:
     """Raises ConfigError for texts beyond the model's sliding window: two streams see all of a text."""
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and length > window:
-        raise ConfigError(f"the model attends to {window} tokens at most; texts of up to {length} are too long for it")
+        raise ConfigError(
+            f"the model attends to {window} tokens at most, and texts may have {length}: give shorter ones "
+            f"(icarus train: --max-length {window})"
+        )
