@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
 
-from icarus.errors import FailedPreconditionError
+from icarus.errors import FailedPreconditionError, IcarusError
 from icarus.rpc.channel import open_channel
 from icarus.rpc.status import error_from_rpc
 from icarus.transfer.thread import TransferThread
@@ -57,7 +58,8 @@ class PeerTable:
         since = self._clock() - _FORGET_SECONDS
         for peer in [peer for peer in self._peers.values() if peer.last_used < since]:
             del self._peers[peer.address]
-            self._transfer.disconnect(peer.address)
+            with suppress(IcarusError):  # its queue is full, or it has stopped: whoever asks for a peer must not fail
+                self._transfer.disconnect(peer.address)
             self._closing.add(closing := asyncio.ensure_future(peer.channel.close(None)))
             closing.add_done_callback(self._closing.discard)
 
