@@ -153,7 +153,7 @@ def measure_decode(
 ) -> list[DecodeFigures]:
     """Prompts of `context` tokens, prefilled first; then a step of each kind in turn, `num_steps` times. No request
     ends meanwhile. Raises ConfigError where a step has no room for the batch."""
-    num_outputs = steps_to_fill(batch, context, config.engine.max_batch_tokens) + 1 + _WARM_UP_STEPS + num_steps
+    num_outputs = _steps_to_fill(batch, context, config.engine.max_batch_tokens) + 1 + _WARM_UP_STEPS + num_steps
     engines = {kind.name: InProcessEngine(model, config, batch, context + num_outputs) for kind in kinds}
     for kind in kinds:
         _fill(engines[kind.name], kind, batch, context, num_outputs, model.config.vocab_size)
@@ -170,7 +170,7 @@ def measure_decode(
     ]
 
 
-def steps_to_fill(batch: int, context: int, max_batch_tokens: int) -> int:
+def _steps_to_fill(batch: int, context: int, max_batch_tokens: int) -> int:
     """At most so many steps until all prompts are computed, while those that are take two rows of each step."""
     room = max_batch_tokens - 2 * batch
     if room < 2:

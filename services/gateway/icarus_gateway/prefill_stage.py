@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from typing import Any
 
 from icarus.errors import IcarusError, UnavailableError
 from icarus.rpc.messages import source_to_wire
@@ -38,7 +37,9 @@ class PrefillStage:
             if prefilling.done():
                 await call.send(decode_pb.DecodeRequest(staged=decode_pb.PrefillStaged(blocks=prefilling.result())))
         finally:
-            await _end_all(prefilling, failing)
+            for task in (prefilling, failing):
+                task.cancel()
+            await asyncio.gather(prefilling, failing, return_exceptions=True)
 
     async def _prefill(
         self, progress: TurnProgress, route: Route, first_block: int, lease: StagedLease
@@ -76,13 +77,3 @@ class PrefillStage:
             grant=answer.grant,
             num_cached_tokens=answer.num_cached_tokens,
         )
-
-
-async def _end_all(*tasks: asyncio.Future[Any]) -> None:
-    """Cancels them and waits for their ends, whatever these are. A caller that is cancelled meanwhile hears of it."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()

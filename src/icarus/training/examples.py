@@ -35,6 +35,9 @@ class Renderer:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"model {folder} has no tokenizer that can be read: {reason}") from None
+        self._control_tokens = [
+            token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special
+        ]
         self.end_ids = _end_ids(Path(folder), self.tokenizer)
         self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
         if not self.end_ids:
@@ -63,9 +66,8 @@ class Renderer:
     def _refuse_control_tokens(self, record: Record) -> None:
         if isinstance(record.prompt, str):
             return
-        control_tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         for text in [*(message["content"] for message in record.prompt), record.answer]:
-            if found := next((token for token in control_tokens if token in text), None):
+            if found := next((token for token in self._control_tokens if token in text), None):
                 raise InvalidInputError(
                     f"a text has the control token {found!r}, which means itself in training and nothing when served; "
                     "take it out"
