@@ -1,1 +1,1 @@
-"""What `icarus bench` measures: one benchmark a file, and the few pieces that they share."""
+"""What `icarus bench` measures: a benchmark a file or folder, and the few pieces that they share."""

@@ -2,7 +2,7 @@ import torch
 from icarus_benchmarks.in_process import InProcessEngine
 from icarus_benchmarks.model_shapes import SHAPES, ModelShape, write_random_model
 
-from icarus.cli.bench_flags import MODEL_SHAPES
+from icarus.cli.bench.flags import MODEL_SHAPES
 from icarus.config import Config
 from icarus.model.config import ModelConfig
 from icarus.model.loading import load_model

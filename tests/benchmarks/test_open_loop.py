@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from icarus_benchmarks.open_loop import ROUND_ROBIN, SKEWED, arrivals, route
+from icarus_benchmarks.agents.open_loop import ROUND_ROBIN, SKEWED, arrivals, route
 from icarus_benchmarks.workload import ChainJob
 
 MODELS = ["a", "b", "c", "d"]

@@ -1,5 +1,5 @@
 import pytest
-from icarus_benchmarks.peer_report import DECODE_ONLY, FAST, FULL, NO_LORA, Run, report
+from icarus_benchmarks.peer.report import DECODE_ONLY, FAST, FULL, NO_LORA, Run, report
 
 
 def run(server, job, quiet=True, **figures):

@@ -8,10 +8,10 @@ import tiny
 from rich.console import Console
 
 from icarus.adapters.generate import write_random_adapter
-from icarus.cli.demo import _POOL_BLOCKS, _check_room, _specialists
-from icarus.cli.demo_chain import Chain, Step, TurnFigures, play
-from icarus.cli.demo_report import answers_table, comparison_table, ratios, turns_table, write_json
-from icarus.cli.demo_text import CONTEXT, CREW, WARM_UP
+from icarus.cli.demo.chain import Chain, Step, TurnFigures, play
+from icarus.cli.demo.command import _POOL_BLOCKS, _check_room, _specialists
+from icarus.cli.demo.report import answers_table, comparison_table, ratios, turns_table, write_json
+from icarus.cli.demo.text import CONTEXT, CREW, WARM_UP
 from icarus.client import Client
 from icarus.config import CacheSection, Config
 from icarus.errors import ConfigError

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from icarus.cli.doctor_gateway import examine_gateway
-from icarus.cli.doctor_path import transport_of
+from icarus.cli.doctor.gateway import examine_gateway
+from icarus.cli.doctor.path import transport_of
 from icarus.cli.health import SERVING
 from icarus.cli.main import main
 
@@ -40,8 +40,8 @@ def test_it_measures_the_path_and_fails_for_failures_alone(gateway, tmp_path):
 
 
 def test_without_torch_and_nixl_it_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("icarus.cli.doctor_machine.is_installed", lambda name: name == "grpcio")
-    monkeypatch.setattr("icarus.cli.doctor_path.is_installed", lambda name: False)
+    monkeypatch.setattr("icarus.cli.doctor.machine.is_installed", lambda name: name == "grpcio")
+    monkeypatch.setattr("icarus.cli.doctor.path.is_installed", lambda name: False)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "warn  torch" in out and "warn  nixl" in out and "unknown: torch" in out
@@ -49,13 +49,13 @@ def test_without_torch_and_nixl_it_says_so(monkeypatch, capsys):
 
 
 def test_a_gateway_that_is_not_there_is_a_failure(monkeypatch, capsys):
-    monkeypatch.setattr("icarus.cli.doctor_path.is_installed", lambda name: False)
+    monkeypatch.setattr("icarus.cli.doctor.path.is_installed", lambda name: False)
     assert main(["doctor", "--address", "127.0.0.1:1"]) == 1
     assert "fail  gateway" in capsys.readouterr().out
 
 
 def test_a_worker_that_is_left_out_is_a_warning(gateway, monkeypatch):
-    monkeypatch.setattr("icarus.cli.doctor_gateway.ask_health", lambda address, seconds: SERVING)
+    monkeypatch.setattr("icarus.cli.doctor.gateway.ask_health", lambda address, seconds: SERVING)
     findings = {finding.name: finding for finding in examine_gateway(gateway.address)}
     lost = findings["worker prefill-0"]
     assert lost.level == "warn" and lost.value == "prefill at b:1 gets no turns: last heard of 4 s ago"
@@ -63,7 +63,7 @@ def test_a_worker_that_is_left_out_is_a_warning(gateway, monkeypatch):
 
 
 def test_the_model_cache_is_listed(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("icarus.cli.doctor_path.is_installed", lambda name: False)
+    monkeypatch.setattr("icarus.cli.doctor.path.is_installed", lambda name: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = tmp_path / "icarus" / "models" / "0123-v1" / "Tiny"
     model.mkdir(parents=True)

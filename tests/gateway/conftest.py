@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import grpc.aio
 import pytest
 import tokenizers
-from icarus_gateway.chat_template import ChatTemplate
+from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.main import build_server, make_session_store
-from icarus_gateway.served_model import ServedModel
-from icarus_gateway.tokenizer import Tokenizer
-from icarus_gateway.workers import WorkerTable
+from icarus_gateway.text.chat_template import ChatTemplate
+from icarus_gateway.text.served_model import ServedModel
+from icarus_gateway.text.tokenizer import Tokenizer
 from prometheus_client import CollectorRegistry
 from tokenizers import decoders, models, pre_tokenizers
 

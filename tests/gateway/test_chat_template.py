@@ -1,5 +1,5 @@
 import pytest
-from icarus_gateway.chat_template import ChatMessage, ChatTemplate, load_chat_template
+from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate, load_chat_template
 
 from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
 

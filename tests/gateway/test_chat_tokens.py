@@ -2,9 +2,9 @@
 
 import pytest
 import tokenizers
-from icarus_gateway.chat_template import ChatMessage, ChatTemplate
-from icarus_gateway.chat_tokens import ChatTokens
-from icarus_gateway.tokenizer import Tokenizer
+from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate
+from icarus_gateway.text.chat_tokens import ChatTokens
+from icarus_gateway.text.tokenizer import Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from icarus.errors import FailedPreconditionError, InvalidInputError

@@ -1,9 +1,9 @@
 """Every decision of docs/placement.md. Weights: a request 100, an adapter to read 300, the detour 256 tokens."""
 
 import pytest
-from icarus_gateway.placement import Candidate, Placement, Weights, cheapest, place, rank_sources
-from icarus_gateway.routing import Router
-from icarus_gateway.workers import Heartbeat, WorkerInfo, WorkerTable
+from icarus_gateway.cluster.placement import Candidate, Placement, Weights, cheapest, place, rank_sources
+from icarus_gateway.cluster.routing import Router
+from icarus_gateway.cluster.workers import Heartbeat, WorkerInfo, WorkerTable
 
 from icarus.cache.changes import BlockChange
 from icarus.cache.hashing import block_hashes, root_hash

@@ -1,9 +1,9 @@
 import pytest
 import tokenizers
-from icarus_gateway.chat_template import ChatMessage
-from icarus_gateway.content import Messages, Text, Tokens
-from icarus_gateway.history import History
-from icarus_gateway.prompt import append, open_answer, stateless_prompt
+from icarus_gateway.api.content import Messages, Text, Tokens
+from icarus_gateway.sessions.history import History
+from icarus_gateway.text.chat_template import ChatMessage
+from icarus_gateway.text.prompt import append, open_answer, stateless_prompt
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
 

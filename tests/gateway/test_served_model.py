@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from icarus_gateway.served_model import load_served_model
+from icarus_gateway.text.served_model import load_served_model
 
 from icarus.errors import ConfigError
 

@@ -1,6 +1,6 @@
 import pytest
-from icarus_gateway.history import History
-from icarus_gateway.sessions import MemorySessionStore
+from icarus_gateway.sessions.history import History
+from icarus_gateway.sessions.store import MemorySessionStore
 
 from icarus.errors import ConfigError, ConflictError, InvalidInputError, NotFoundError, OverloadedError
 

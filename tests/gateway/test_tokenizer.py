@@ -2,8 +2,8 @@ import random
 
 import pytest
 import tokenizers
-from icarus_gateway.stop_strings import OutputText, StopStrings
-from icarus_gateway.tokenizer import Detokenizer, Tokenizer
+from icarus_gateway.text.stop_strings import OutputText, StopStrings
+from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from icarus.errors import ConfigError

@@ -1,6 +1,6 @@
 import pytest
-from icarus_gateway.content import Messages, Text, Tokens
-from icarus_gateway.validation import check_length, parse_content, parse_sampling, parse_tenant, parse_turn_id
+from icarus_gateway.api.content import Messages, Text, Tokens
+from icarus_gateway.api.validation import check_length, parse_content, parse_sampling, parse_tenant, parse_turn_id
 
 from icarus.errors import InvalidInputError
 from icarus.types import SamplingParams

@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from icarus_gateway.block_reports import BlockReports
-from icarus_gateway.workers import Heartbeat, WorkerInfo, WorkerTable
+from icarus_gateway.cluster.block_reports import BlockReports
+from icarus_gateway.cluster.workers import Heartbeat, WorkerInfo, WorkerTable
 
 from icarus.cache.changes import BlockChange
 from icarus.cache.index import PrefixIndex

@@ -14,24 +14,24 @@ from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
 from icarus.rpc.metrics_server import MetricsServer, make_registry
 from icarus.rpc.model_labels import ModelLabels
 from icarus.rpc.server import Server, Service, make_server, serve_until_signal
-from icarus_gateway.adapters import Adapters
-from icarus_gateway.block_reports import BlockReports
-from icarus_gateway.cluster_service import ClusterServicer
-from icarus_gateway.conversations import Conversations
-from icarus_gateway.generation_service import GenerationServicer
+from icarus_gateway.api.cluster_service import ClusterServicer
+from icarus_gateway.api.generation_service import GenerationServicer
+from icarus_gateway.api.model_service import ModelServicer
+from icarus_gateway.api.registry_service import RegistryServicer
+from icarus_gateway.api.session_service import SessionServicer
+from icarus_gateway.cluster.adapters import Adapters
+from icarus_gateway.cluster.block_reports import BlockReports
+from icarus_gateway.cluster.placement import Weights
+from icarus_gateway.cluster.routing import Router
+from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.metrics import GatewayMetrics
-from icarus_gateway.model_service import ModelServicer
-from icarus_gateway.placement import Weights
-from icarus_gateway.prefill_stage import PrefillStage
-from icarus_gateway.registry_service import RegistryServicer
-from icarus_gateway.routing import Router
-from icarus_gateway.served_model import ServedModel, load_served_model
-from icarus_gateway.session_service import SessionServicer
-from icarus_gateway.sessions import MemorySessionStore, SessionStore
+from icarus_gateway.sessions.conversations import Conversations
+from icarus_gateway.sessions.store import MemorySessionStore, SessionStore
 from icarus_gateway.state_metrics import GatewayState
-from icarus_gateway.turn import TurnDriver
-from icarus_gateway.turn_runs import TurnRuns
-from icarus_gateway.workers import WorkerTable
+from icarus_gateway.text.served_model import ServedModel, load_served_model
+from icarus_gateway.turns.driver import TurnDriver
+from icarus_gateway.turns.prefill_stage import PrefillStage
+from icarus_gateway.turns.runs import TurnRuns
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import NoReturn, TypeAlias
 
 from icarus import __version__
 from icarus.cli import sections
-from icarus.cli.bench_flags import BENCHMARKS
+from icarus.cli.bench.flags import BENCHMARKS
 from icarus.cli.flags import add_flags
 from icarus.cli.sampling_flags import add_sampling_flags
 from icarus.cli.train_flags import add_train_flags
@@ -89,7 +89,7 @@ def _add_up(commands: _Commands) -> None:
 
 def _add_demo(commands: _Commands) -> None:
     text = "play one conversation through eight specialists, with one KV cache and then with eight"
-    parser = _add(commands, "demo", text, "demo")
+    parser = _add(commands, "demo", text, "demo.command")
     parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
     text = "trained specialists, a folder each (default: examples/specialists of this checkout)"
     parser.add_argument("--specialists", metavar="FOLDER", help=text)
@@ -106,7 +106,9 @@ def _add_train(commands: _Commands) -> None:
 
 
 def _add_eval(commands: _Commands) -> None:
-    parser = _add(commands, "eval", "score a specialist's greedy answers to a test set, as it is served", "eval")
+    parser = _add(
+        commands, "eval", "score a specialist's greedy answers to a test set, as it is served", "evaluate.command"
+    )
     parser.add_argument("--model", default="smollm2", metavar="TEXT", help="the base model, as for icarus train")
     text = "the specialist's folder, or the name it is served by at --gateway (default: the base model)"
     parser.add_argument("--adapter", metavar="FOLDER", help=text)
@@ -130,7 +132,7 @@ def _add_bench(commands: _Commands) -> None:
     bench = _add(commands, "bench", "measure this machine: the engine, specialists, transfers, kernels, another server")
     benchmarks = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     for name, benchmark in BENCHMARKS.items():
-        parser = _add(benchmarks, name, benchmark.text, "bench")
+        parser = _add(benchmarks, name, benchmark.text, "bench.command")
         parser.set_defaults(benchmark=name)
         benchmark.add_flags(parser)
         parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
@@ -172,7 +174,7 @@ def _add_chat(commands: _Commands) -> None:
 
 
 def _add_doctor(commands: _Commands) -> None:
-    parser = _add(commands, "doctor", "check this machine, and a gateway if one is named", "doctor")
+    parser = _add(commands, "doctor", "check this machine, and a gateway if one is named", "doctor.command")
     text = "also check the gateway that listens here, and its workers"
     parser.add_argument("--gateway", "--address", metavar="HOST:PORT", help=text)
     text = "MiB to read when the path between two processes is measured (default: 256)"

@@ -1,0 +1,1 @@
+"""icarus bench agents: N specialists over growing conversations, shared against private."""

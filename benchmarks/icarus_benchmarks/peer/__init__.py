@@ -1,0 +1,1 @@
+"""icarus bench peer: the same work for Icarus and for vLLM on the same machine."""

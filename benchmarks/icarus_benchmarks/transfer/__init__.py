@@ -1,0 +1,1 @@
+"""icarus bench transfer: reads of blocks between two processes, against bare NIXL."""

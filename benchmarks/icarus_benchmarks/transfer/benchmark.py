@@ -1,0 +1,153 @@
+"""`icarus bench transfer`: one process reads another one's blocks, as workers do.
+
+Blocks scattered over both pools, in three ways that take turns: through the transfer thread, by a bare NIXL loop, and
+copied within this process (what memory allows). Each takes other blocks, so that nobody finds what another has just
+read. Medians.
+"""
+
+import ctypes
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from icarus.errors import IntegrityError, UnavailableError
+from icarus.transfer.nixl import NixlTransport
+from icarus.transfer.thread import TransferThread
+from icarus.transfer.transport import PoolRegion
+from icarus_benchmarks.percentiles import median
+from icarus_benchmarks.plot import Panel
+from icarus_benchmarks.report import Report, figures_table
+from icarus_benchmarks.transfer.bare_nixl import BareAgent
+from icarus_benchmarks.transfer.owner import pool_content
+
+_SEED = 5
+_TIMEOUT_SECONDS = 60.0
+_OURS, _BARE, _COPY = "transfer thread", "bare NIXL", "memcpy"
+
+Way = Callable[[Sequence[int], Sequence[int]], None]
+"""Gets remote blocks into local ones."""
+
+
+@dataclass(frozen=True)
+class TransferJob:
+    """What is measured."""
+
+    block_bytes: int
+    num_blocks: tuple[int, ...]
+    """Of a read."""
+    repetitions: int
+
+
+@dataclass(frozen=True)
+class TransferFigures:
+    """Reads of one size, in one way."""
+
+    way: str
+    num_blocks: int
+    seconds: float
+    bytes_per_second: float
+
+
+def run(job: TransferJob, progress: Callable[[str], None]) -> Report:
+    """Raises UnavailableError where the other process does not come up, IntegrityError where bytes differ."""
+    pool_blocks = 2 * max(job.num_blocks)
+    content = pool_content(pool_blocks, job.block_bytes, _SEED)
+    pool = np.zeros_like(content)
+    region = PoolRegion(pool.ctypes.data, job.block_bytes, pool_blocks, "cpu")
+    progress(f"two processes with {2 * content.nbytes / 2**20:.0f} MiB between them")
+    with _owner(pool_blocks, job.block_bytes) as (metadata, description):
+        thread = TransferThread(lambda: NixlTransport(region), _TIMEOUT_SECONDS, max_queued=8)
+        thread.start()
+        thread.connect("owner", metadata, pool_blocks).result(_TIMEOUT_SECONDS)
+        bare = BareAgent("benchmark-reader", region)
+        bare.connect(description)
+        ways = {_OURS: _through_thread(thread), _BARE: bare.read, _COPY: _copy(content, pool)}
+        figures = [each for count in job.num_blocks for each in _measure(job, count, ways, content, pool, progress)]
+        thread.stop()
+    return _report(job, figures)
+
+
+def _measure(
+    job: TransferJob,
+    count: int,
+    ways: dict[str, Way],
+    content: np.ndarray,
+    pool: np.ndarray,
+    progress: Callable[[str], None],
+) -> list[TransferFigures]:
+    progress(f"reads of {count} blocks")
+    order = np.random.default_rng(count)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repetition in range(job.repetitions + 1):
+        first = repetition % len(ways)
+        for name, way in [*ways.items()][first:] + [*ways.items()][:first]:
+            remote, local = (order.permutation(len(pool))[:count].tolist() for _ in range(2))
+            pool[local] = 0
+            started = time.perf_counter()
+            way(remote, local)
+            seconds[name].append(time.perf_counter() - started)
+            if not np.array_equal(pool[local], content[remote]):
+                raise IntegrityError(f"{name}: {count} blocks arrived with other bytes than they were sent with")
+    middles = {name: median(values[1:]) for name, values in seconds.items()}
+    size = count * job.block_bytes
+    return [TransferFigures(name, count, middle, size / middle) for name, middle in middles.items()]
+
+
+def _through_thread(thread: TransferThread) -> Way:
+    def read(remote: Sequence[int], local: Sequence[int]) -> None:
+        thread.read("owner", remote, local).result.result(_TIMEOUT_SECONDS)
+
+    return read
+
+
+def _copy(content: np.ndarray, pool: np.ndarray) -> Way:
+    size = pool.shape[1]
+
+    def copy(remote: Sequence[int], local: Sequence[int]) -> None:
+        for source, target in zip(remote, local, strict=True):
+            ctypes.memmove(pool.ctypes.data + target * size, content.ctypes.data + source * size, size)
+
+    return copy
+
+
+@contextmanager
+def _owner(num_blocks: int, block_bytes: int) -> Iterator[tuple[bytes, str]]:
+    """Its pool's transfer metadata and its bare agent's description."""
+    command = [sys.executable, "-m", "icarus_benchmarks.transfer.owner", *map(str, (num_blocks, block_bytes, _SEED))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        try:
+            metadata, description = process.stdout.readline().strip(), process.stdout.readline().strip()
+            if not description:
+                raise UnavailableError("the process that owns the blocks did not come up; see its message above")
+            yield bytes.fromhex(metadata), description
+        finally:
+            process.stdin.close()
+
+
+def _report(job: TransferJob, figures: Sequence[TransferFigures]) -> Report:
+    rates = {(each.way, each.num_blocks): each.bytes_per_second for each in figures}
+    rows = [
+        (
+            count,
+            count * job.block_bytes / 2**20,
+            *(rates[way, count] / 1e9 for way in (_OURS, _BARE, _COPY)),
+            rates[_OURS, count] / rates[_BARE, count],
+        )
+        for count in job.num_blocks
+    ]
+    columns = ("blocks", "MiB", *(f"{way} GB/s" for way in (_OURS, _BARE, _COPY)), "thread / bare")
+    lines = {way: [(count, rates[way, count] / 1e9) for count in job.num_blocks] for way in (_OURS, _BARE, _COPY)}
+    panel = Panel(f"reads of {job.block_bytes:,} bytes a block", "blocks", "GB/s", lines, log_x=True)
+    results = {
+        "reads": [dataclasses.asdict(each) for each in figures],
+        "thread_over_bare": {str(row[0]): row[-1] for row in rows},
+    }
+    title = "blocks of another process"
+    return Report("transfer", {"job": dataclasses.asdict(job)}, results, [figures_table(title, columns, rows)], [panel])

@@ -1,0 +1,1 @@
+"""The gRPC services: messages are checked, turned into plain values, and answered."""

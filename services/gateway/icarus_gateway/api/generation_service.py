@@ -1,0 +1,34 @@
+"""icarus.v1.GenerationService."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from icarus.v1 import generation_service_pb2 as pb
+from icarus.v1 import generation_service_pb2_grpc as pb_grpc
+from icarus_gateway.api.turn_call import parse_turn_call
+from icarus_gateway.api.validation import parse_content, parse_sampling, parse_tenant
+from icarus_gateway.sessions.conversations import Conversations
+from icarus_gateway.text.served_model import ServedModel
+from icarus_gateway.turns.events import event_to_wire
+
+
+class GenerationServicer(pb_grpc.GenerationServiceServicer):
+    def __init__(self, model: ServedModel, conversations: Conversations):
+        self._model = model
+        self._conversations = conversations
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+        turn = self._conversations.generate(
+            parse_turn_call(request),
+            request.model,
+            parse_content(request.content, self._model.vocab_size),
+            parse_sampling(request.sampling, self._model.eos_token_ids, self._model.vocab_size),
+        )
+        async with aclosing(turn) as events:
+            async for event in events:
+                yield pb.GenerateResponse(event=event_to_wire(event))
+
+    async def CancelTurn(self, request: pb.CancelTurnRequest, context: Any) -> pb.CancelTurnResponse:
+        self._conversations.cancel(parse_tenant(request.tenant), request.turn_id)
+        return pb.CancelTurnResponse()

@@ -1,0 +1,45 @@
+"""How a caller asks for a turn: under which id, and from which of its tokens on."""
+
+import hashlib
+from dataclasses import dataclass
+
+from icarus.errors import InvalidInputError
+from icarus.v1 import generation_service_pb2, session_service_pb2
+from icarus_gateway.api.validation import parse_tenant, parse_turn_id
+
+_HOW_TO_LISTEN = ("resume_from", "resumable")
+
+
+@dataclass(frozen=True)
+class TurnCall:
+    tenant: str
+    turn_id: str
+    fingerprint: bytes | None
+    """Of what is asked for, whoever listens and from where on. None where the caller gave no turn_id."""
+    resume_from: int
+    resumable: bool
+
+
+def parse_turn_call(
+    request: generation_service_pb2.GenerateRequest | session_service_pb2.GenerateTurnRequest,
+) -> TurnCall:
+    """Raises InvalidInputError for a name that is too long, a negative `resume_from`, and one without `turn_id`."""
+    tenant = parse_tenant(request.tenant)
+    if request.resume_from < 0:
+        raise InvalidInputError(f"resume_from is {request.resume_from}; it must be 0 or more")
+    if not request.turn_id and (request.resume_from or request.resumable):
+        raise InvalidInputError("resume_from and resumable need the turn_id of the turn")
+    fingerprint = _fingerprint(request, tenant) if request.turn_id else None
+    return TurnCall(tenant, parse_turn_id(request.turn_id), fingerprint, request.resume_from, request.resumable)
+
+
+def _fingerprint(
+    request: generation_service_pb2.GenerateRequest | session_service_pb2.GenerateTurnRequest, tenant: str
+) -> bytes:
+    same = type(request).FromString(request.SerializeToString())
+    same.tenant = tenant
+    for field in _HOW_TO_LISTEN:
+        same.ClearField(field)
+    return hashlib.sha256(
+        same.DESCRIPTOR.full_name.encode() + b"\0" + same.SerializeToString(deterministic=True)
+    ).digest()

@@ -1,0 +1,1 @@
+"""The workers: who is there, what they hold, and which of them gets a turn."""

@@ -1,0 +1,117 @@
+"""Which workers take a turn, from who is there, what they have loaded and what they hold."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from icarus.cache.hashing import block_hashes, root_hash
+from icarus.cache.index import PrefixIndex
+from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, UnavailableError
+from icarus.types import AdapterInfo, AdapterMode, BlockSource, Role, WorkerId
+from icarus_gateway.cluster.placement import Candidate, Weights, place, rank_sources
+from icarus_gateway.cluster.workers import Worker, WorkerTable
+
+
+@dataclass(frozen=True)
+class Route:
+    """Who serves one attempt at a turn, and who may have blocks of its prompt."""
+
+    decode: Worker
+    prefill: Worker | None
+    decode_sources: tuple[BlockSource, ...]
+    prefill_sources: tuple[BlockSource, ...]
+
+
+class Router:
+    """Picks workers. `base_model` is the name of the model that needs no adapter."""
+
+    def __init__(
+        self,
+        workers: WorkerTable,
+        index: PrefixIndex,
+        base_model: str,
+        weights: Weights,
+    ):
+        self._workers = workers
+        self._index = index
+        self._base_model = base_model
+        self._weights = weights
+
+    def adapter(self, model: str) -> AdapterInfo | None:
+        """The specialist of that name; None for the base model.
+
+        Raises NotFoundError naming what there is, UnavailableError where no decode worker is there to ask.
+        """
+        if model == self._base_model:
+            return None
+        for worker in self._workers.require_live(Role.DECODE):
+            if model in worker.adapters:
+                return worker.adapters[model]
+        known = ", ".join([self._base_model, *sorted(self._workers.adapters())])
+        raise NotFoundError(f"model {model!r} is not here; there are: {known}")
+
+    def route(
+        self, tenant: str, token_ids: Sequence[int], adapter: AdapterInfo | None, excluded: Collection[str] = ()
+    ) -> Route:
+        """Picks workers for a prompt, those of `excluded` (instance ids) left out.
+
+        Raises UnavailableError where no decode worker is left that has the adapter, FailedPreconditionError where its
+        name stands for other weights by now.
+        """
+        decoders = [w for w in self._workers.require_live(Role.DECODE) if _can_serve(w, adapter, excluded)]
+        if not decoders:
+            raise self._nobody(adapter)
+        private = adapter if adapter is not None and adapter.mode is AdapterMode.PRIVATE else None
+        prefillers = [w for w in self._workers.live(Role.PREFILL) if _can_serve(w, private, excluded)]
+        block_size = decoders[0].info.block_size
+        root = root_hash(decoders[0].info.cache_fingerprint, tenant, private.digest if private else "")
+        live = {worker.worker_id: worker for worker in self._workers.live()}
+        matched = self._index.match(block_hashes(root, token_ids, block_size))
+        num_blocks = {worker_id: count for worker_id, count in matched.items() if worker_id in live}
+        placement = place(
+            len(token_ids),
+            {worker_id: count * block_size for worker_id, count in num_blocks.items()},
+            [_candidate(worker, adapter) for worker in decoders],
+            [_candidate(worker, private) for worker in prefillers],
+            self._weights,
+        )
+
+        def sources(reader: WorkerId) -> tuple[BlockSource, ...]:
+            ranked = rank_sources(num_blocks, reader)
+            return tuple(BlockSource(name, live[name].info.address, num_blocks[name]) for name in ranked)
+
+        return Route(
+            decode=live[placement.decode],
+            prefill=live[placement.prefill] if placement.prefill else None,
+            decode_sources=sources(placement.decode),
+            prefill_sources=sources(placement.prefill) if placement.prefill else (),
+        )
+
+    def _nobody(self, adapter: AdapterInfo | None) -> IcarusError:
+        held = self._workers.adapters().get(adapter.name) if adapter else None
+        if adapter and held and held.digest != adapter.digest:
+            return FailedPreconditionError(
+                f"adapter {adapter.name!r} was replaced: no worker that is left has the weights that the turn began "
+                f"with (digest {adapter.digest}); ask again for an answer by the new ones (digest {held.digest})"
+            )
+        name = adapter.name if adapter else self._base_model
+        return UnavailableError(f"no decode worker that serves {name!r} can be reached now; try again")
+
+
+def _can_serve(worker: Worker, adapter: AdapterInfo | None, excluded: Collection[str]) -> bool:
+    """By digest: a turn keeps the weights that it began with, whatever the name means by now."""
+    if worker.info.instance_id in excluded:
+        return False
+    if adapter is None:
+        return True
+    loaded = worker.adapters.get(adapter.name)
+    return loaded is not None and (loaded.digest, loaded.mode) == (adapter.digest, adapter.mode)
+
+
+def _candidate(worker: Worker, adapter: AdapterInfo | None) -> Candidate:
+    """`adapter`: the one whose weights the turn needs on this worker."""
+    return Candidate(
+        worker_id=worker.worker_id,
+        load=worker.load,
+        available_tokens=worker.available_blocks * worker.info.block_size,
+        resident=adapter is None or worker.adapters[adapter.name].resident,
+    )

@@ -1,0 +1,1 @@
+"""Conversations: a history of token ids that agents share, and the turns that extend it."""

@@ -1,0 +1,123 @@
+"""What callers do with sessions and prompts: content in, a driven turn out, the history kept right."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from icarus.rpc.logs import bind_log_fields
+from icarus_gateway.api.content import Content
+from icarus_gateway.api.turn_call import TurnCall
+from icarus_gateway.api.validation import Sampling, check_length
+from icarus_gateway.sessions.history import History
+from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
+from icarus_gateway.text.prompt import append, open_answer, stateless_prompt
+from icarus_gateway.text.served_model import ServedModel
+from icarus_gateway.turns.driver import TurnDriver
+from icarus_gateway.turns.events import Delta, TurnEvent, TurnRequest
+from icarus_gateway.turns.runs import TurnKey, TurnRuns
+
+
+class Conversations:
+    """Turns on sessions and without one. Input has been checked by itself, not yet against a history's length."""
+
+    def __init__(self, model: ServedModel, store: SessionStore, driver: TurnDriver, runs: TurnRuns):
+        self._model = model
+        self._store = store
+        self._driver = driver
+        self._runs = runs
+        self.num_forked = 0
+
+    def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
+        history = History() if content is None else append(self._model, History(), content)
+        self._check_history(history)
+        return self._store.create(tenant, history, ttl_seconds)
+
+    def append(self, tenant: str, session_id: str, content: Content) -> tuple[int, int]:
+        """(tokens appended, tokens in the history now). Raises ConflictError while a turn is under way."""
+        with self._store.hold(tenant, session_id) as session:
+            before = len(session.history.token_ids)
+            history = append(self._model, session.history, content)
+            self._check_history(history)
+            session.commit(history)
+            return len(history.token_ids) - before, len(history.token_ids)
+
+    def fork(self, tenant: str, session_id: str, num_tokens: int | None) -> Session:
+        """A session of its own, with the same ttl. A turn under way is not part of it."""
+        session = self._store.get(tenant, session_id)
+        history = session.history if num_tokens is None else session.history.first(num_tokens)
+        fork = self._store.create(tenant, history, session.ttl_seconds)
+        self.num_forked += 1
+        return fork
+
+    def get(self, tenant: str, session_id: str) -> Session:
+        return self._store.get(tenant, session_id)
+
+    def list(self, tenant: str, after: int, limit: int) -> SessionPage:
+        return self._store.list(tenant, after, limit)
+
+    def delete(self, tenant: str, session_id: str) -> None:
+        self._store.delete(tenant, session_id)
+
+    def generate_turn(
+        self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
+    ) -> AsyncGenerator[TurnEvent]:
+        """The history grows when the turn's End comes, just before it is yielded; otherwise it stays as it was."""
+        return self._watch(call, session_id, lambda: self._turn_of_session(call, session_id, model, content, sampling))
+
+    def generate(self, call: TurnCall, model: str, content: Content, sampling: Sampling) -> AsyncGenerator[TurnEvent]:
+        return self._watch(call, "", lambda: self._turn(call, model, content, sampling))
+
+    def cancel(self, tenant: str, turn_id: str) -> None:
+        """Ends a turn, if it is under way, however many listen."""
+        self._runs.cancel(tenant, turn_id)
+
+    async def _watch(
+        self, call: TurnCall, session_id: str, source: Callable[[], AsyncGenerator[TurnEvent]]
+    ) -> AsyncGenerator[TurnEvent]:
+        bind_log_fields(turn=call.turn_id, session=session_id)
+        if call.fingerprint is None:
+            run = self._runs.start(source())
+        else:
+            key = TurnKey(call.tenant, call.turn_id, call.fingerprint)
+            run = await self._runs.find_or_start(key, source, call.resume_from)
+        async with aclosing(run.watch(call.resume_from, call.resumable)) as events:
+            async for event in events:
+                yield event
+
+    async def _turn_of_session(
+        self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
+    ) -> AsyncGenerator[TurnEvent]:
+        with self._store.hold(call.tenant, session_id) as session:
+            history = session.history if content is None else append(self._model, session.history, content)
+            history = open_answer(self._model, history)
+            self._check_turn(history.token_ids, sampling)
+            request = TurnRequest(
+                call.tenant, call.turn_id, model, history.token_ids, sampling, session_id, history.mark
+            )
+            output: list[int] = []
+            async with aclosing(self._driver.run(request)) as events:
+                async for event in events:
+                    if isinstance(event, Delta):
+                        output += event.token_ids
+                    else:
+                        longer = history.extended(output, finishes_turn=True)
+                        session.commit(replace(longer, mark=event.mark))
+                    yield event
+
+    async def _turn(
+        self, call: TurnCall, model: str, content: Content, sampling: Sampling
+    ) -> AsyncGenerator[TurnEvent]:
+        prompt = stateless_prompt(self._model, content)
+        self._check_turn(prompt, sampling)
+        request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling)
+        async with aclosing(self._driver.run(request)) as events:
+            async for event in events:
+                yield event
+
+    def _check_turn(self, prompt: tuple[int, ...], sampling: Sampling) -> None:
+        check_length(len(prompt), sampling.params.max_tokens, self._model.context_length)
+
+    def _check_history(self, history: History) -> None:
+        """A history that leaves no room for a single answer token is of no use."""
+        if history.token_ids:
+            check_length(len(history.token_ids), 1, self._model.context_length)

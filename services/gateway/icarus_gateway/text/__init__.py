@@ -1,0 +1,1 @@
+"""Text and token ids: the tokenizer, the chat template, prompts, stop strings."""

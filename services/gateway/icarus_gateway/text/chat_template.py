@@ -1,0 +1,194 @@
+"""Chat templates: the whole conversation at once, or what new messages add to it (docs/sessions.md, "Append-only")."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+
+from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
+from icarus_gateway.text.model_files import read_json, special_tokens
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    role: str
+    content: str
+
+
+# The fixed conversation that deltas are rendered against: whatever a template puts in front of everything (BOS, a
+# default system turn) goes there and is cut off again.
+_USER = ChatMessage("user", "icarus-dummy-question")
+_ASSISTANT = ChatMessage("assistant", "icarus-dummy-answer")
+
+
+class ChatTemplate:
+    """A model's template, as text.
+
+    `delta_problem` is None where the template can render deltas, and else says why it cannot: `split`, `closing` and
+    `generation_prompt` then raise FailedPreconditionError. `system_problem` says the same of conversations that begin
+    with a system message.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None):
+        """Raises ConfigError where `source` is not a template."""
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ConfigError(f"the model's chat template is not valid: {error}") from None
+        self._special_tokens = dict(special_tokens or {})
+        self._closing = self._generation_prompt = ""
+        self.answer_gap = ""
+        """White space that the template puts before an answer; the model writes it itself."""
+        self.system_problem: str | None = None
+        self.delta_problem = self._find_delta_problem()
+
+    def full(self, messages: Sequence[ChatMessage], generation_prompt: bool = False) -> str:
+        """The whole conversation, from its very beginning. Raises InvalidInputError where the template objects."""
+        try:
+            return self._render(messages, generation_prompt)
+        except _RENDER_ERRORS as error:
+            raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
+
+    def first(self, messages: Sequence[ChatMessage]) -> str:
+        """The beginning of a session: as `full`, if deltas can follow it."""
+        self._require_deltas()
+        if self.system_problem and any(message.role == "system" for message in messages):
+            raise FailedPreconditionError(
+                f"the model's chat template takes no system message in sessions: {self.system_problem}; "
+                "put the text into a user's message, or use the stateless call"
+            )
+        return self.full(messages)
+
+    def delta(self, messages: Sequence[ChatMessage]) -> str:
+        """What `messages` add to a conversation whose last turn is closed."""
+        return self.split(messages)[1]
+
+    def split(self, messages: Sequence[ChatMessage]) -> tuple[str, str]:
+        """(a dummy conversation, what `messages` add to it). Raises InvalidInputError where they cannot follow one."""
+        self._require_deltas()
+        try:
+            return self._split(messages)
+        except _RENDER_ERRORS as error:
+            raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
+
+    @property
+    def closing(self) -> str:
+        """What ends an assistant's turn, after its content."""
+        self._require_deltas()
+        return self._closing
+
+    @property
+    def generation_prompt(self) -> str:
+        """What opens the assistant's turn."""
+        self._require_deltas()
+        return self._generation_prompt
+
+    def _require_deltas(self) -> None:
+        if self.delta_problem:
+            raise sessions_error(self.delta_problem)
+
+    def _render(self, messages: Sequence[ChatMessage], generation_prompt: bool = False) -> str:
+        return self._template.render(
+            messages=[{"role": message.role, "content": message.content} for message in messages],
+            add_generation_prompt=generation_prompt,
+            **self._special_tokens,
+        )
+
+    def _split(self, messages: Sequence[ChatMessage]) -> tuple[str, str]:
+        if messages[0].role == "assistant":  # for templates that insist on alternation
+            before, whole = self._render([_USER]), self._render([_USER, *messages])
+        else:
+            whole = self._render([_USER, _ASSISTANT, *messages])
+            before = "".join(whole.partition(_ASSISTANT.content)[:2]) + self._closing
+        if not whole.startswith(before):
+            roles = ", ".join(message.role for message in messages)
+            raise ValueError(f"messages of these roles cannot be appended to a conversation: {roles}")
+        return before, whole[len(before) :]
+
+    def _find_delta_problem(self) -> str | None:
+        try:
+            asked, answered = self._render([_USER]), self._render([_USER, _ASSISTANT])
+            prompted = self._render([_USER], generation_prompt=True)
+        except _RENDER_ERRORS as error:
+            return f"it refuses a plain question and answer ({error})"
+        if not prompted.startswith(asked):
+            return "its generation prompt changes what comes before"
+        if _ASSISTANT.content not in answered:
+            return "it drops an assistant's content"
+        self._generation_prompt = prompted[len(asked) :]
+        self._closing = answered.rpartition(_ASSISTANT.content)[2]
+        try:
+            if problem := self._compare_with_full([_USER]):
+                return problem
+        except _RENDER_ERRORS as error:
+            return f"it refuses a second question ({error})"
+        self._find_system_problem()
+        return None
+
+    def _find_system_problem(self) -> None:
+        try:
+            self.system_problem = self._compare_with_full([ChatMessage("system", "rules"), _USER])
+        except _RENDER_ERRORS:  # a model without system turns; who sends one is told then
+            self.system_problem = None
+
+    def _compare_with_full(self, start: Sequence[ChatMessage]) -> str | None:
+        """Plays a conversation piece by piece and compares with rendering it whole."""
+        answer, follow_up = ChatMessage("assistant", "some answer"), ChatMessage("user", "second question")
+        whole = self._render([*start, answer, follow_up], generation_prompt=True)
+        pieces = self._render(start) + self._generation_prompt
+        if not whole.startswith(pieces):
+            return "later messages change how earlier ones are rendered"
+        gap = whole[len(pieces) :].partition(answer.content)[0]
+        if gap.strip():
+            return "an answer after its generation prompt is not what it renders for that answer"
+        self.answer_gap = gap
+        pieces += gap + answer.content + self._closing + self._split([follow_up])[1] + self._generation_prompt
+        return None if pieces == whole else "later messages change how earlier ones are rendered"
+
+
+def sessions_error(problem: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"the model's chat template does not work for sessions: {problem}; use text or token ids, or the stateless call"
+    )
+
+
+class _TemplateRefusal(jinja2.TemplateError):
+    """The template called `raise_exception`."""
+
+
+_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def refuse(message: str) -> None:
+        raise _TemplateRefusal(message)
+
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    return environment
+
+
+def load_chat_template(folder: Path) -> ChatTemplate | None:
+    """The template of a model's folder: chat_template.jinja, else tokenizer_config.json. None where there is none."""
+    config = read_json(folder / "tokenizer_config.json")
+    jinja_file = folder / "chat_template.jinja"
+    source = jinja_file.read_text(encoding="utf-8") if jinja_file.is_file() else _pick(config.get("chat_template"))
+    return None if source is None else ChatTemplate(source, special_tokens(folder))
+
+
+def _pick(entry: Any) -> str | None:
+    """A template given as text, or as a list of named ones."""
+    if isinstance(entry, list):
+        named = {item["name"]: item["template"] for item in entry}
+        return named.get("default") or next(iter(named.values()), None)
+    return entry

@@ -1,0 +1,67 @@
+"""From content to token ids: what a history grows by."""
+
+from icarus.errors import FailedPreconditionError, InvalidInputError
+from icarus_gateway.api.content import Content, Messages, Text
+from icarus_gateway.sessions.history import History
+from icarus_gateway.text.chat_tokens import ChatTokens
+from icarus_gateway.text.served_model import ServedModel
+
+
+def stateless_prompt(model: ServedModel, content: Content) -> tuple[int, ...]:
+    """The prompt of a call without a session; messages end with the generation prompt."""
+    _require_short(model, content)
+    if isinstance(content, Messages):
+        return _chat(model).full(content.messages, generation_prompt=True)
+    return _verbatim(model, content, begin=True)
+
+
+def append(model: ServedModel, history: History, content: Content) -> History:
+    """The history with `content` at its end. Earlier tokens stay as they are; messages add the template's delta."""
+    _require_short(model, content)
+    if not isinstance(content, Messages):
+        return history.extended(_verbatim(model, content, begin=not history.token_ids))
+    chat = _chat(model)
+    if not history.token_ids:
+        return history.extended(chat.first(content.messages), after_messages=True)
+    if history.end.answer_open:
+        history = _close_answer(history, chat.closing)
+    return history.extended(chat.delta(content.messages), after_messages=True)
+
+
+def open_answer(model: ServedModel, history: History) -> History:
+    """The history that the model answers: after messages, with the generation prompt."""
+    if not history.end.after_messages:
+        return history
+    return history.extended(_chat(model).generation_prompt, answer_open=True)
+
+
+def _close_answer(history: History, closing: tuple[int, ...]) -> History:
+    """Adds what the template puts after an answer, less what the history ends with already."""
+    end = history.token_ids[-len(closing) :] if closing else ()
+    present = next(n for n in range(len(closing), -1, -1) if end[len(end) - n :] == closing[:n])
+    return history.extended(closing[present:], answer_open=False)
+
+
+def _require_short(model: ServedModel, content: Content) -> None:
+    """Raises InvalidInputError for text that cannot fit the context. It is counted before it is tokenised, which takes
+    a second for a megabyte and keeps every other call waiting."""
+    texts = [message.content for message in content.messages] if isinstance(content, Messages) else []
+    length = len(content.text) if isinstance(content, Text) else sum(map(len, texts))
+    most = model.context_length * model.tokenizer.longest_token
+    if length > most:
+        raise InvalidInputError(
+            f"content has {length} characters, and a context of {model.context_length} tokens {most} at the very most"
+        )
+
+
+def _verbatim(model: ServedModel, content: Content, begin: bool) -> tuple[int, ...]:
+    assert not isinstance(content, Messages)
+    if isinstance(content, Text):
+        return tuple(model.tokenizer.encode(content.text, begin))
+    return content.token_ids
+
+
+def _chat(model: ServedModel) -> ChatTokens:
+    if model.chat is None:
+        raise FailedPreconditionError(f"model {model.name!r} has no chat template; send text or token ids")
+    return model.chat

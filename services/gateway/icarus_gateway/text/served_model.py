@@ -1,0 +1,51 @@
+"""The base model as the gateway sees it: names and numbers, tokenizer, template. No weights."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from icarus.model.config import ModelConfig
+from icarus_gateway.text.chat_template import ChatTemplate, load_chat_template
+from icarus_gateway.text.chat_tokens import ChatTokens
+from icarus_gateway.text.model_files import read_json, special_tokens
+from icarus_gateway.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    name: str
+    vocab_size: int
+    context_length: int
+    eos_token_ids: frozenset[int]
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    @cached_property
+    def chat(self) -> ChatTokens | None:
+        """None for a model without a chat template."""
+        return None if self.template is None else ChatTokens(self.template, self.tokenizer)
+
+
+def load_served_model(folder: Path, name: str) -> ServedModel:
+    """Raises ConfigError where the folder lacks something or the architecture is not supported."""
+    config = ModelConfig.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    return ServedModel(
+        name=name,
+        vocab_size=config.vocab_size,
+        context_length=config.context_length,
+        eos_token_ids=_eos_token_ids(folder, tokenizer),
+        tokenizer=tokenizer,
+        template=load_chat_template(folder),
+    )
+
+
+def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Of generation_config.json, config.json and the tokenizer's own `eos_token` together."""
+    found: set[int] = set()
+    for file in ("generation_config.json", "config.json"):
+        entry = read_json(folder / file).get("eos_token_id")
+        found.update([entry] if isinstance(entry, int) else entry or ())
+    eos = special_tokens(folder).get("eos_token")
+    eos_id = tokenizer.id_of(eos) if eos else None
+    return frozenset(found if eos_id is None else found | {eos_id})

@@ -1,0 +1,1 @@
+"""One turn from its request to its end: reserve, prefill, decode, and again elsewhere if a worker dies."""

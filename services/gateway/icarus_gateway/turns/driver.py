@@ -1,0 +1,167 @@
+"""Drives one turn over the workers, from routing to its end, over the death of a worker if need be."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError, UnavailableError
+from icarus.rpc.messages import sampling_to_wire, source_to_wire
+from icarus.rpc.model_labels import ModelLabels
+from icarus.worker.v1 import decode_service_pb2 as decode_pb
+from icarus_gateway.cluster.block_reports import BlockReports
+from icarus_gateway.cluster.routing import Route, Router
+from icarus_gateway.cluster.workers import Worker, WorkerTable
+from icarus_gateway.metrics import GatewayMetrics
+from icarus_gateway.text.stop_strings import OutputText
+from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer
+from icarus_gateway.turns.decode_call import DecodeCall
+from icarus_gateway.turns.events import End, TurnEvent, TurnRequest
+from icarus_gateway.turns.meter import TurnMeter, measured
+from icarus_gateway.turns.prefill_stage import PrefillStage
+from icarus_gateway.turns.progress import TurnProgress
+from icarus_gateway.turns.staged_lease import StagedLease
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+_INDEX_WAIT_SECONDS = 0.2
+
+
+class TurnDriver:
+    """Runs turns."""
+
+    def __init__(
+        self,
+        workers: WorkerTable,
+        reports: BlockReports,
+        router: Router,
+        tokenizer: Tokenizer,
+        prefill_stage: PrefillStage,
+        metrics: GatewayMetrics,
+        labels: ModelLabels,
+    ):
+        self._workers = workers
+        self._reports = reports
+        self._router = router
+        self._tokenizer = tokenizer
+        self._prefill_stage = prefill_stage
+        self._metrics = metrics
+        self._labels = labels
+
+    async def run(self, request: TurnRequest) -> AsyncGenerator[TurnEvent]:
+        """Deltas, then one End. Closing the iterator cancels the turn everywhere.
+
+        A worker that cannot be reached or has no room is replaced by another, which goes on after the tokens so far.
+        Raises NotFoundError for an unknown model, OverloadedError, UnavailableError, and what the worker raised.
+        """
+        with measured(self._metrics, self._labels, request) as meter:
+            async with aclosing(self._run(request, meter)) as events:
+                async for event in events:
+                    if isinstance(event, End):
+                        meter.finished(event.reason)
+                    yield event
+
+    async def _run(self, request: TurnRequest, meter: TurnMeter) -> AsyncGenerator[TurnEvent]:
+        adapter = self._router.adapter(request.model)
+        if request.after is not None:
+            await self._reports.wait_for(request.after.worker_id, request.after.sequence, _INDEX_WAIT_SECONDS)
+        sampling = request.sampling
+        text = OutputText(Detokenizer(self._tokenizer, request.prompt), sampling.stop, sampling.params.min_tokens)
+        progress = TurnProgress(request, adapter, text, meter)
+        failure: IcarusError | None = None
+        while True:
+            route = self._route(progress, failure)
+            meter.placed(route)
+            if failure is not None:
+                meter.redispatched(failure)
+            try:
+                async with aclosing(self._attempt(progress, route)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except (UnavailableError, OverloadedError, NotFoundError, FailedPreconditionError) as error:
+                failure = error  # the last two: the worker does not have the adapter's weights any more
+            if progress.reason() is not None:  # only the word that it is over got lost
+                for event in progress.end(route, finished=None):
+                    yield event
+                return
+            if not (isinstance(failure, NotFoundError) and await self._renew_adapter(progress, route.decode)):
+                self._leave_out(progress, route.decode, failure)
+
+    def _route(self, progress: TurnProgress, failure: IcarusError | None) -> Route:
+        """`failure` is what the last attempt failed with: raised where nobody else can take the turn."""
+        request = progress.request
+        try:
+            route = self._router.route(
+                request.tenant, (*request.prompt, *progress.output), progress.adapter, excluded=progress.tried
+            )
+        except UnavailableError as error:
+            raise failure or error from None
+        names = {"decode": route.decode.worker_id, "prefill": route.prefill.worker_id if route.prefill else ""}
+        log.debug("turn routed", extra=names)
+        return route
+
+    async def _renew_adapter(self, progress: TurnProgress, worker: Worker) -> bool:
+        """Looks up what the adapter's name stands for by now; once, and only before the turn's first token.
+
+        False where that is what it stood for. Raises NotFoundError where nobody has it any more.
+        """
+        if progress.adapter is None or progress.output or progress.renewed:
+            return False
+        progress.renewed = True
+        await self._workers.next_heartbeat(worker)
+        before, progress.adapter = progress.adapter, self._router.adapter(progress.request.model)
+        return progress.adapter is not None and progress.adapter.digest != before.digest
+
+    def _leave_out(self, progress: TurnProgress, worker: Worker, failure: IcarusError) -> None:
+        """Leaves the worker out of further attempts; raises `failure` when there were enough."""
+        progress.tried.add(worker.info.instance_id)
+        if isinstance(failure, UnavailableError):
+            worker.failed = True
+        if len(progress.tried) >= MAX_ATTEMPTS:
+            raise failure
+        log.warning("attempt failed", extra={"worker": worker.worker_id, "reason": str(failure)})
+
+    async def _attempt(self, progress: TurnProgress, route: Route) -> AsyncGenerator[TurnEvent]:
+        worker = route.decode
+        progress.num_resumed = len(progress.output)
+        call = DecodeCall(self._workers, worker)
+        with self._workers.assigned(worker), StagedLease() as lease:
+            async with call:
+                await call.send(decode_pb.DecodeRequest(begin=_begin(progress, route)))
+                if route.prefill is not None:
+                    await self._prefill_stage.run(progress, route, call, lease)
+                finishing = False
+                while True:
+                    message = await call.read()
+                    lease.taken_over()
+                    if message.HasField("finished"):
+                        await call.close()
+                        break
+                    if message.HasField("reserved"):
+                        progress.meter.reserved()
+                    if message.HasField("prompt"):
+                        progress.learn_sources(message.prompt)
+                    for delta in progress.take(message.tokens):
+                        yield delta
+                    if progress.text.stopped and not finishing:
+                        finishing = True
+                        await call.send(decode_pb.DecodeRequest(finish=decode_pb.FinishTurn()))
+        for event in progress.end(route, message.finished):
+            yield event
+
+
+def _begin(progress: TurnProgress, route: Route) -> decode_pb.BeginTurn:
+    request = progress.request
+    return decode_pb.BeginTurn(
+        tenant=request.tenant,
+        turn_id=request.turn_id,
+        session_id=request.session_id,
+        token_ids=(*request.prompt, *progress.output),
+        num_output_tokens=len(progress.output),
+        adapter=progress.adapter.name if progress.adapter else "",
+        adapter_digest=progress.adapter.digest if progress.adapter else "",
+        sampling=sampling_to_wire(request.sampling.params),
+        sources=[source_to_wire(source) for source in route.decode_sources],
+        await_prefill=route.prefill is not None,
+    )

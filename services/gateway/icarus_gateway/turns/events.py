@@ -1,0 +1,79 @@
+"""What a turn is made of, from the request to its end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from icarus.rpc.messages import finish_reason_to_wire, logprobs_to_wire, usage_to_wire
+from icarus.types import FinishReason, TokenLogprobs, Usage, WorkerId
+from icarus.v1 import generation_pb2
+from icarus_gateway.api.validation import Sampling
+from icarus_gateway.sessions.history import BlockMark
+
+
+@dataclass(frozen=True)
+class TurnRequest:
+    """A turn whose input was checked."""
+
+    tenant: str
+    turn_id: str
+    model: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    session_id: str = ""
+    after: BlockMark | None = None
+    """Where the session's last turn left its blocks."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New tokens, and the text that is certain by now.
+
+    A turn makes one delta a token, and at most one without a token, at its end; `join` makes one of several.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One entry a token where they were asked for."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The turn is over."""
+
+    reason: FinishReason
+    usage: Usage
+    seed: int
+    decode_worker: WorkerId
+    prefill_worker: WorkerId | None
+    mark: BlockMark | None
+    """Unknown where the worker died after its last token."""
+
+
+TurnEvent = Delta | End
+
+
+def join(deltas: Sequence[Delta]) -> Delta:
+    """One delta of several that follow each other."""
+    return Delta(
+        tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        "".join(delta.text for delta in deltas),
+        tuple(entry for delta in deltas for entry in delta.logprobs),
+    )
+
+
+def event_to_wire(event: TurnEvent) -> generation_pb2.TurnEvent:
+    if isinstance(event, Delta):
+        logprobs = map(logprobs_to_wire, event.logprobs)
+        return generation_pb2.TurnEvent(
+            delta=generation_pb2.TurnDelta(token_ids=event.token_ids, text=event.text, logprobs=logprobs)
+        )
+    route = generation_pb2.Route(decode_worker=event.decode_worker, prefill_worker=event.prefill_worker)
+    return generation_pb2.TurnEvent(
+        finished=generation_pb2.TurnFinished(
+            finish_reason=finish_reason_to_wire(event.reason),
+            usage=usage_to_wire(event.usage),
+            route=route,
+            seed=event.seed,
+        )
+    )

@@ -1,0 +1,209 @@
+"""Turns that run whether or not somebody listens: each in a task of its own, found again by its turn id."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from icarus.errors import AlreadyExistsError, ConflictError, InvalidInputError, NotFoundError
+from icarus_gateway.turns.events import Delta, End, TurnEvent, join
+
+
+@dataclass(frozen=True)
+class TurnKey:
+    """Which turn a caller means, and what it asked for: the same id with another request is a mistake."""
+
+    tenant: str
+    turn_id: str
+    fingerprint: bytes
+
+
+class TurnRun:
+    """One turn under way or done. It keeps all its events; whoever watches reads them from any token on.
+
+    When its last watcher leaves, an unfinished turn is cancelled: at once, or `grace_seconds` later where one of its
+    watchers asked for a resumable turn.
+    """
+
+    def __init__(self, source: AsyncGenerator[TurnEvent], grace_seconds: float):
+        self.error: BaseException | None = None
+        self.end: End | None = None
+        self._deltas: list[Delta] = []
+        """One token each."""
+        self._rest = ""
+        """Text that came after the last token."""
+        self._grace_seconds = grace_seconds
+        self._resumable = False
+        self._cancel_requested = False
+        self._num_watchers = 0
+        self._grace: asyncio.TimerHandle | None = None
+        self._news = asyncio.Event()
+        self.task = asyncio.create_task(self._run(source))
+        self.task.add_done_callback(self._finished)
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
+
+    @property
+    def cancelling(self) -> bool:
+        """Cancelled, and not done with it."""
+        return self._cancel_requested and not self.task.done()
+
+    async def _run(self, source: AsyncGenerator[TurnEvent]) -> None:
+        """The end is told once the source has returned: whoever hears of it finds its session free."""
+        end: End | None = None
+        async with aclosing(source):
+            async for event in source:
+                if isinstance(event, End):
+                    end = event
+                elif event.token_ids:
+                    self._deltas.append(event)
+                    self._tell()
+                else:
+                    self._rest += event.text
+        self.end = end
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        if task.cancelled():
+            self.error = ConflictError("the turn was cancelled; ask again")
+        else:
+            self.error = task.exception()
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def watch(self, resume_from: int, resumable: bool) -> AsyncGenerator[TurnEvent]:
+        """The turn's events from output token `resume_from` on; tokens that have come meanwhile are one delta.
+
+        Raises what the turn raised, and InvalidInputError where it ends before `resume_from`.
+        """
+        self._enter(resumable)
+        try:
+            num_sent = resume_from
+            while True:
+                news = self._news
+                if new := self._deltas[num_sent:]:
+                    num_sent += len(new)
+                    yield join(new)
+                elif not self.task.done() or (self.error is None and self.end is None):
+                    await news.wait()
+                else:
+                    break
+            if self.error is not None:
+                raise self.error
+            if resume_from > len(self._deltas):
+                raise InvalidInputError(
+                    f"resume_from is {resume_from}, but the turn has {len(self._deltas)} output tokens"
+                )
+            if self._rest:
+                yield Delta((), self._rest)
+            assert self.end is not None
+            yield self.end
+        finally:
+            self._leave()
+
+    def _enter(self, resumable: bool) -> None:
+        self._num_watchers += 1
+        self._resumable |= resumable
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+
+    def _leave(self) -> None:
+        self._num_watchers -= 1
+        if self._num_watchers or self.task.done():
+            return
+        if self._resumable and self._grace_seconds > 0:
+            self._grace = asyncio.get_running_loop().call_later(self._grace_seconds, self.cancel)
+        else:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Ends the turn, whoever watches it."""
+        self._cancel_requested = True
+        self.task.cancel()
+
+
+@dataclass
+class _Record:
+    fingerprint: bytes
+    run: TurnRun
+    forget: asyncio.TimerHandle | None = None
+
+
+class TurnRuns:
+    """The turns that can be found by their id. A turn that failed or was cancelled is forgotten: its id is free again.
+
+    A finished turn is remembered for `keep_seconds`, and at most `max_kept` of a tenant are, the latest ones.
+    """
+
+    def __init__(self, max_kept: int, keep_seconds: float, grace_seconds: float):
+        self._max_kept = max_kept
+        self._keep_seconds = keep_seconds
+        self._grace_seconds = grace_seconds
+        self._running: dict[tuple[str, str], _Record] = {}
+        self._kept: dict[str, OrderedDict[str, _Record]] = {}
+        """Finished turns by tenant, oldest first."""
+
+    def start(self, source: AsyncGenerator[TurnEvent]) -> TurnRun:
+        """A turn that nobody can name."""
+        return TurnRun(source, 0.0)
+
+    async def find_or_start(
+        self, key: TurnKey, source: Callable[[], AsyncGenerator[TurnEvent]], resume_from: int
+    ) -> TurnRun:
+        """The turn of this id, or a new one. Waits for one that is being cancelled.
+
+        Raises AlreadyExistsError where the id belongs to another request, and NotFoundError where there is no such turn
+        to resume: a second one would not be the same.
+        """
+        name = (key.tenant, key.turn_id)
+        while (record := self._find(name)) is not None and record.run.cancelling:
+            await asyncio.wait((record.run.task,))
+        if record is None:
+            if resume_from > 0:
+                raise NotFoundError(
+                    f"turn {key.turn_id!r} is not known here, or not any more: it cannot be resumed from token "
+                    f"{resume_from}; look at the session's history, or ask again under a new turn_id"
+                )
+            record = _Record(key.fingerprint, TurnRun(source(), self._grace_seconds))
+            self._running[name] = record
+            record.run.task.add_done_callback(lambda _: self._ended(name, record))
+        elif record.fingerprint != key.fingerprint:
+            raise AlreadyExistsError(
+                f"turn_id {key.turn_id!r} belongs to another request; give every turn an id of its own"
+            )
+        return record.run
+
+    def cancel(self, tenant: str, turn_id: str) -> None:
+        """Ends the turn of this id if it is under way (CancelTurn)."""
+        if (record := self._running.get((tenant, turn_id))) is not None:
+            record.run.cancel()
+
+    def _find(self, name: tuple[str, str]) -> _Record | None:
+        tenant, turn_id = name
+        return self._running.get(name) or self._kept.get(tenant, {}).get(turn_id)
+
+    def _ended(self, name: tuple[str, str], record: _Record) -> None:
+        del self._running[name]
+        tenant, turn_id = name
+        if record.run.failed or self._max_kept <= 0:
+            return
+        kept = self._kept.setdefault(tenant, OrderedDict())
+        kept[turn_id] = record
+        record.forget = asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, tenant, turn_id)
+        if len(kept) > self._max_kept:
+            self._forget(tenant, next(iter(kept)))
+
+    def _forget(self, tenant: str, turn_id: str) -> None:
+        record = self._kept[tenant].pop(turn_id)
+        if record.forget is not None:
+            record.forget.cancel()
+        if not self._kept[tenant]:
+            del self._kept[tenant]

@@ -1,0 +1,1 @@
+"""icarus eval"""
