@@ -1,8 +1,8 @@
 """Blocks over NIXL's UCX backend: RDMA and NVLink between GPUs, shared memory and TCP between CPUs.
 
 It speaks to NIXL's bindings instead of the `nixl_agent` wrapper, because the wrapper
-- fixes the progress thread's delay at 0: each agent then burns a core polling, and its neighbours read at a third of
-  the speed. With a delay the thread sleeps on UCX's events: an idle agent takes about 1 % of a core;
+- fixes the progress thread's delay at 0: each agent then polls without a pause and slows its neighbours (docs/log.md).
+  With a delay the thread sleeps on UCX's events;
 - releases a read whose Python handle is collected, which does not stop the read;
 - logs to stdout.
 
