@@ -160,6 +160,8 @@ class Grant:
     """Indices in the owner's pool."""
     writers: tuple[str, ...] = field(default=())
     """For each block the specialist whose turn first completed it ("" for the base)."""
+    last_block_hash: BlockHash = BlockHash(b"")
+    """The last block's name, which binds those before it: the reader compares it with its own."""
 
 
 @dataclass(frozen=True)

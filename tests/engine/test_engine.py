@@ -1,11 +1,15 @@
 """The engine against the oracle: batches, chunks, reuse, eviction, preemption, cancellation, transfer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engine.harness import BLOCK_SIZE, Harness
 
+from icarus.engine.engine import Engine
 from icarus.engine.request import Failed, Finished, Landing, Phase, Prefilled
-from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError
+from icarus.engine.runner import Runner
+from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
 from icarus.types import FinishReason, LeaseId, SamplingParams
 
 
@@ -203,7 +207,7 @@ def test_a_prefill_can_be_given_back_by_the_id_that_was_asked_for(harness):
     """Its answer got lost."""
     harness.submit(prompt(20), prefill_only=True, lease_id=LeaseId("asked"))
     harness.run()
-    harness.engine.release_lease(LeaseId("asked"))
+    harness.engine.release_lease(LeaseId("asked"), harness.clock.now)
     assert harness.engine.check().pool.used == 0
 
 
@@ -225,7 +229,7 @@ def test_blocks_land_from_another_engine(base, specialists):
     grant = owner.engine.acquire_lease(turn.admitted.block_hashes, 0)
     assert len(grant.block_ids) == 9
     reader.read_from(owner, grant.block_ids, turn.admitted.block_ids[:9])
-    owner.engine.release_lease(grant.lease_id)
+    owner.engine.release_lease(grant.lease_id, owner.clock.now)
     reader.engine.land(turn.request.request_id, Landing(grant.writers, 9 * BLOCK_SIZE))
     reader.run()
     specialists.check_greedy(turn)
@@ -255,7 +259,7 @@ def test_a_prefilled_prompt_lands_and_its_last_row_is_read_only(base, specialist
     assert turn.ended.account.computed_tokens == len(tokens)
     assert turn.ended.account.kv_written_tokens == 7
     assert prefiller.engine.check().leased_blocks == 8
-    prefiller.engine.release_lease(grant.lease_id)
+    prefiller.engine.release_lease(grant.lease_id, prefiller.clock.now)
     assert prefiller.engine.check().pool.used == 0
 
 
@@ -282,8 +286,39 @@ def test_the_cap_on_leased_blocks_counts_each_block_once_and_no_block_that_the_r
     hashes = turn.request.block_hashes
     for _ in range(2):
         assert harness.engine.acquire_lease(hashes[5:6], 5).block_ids == turn.ended.grant.block_ids[:1]
-    with pytest.raises(OverloadedError, match="5 of at most 6 blocks are leased, 5 more"):
+    with pytest.raises(OverloadedError, match=r"5 blocks are leased .* of at most 6; 5 more"):
         harness.engine.acquire_lease(hashes, 0)
+
+
+def test_a_reader_gets_none_of_the_blocks_that_prefills_were_promised(base):
+    harness = Harness(base)
+    harness.engine._max_leased_blocks = 6
+    cached = harness.generate(prompt(8), max_tokens=1).request
+    prefill = harness.submit(prompt(20, 1), prefill_only=True)
+    with pytest.raises(OverloadedError, match="0 blocks are leased and 5 promised to prefills, of at most 6; 2 more"):
+        harness.engine.acquire_lease(cached.block_hashes, 0)
+    harness.run()
+    assert len(prefill.ended.grant.block_ids) == 5
+    assert len(harness.engine.acquire_lease(cached.block_hashes[:1], 0).block_ids) == 1
+
+
+@pytest.mark.parametrize("end", [Engine.renew_lease, Engine.release_lease])
+def test_a_lease_that_was_renewed_or_released_in_time_does_not_lapse_while_a_step_keeps_the_engine(harness, end):
+    harness.generate(prompt(20))
+    lease_id = harness.submit(prompt(20), prefill_only=True).ended.grant.lease_id
+    harness.clock.now = 10.5
+    end(harness.engine, lease_id, 9.9)
+    harness.engine.expire_leases()
+    assert harness.engine.state().leases_expired == 0
+
+
+def test_a_grant_carries_the_name_of_its_last_block(harness):
+    turn = harness.submit(prompt(20), prefill_only=True, lease_from_block=2)
+    harness.run()
+    assert turn.ended.grant.last_block_hash == turn.request.block_hashes[4]
+    grant = harness.engine.acquire_lease([*turn.request.block_hashes[1:3], b"unknown"], 1)
+    assert grant.last_block_hash == turn.request.block_hashes[2]
+    assert harness.engine.acquire_lease([b"unknown"], 0).last_block_hash == b""
 
 
 def test_a_lapsed_lease_frees_blocks_and_tells_its_reader(harness):
@@ -294,7 +329,7 @@ def test_a_lapsed_lease_frees_blocks_and_tells_its_reader(harness):
     harness.engine.expire_leases()
     assert harness.engine.check().pool.used == 0
     with pytest.raises(FailedPreconditionError, match="lapsed"):
-        harness.engine.release_lease(turn.ended.grant.lease_id)
+        harness.engine.release_lease(turn.ended.grant.lease_id, harness.clock.now)
     assert harness.engine.state().leases_expired == 1
 
 
@@ -319,6 +354,69 @@ def test_a_cancelled_read_keeps_its_blocks_until_it_settles(harness):
     assert (counts.quarantined, counts.used) == (5, 0)
     harness.engine.settle(target)
     assert harness.engine.check().pool.free == counts.total
+
+
+def hang_reads(harness, num_blocks: int) -> list:
+    """Blocks under a read that does not settle, as a turn that left put them."""
+    turn = harness.submit(prompt(num_blocks * BLOCK_SIZE, 99), num_source_blocks=num_blocks)
+    blocks = turn.admitted.block_ids[:num_blocks]
+    harness.engine.abort(turn.request.request_id, blocks)
+    return blocks
+
+
+def test_a_turn_that_outgrows_what_quarantine_leaves_fails_and_the_next_one_runs(base):
+    harness = Harness(base, num_blocks=16)
+    turn = harness.submit(prompt(12), max_tokens=40)
+    hanging = hang_reads(harness, 8)
+    harness.step()
+    next_one = harness.submit(prompt(20, 1), max_tokens=4)
+    harness.run()
+    assert isinstance(turn.ended.error, UnavailableError) and "8 of this worker's 16" in str(turn.ended.error)
+    assert 8 * BLOCK_SIZE <= len(turn.request.token_ids) < 10 * BLOCK_SIZE
+    assert isinstance(next_one.ended, Finished)
+    harness.engine.settle(hanging)
+
+
+def test_a_prompt_that_does_not_fit_what_quarantine_leaves_fails_at_once_or_when_it_waits(base):
+    harness = Harness(base, num_blocks=16)
+    hanging = hang_reads(harness, 6)
+    assert isinstance(harness.submit(prompt(41)).ended.error, UnavailableError)
+    reading = harness.submit(prompt(4, 98), num_source_blocks=1)
+    waiting, behind = harness.submit(prompt(40, 1), max_tokens=1), harness.submit(prompt(8, 2), max_tokens=1)
+    assert not (waiting.events or behind.events), "ten blocks are enough, once they are free"
+    last = reading.admitted.block_ids[:1]
+    harness.engine.abort(reading.request.request_id, last)
+    assert isinstance(waiting.ended.error, UnavailableError)
+    harness.run()
+    assert isinstance(behind.ended, Finished)
+    harness.engine.settle([*hanging, *last])
+    harness.generate(prompt(41, 3))
+
+
+def preempt_and_evict(harness, request, num_left: int) -> None:
+    """Takes a request's blocks; by the time it is let in again, the pool has `num_left` cached blocks."""
+    harness.scheduler.preempt(request)
+    harness.pool.release(harness.pool.allocate(harness.pool.num_available - num_left))
+    harness.engine.resume_admission()
+
+
+@pytest.mark.parametrize("num_remote", [0, 5])
+def test_a_turn_that_starts_over_before_its_first_token_counts_what_it_finds_then(base, specialists, num_remote):
+    harness = Harness(base, num_blocks=24)
+    harness.generate(prompt(8 * BLOCK_SIZE), specialists["s0"], max_tokens=1)
+    turn = harness.submit(prompt(60), specialists["s1"], num_source_blocks=15, max_tokens=2)
+    assert turn.admitted.num_local_blocks == 8
+    harness.engine.land(turn.request.request_id, Landing(("s2",) * num_remote, num_remote * BLOCK_SIZE))
+    preempt_and_evict(harness, turn.request, num_left=8 + num_remote)
+    account = turn.request.account
+    assert (account.local_tokens, account.remote_tokens) == (32, num_remote * BLOCK_SIZE)
+    preempt_and_evict(harness, turn.request, num_left=6)
+    account = turn.request.account
+    assert (account.local_tokens, account.remote_tokens, account.computed_tokens) == (24, 0, 36)
+    assert account.written_under == {"s0": 24}
+    harness.kv.tensor.zero_()  # nothing was really read: only the books matter here
+    harness.run()
+    assert turn.ended.account.written_under == {"s0": 24}
 
 
 def test_a_turn_that_is_finished_lets_the_next_one_in(base):
@@ -366,7 +464,7 @@ def test_a_full_queue_and_a_full_lease_cap_push_back(base):
     harness = Harness(base, num_blocks=16)
     harness.engine._max_leased_blocks = 6
     harness.submit(prompt(20), prefill_only=True)
-    with pytest.raises(OverloadedError, match=r"0 blocks are leased and 5 promised of at most 6"):
+    with pytest.raises(OverloadedError, match="0 blocks are leased and 5 promised to prefills, of at most 6; 5 more"):
         harness.submit(prompt(20, 1), prefill_only=True)
     harness.run()
     with pytest.raises(OverloadedError, match="5 blocks are leased"):
@@ -390,3 +488,15 @@ def test_a_failing_step_fails_its_requests_and_nothing_else(harness, specialists
     assert isinstance(turn.ended, Failed)
     assert harness.engine.check().pool.used == 0
     specialists.check_greedy(harness.generate(prompt(9), specialists["s0"]))
+
+
+def test_a_batch_that_fails_leaves_no_work_on_the_device(harness, monkeypatch):
+    """Its requests' blocks go to others at once."""
+    waited = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    runner = Runner(harness.model, harness.kv, "cuda", cuda_graphs=False)
+    monkeypatch.setattr(runner, "_forward", lambda plans: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError):
+        runner.run([])
+    assert waited == ["synchronize"]

@@ -123,7 +123,7 @@ class WorkerScript:
     load_requests: list[adapter_service_pb2.LoadAdapterRequest] = field(default_factory=list)
     pins: dict[str, bool] = field(default_factory=dict)
     refusals: dict[str, Exception] = field(default_factory=dict)
-    """By the adapter's digest."""
+    """By the adapter's digest or mode."""
     finishes: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     prefill_cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -137,7 +137,8 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
         script, finish, watching = self.script, asyncio.Event(), None
         begin = (await anext(request_iterator)).begin
         script.begun.append(begin)
-        if refusal := script.refusal or script.refusals.get(begin.adapter_digest):
+        refusals = script.refusals.get(begin.adapter_digest) or script.refusals.get(begin.adapter_mode)
+        if refusal := script.refusal or refusals:
             raise refusal
         try:
             if begin.await_prefill:

@@ -23,8 +23,8 @@ async def listed(cluster) -> list[pb.Model]:
     return [model for model in (await cluster.models.ListModels(pb.ListModelsRequest())).models if not model.is_base]
 
 
-def stands_for(digest: str, **fields):
-    return registry_service_pb2.Adapter(name="math", digest=digest, mode="shared", rank=4, **fields)
+def stands_for(digest: str, mode="shared", **fields):
+    return registry_service_pb2.Adapter(name="math", digest=digest, mode=mode, rank=4, **fields)
 
 
 async def ask(cluster, model="math", max_tokens=4) -> tuple[list[int], str]:
@@ -155,6 +155,20 @@ async def test_a_turn_that_comes_just_after_a_reload_takes_the_new_weights(clust
         await worker.beat()
         assert await asking == ([A], "d1")
         assert [begin.adapter_digest for begin in worker.script.begun] == ["old", "new"]
+
+
+async def test_a_turn_that_comes_just_after_a_change_of_mode_takes_the_new_one(cluster, new_cluster, model):
+    async with new_cluster(model, heartbeat_seconds=3.0) as cluster:
+        worker = await cluster.add("d1", answer=[A])
+        worker.adapters = [stands_for("same", mode="private")]
+        await worker.beat()
+        worker.script.refusals["private"] = NotFoundError("'math' is shared")
+        asking = asyncio.create_task(ask(cluster, max_tokens=1))
+        await eventually(lambda: worker.script.begun)
+        worker.adapters = [stands_for("same")]
+        await worker.beat()
+        assert await asking == ([A], "d1")
+        assert [begin.adapter_mode for begin in worker.script.begun] == ["private", "shared"]
 
 
 async def test_a_worker_that_cannot_read_the_weights_again_is_left_out(cluster):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import eventually
 
 from icarus.adapters.generate import SHARED_TARGETS, write_random_adapter
 from icarus.adapters.lora import LoraWeights
@@ -158,6 +159,23 @@ async def test_a_name_that_was_replaced_is_not_found_by_its_old_digest(disk):
     assert (await host.weights("a", new.digest)).digest == (await host.weights("a")).digest == new.digest
     with pytest.raises(NotFoundError, match=rf"digest {new.digest} here.*digest {old.digest}: it was replaced"):
         await host.weights("a", old.digest)
+
+
+async def test_a_name_whose_mode_was_changed_is_not_found_by_its_old_mode(disk):
+    host = await two_of_which_one_is_evicted(disk)
+    shared = host.list()[0]
+    disk.open.clear()
+    turn = asyncio.create_task(host.weights("a", shared.digest, "shared"))
+    await eventually(lambda: disk.reads)
+    loading = asyncio.create_task(host.load("a", "a", AdapterMode.PRIVATE, replace=True))
+    await eventually(lambda: len(disk.reads) == 2)
+    disk.open.set()
+    private = await loading
+    assert (private.digest, private.mode) == (shared.digest, AdapterMode.PRIVATE)
+    assert (await turn).mode is AdapterMode.SHARED
+    assert (await host.weights("a", shared.digest, "private")).mode is AdapterMode.PRIVATE
+    with pytest.raises(NotFoundError, match="'a' is private here, no longer shared"):
+        await host.weights("a", shared.digest, "shared")
 
 
 async def test_a_replacement_in_mid_read_gives_the_turn_what_it_began_with(disk):

@@ -88,6 +88,7 @@ def _spec(begin: pb.BeginTurn) -> TurnSpec:
         token_ids=begin.token_ids,
         adapter=begin.adapter,
         adapter_digest=begin.adapter_digest,
+        adapter_mode=begin.adapter_mode,
         sampling=sampling_from_wire(begin.sampling),
         sources=[source_from_wire(source) for source in begin.sources],
         num_earlier_output=begin.num_output_tokens,

@@ -48,6 +48,7 @@ def _spec(request: pb.PrefillRequest) -> TurnSpec:
         token_ids=request.token_ids,
         adapter=request.adapter,
         adapter_digest=request.adapter_digest,
+        adapter_mode=request.adapter_mode,
         sampling=SamplingParams(),
         sources=[source_from_wire(source) for source in request.sources],
         prefill_only=True,

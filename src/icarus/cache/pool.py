@@ -35,6 +35,7 @@ class BlockPool:
         self._cached: dict[BlockId, None] = {}
         """Least recently used first: dicts keep insertion order."""
         self._quarantined: set[BlockId] = set()
+        self._num_used = 0
         self._by_hash: dict[BlockHash, BlockId] = {}
         self.changes = ChangeLog()
         self.evictions = 0
@@ -49,6 +50,10 @@ class BlockPool:
     def num_available(self) -> int:
         """Blocks that `allocate` can give: free and evictable ones."""
         return len(self._free) + len(self._cached)
+
+    @property
+    def num_quarantined(self) -> int:
+        return len(self._quarantined)
 
     def match(self, block_hashes: Iterable[BlockHash]) -> list[BlockId]:
         """The blocks of the longest prefix of `block_hashes` that is held. Takes no reference."""
@@ -81,7 +86,9 @@ class BlockPool:
         """Adds a reference to each block; a cached one becomes used."""
         for block_id in block_ids:
             self._cached.pop(block_id, None)
-            self._blocks[block_id].num_references += 1
+            block = self._blocks[block_id]
+            self._num_used += block.num_references == 0
+            block.num_references += 1
 
     def allocate(self, count: int) -> list[BlockId] | None:
         """`count` nameless blocks with one reference each, evicting as needed; None if there are not that many."""
@@ -116,6 +123,7 @@ class BlockPool:
             if block.num_references != 1 or block.block_hash is not None:
                 raise IntegrityError(f"block {block_id} cannot be quarantined: its owner does not have it alone")
             block.num_references = 0
+            self._num_used -= 1
             self._quarantined.add(block_id)
 
     def settle(self, block_ids: Iterable[BlockId]) -> None:
@@ -125,12 +133,14 @@ class BlockPool:
             self._free.append(block_id)
 
     def counts(self) -> PoolCounts:
-        used = sum(1 for block in self._blocks if block.num_references > 0)
-        return PoolCounts(self.num_blocks, len(self._free), len(self._cached), used, len(self._quarantined))
+        return PoolCounts(self.num_blocks, len(self._free), len(self._cached), self._num_used, self.num_quarantined)
 
     def check(self, owned: Counter[BlockId]) -> PoolCounts:
         """Raises IntegrityError unless the states add up and every reference is in `owned` (references by block)."""
         counts = self.counts()
+        used = sum(1 for block in self._blocks if block.num_references > 0)
+        if counts.used != used:
+            raise IntegrityError(f"{used} blocks have references, {counts.used} are counted")
         if counts.free + counts.cached + counts.used + counts.quarantined != counts.total:
             raise IntegrityError(f"block states do not add up to the pool: {counts}")
         for block_id, block in enumerate(self._blocks):
@@ -149,6 +159,7 @@ class BlockPool:
         return block_id
 
     def _rest(self, block_id: BlockId, block: _Block) -> None:
+        self._num_used -= 1
         if block.block_hash is None:
             self._free.append(block_id)
         else:

@@ -15,7 +15,7 @@ from icarus.engine.request import Admitted, Failed, Finished, Landing, Phase, Pr
 from icarus.engine.runner import DeviceFailedError, Runner
 from icarus.engine.scheduler import ScheduledRows, Scheduler
 from icarus.engine.step_report import StepReport, count_rows
-from icarus.errors import InvalidInputError, OverloadedError
+from icarus.errors import InvalidInputError, OverloadedError, UnavailableError
 from icarus.types import BlockHash, BlockId, FinishReason, Grant, LeaseId, PoolCounts, RequestId
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ class Engine:
         """Queues a request; its sink hears the rest. Raises InvalidInputError if it can never fit the pool and
         OverloadedError if there is no room for it now."""
         self._check_fits(request)
-        if request.prefill_only:
-            self._check_lease_cap(request)
+        if request.prefill_only:  # it ends in a lease
+            self._check_lease_cap(len(self._leases.references()), request.num_to_lease)
         self._scheduler.add(request)
         self._requests[request.request_id] = request
         self._admit()
@@ -155,20 +155,19 @@ class Engine:
         block_ids = self.pool.match(block_hashes)
         leased = self._leases.references()
         num_more = sum(block_id not in leased for block_id in block_ids)
-        if len(leased) + num_more > self._max_leased_blocks:
-            raise OverloadedError(
-                f"{len(leased)} of at most {self._max_leased_blocks} blocks are leased, {num_more} more were asked for"
-            )
-        return self._grant(block_ids, first_block)
+        self._check_lease_cap(len(leased), num_more)
+        return self._grant(block_ids, block_hashes, first_block)
 
-    def renew_lease(self, lease_id: LeaseId) -> float:
-        """Seconds that the lease lasts from now. Raises FailedPreconditionError if it lapsed."""
-        self._leases.renew(lease_id, self._clock())
+    def renew_lease(self, lease_id: LeaseId, now: float) -> float:
+        """Seconds that the lease lasts from `now`: when it was asked for, which may be a step ago. Raises
+        FailedPreconditionError if it had lapsed then."""
+        self._leases.renew(lease_id, now)
         return self._leases.duration_seconds
 
-    def release_lease(self, lease_id: LeaseId) -> None:
-        """Raises FailedPreconditionError if the lease lapsed: its blocks may have been overwritten during the read."""
-        self.pool.release(self._leases.release(lease_id, self._clock()))
+    def release_lease(self, lease_id: LeaseId, now: float) -> None:
+        """Raises FailedPreconditionError if the lease had lapsed `now`, when its end was asked for, or was swept since:
+        its blocks may have been overwritten during the read."""
+        self.pool.release(self._leases.release(lease_id, now))
         self._admit()
 
     def expire_leases(self) -> None:
@@ -272,38 +271,64 @@ class Engine:
                 f"{request.block_size}; the pool of this worker has {self.pool.num_blocks} ([cache] num_blocks)"
             )
 
-    def _check_lease_cap(self, request: Request) -> None:
-        """A prefill ends in a lease, so it is admitted against the cap on leased blocks."""
-        leased = len(self._leases.references())
-        promised = sum(other.num_to_lease for other in self._scheduler if other.prefill_only)
-        if leased + promised + request.num_to_lease > self._max_leased_blocks:
+    def _check_lease_cap(self, num_leased: int, num_more: int) -> None:
+        """Prefills that are here already end in leases of their own: their blocks are promised."""
+        num_promised = sum(request.num_to_lease for request in self._scheduler if request.prefill_only)
+        if num_leased + num_promised + num_more > self._max_leased_blocks:
             raise OverloadedError(
-                f"{leased} blocks are leased and {promised} promised of at most {self._max_leased_blocks}; this "
-                f"prefill would lease {request.num_to_lease} more"
+                f"{num_leased} blocks are leased and {num_promised} promised to prefills, of at most "
+                f"{self._max_leased_blocks}; {num_more} more were asked for"
             )
 
     def _admit(self) -> None:
         if self._scheduler.waiting and self._hold_admission():
             return
-        while admitted := self._scheduler.admit():  # a prefill that is all cached ends here, and makes room
+        # A prefill that is all cached ends as it is admitted, and makes room.
+        while (admitted := self._scheduler.admit()) or self._fail_what_cannot_fit():
             for request in admitted:
                 if request.was_admitted:
-                    self._start(request)
+                    self._readmit(request)
                 else:
                     self._announce_admission(request)
+
+    def _fail_what_cannot_fit(self) -> bool:
+        """The head of the queue, if quarantine leaves too few blocks for it: others would wait behind it for a read
+        that may never settle. Whether there was one."""
+        head = next(iter(self._scheduler.waiting), None)
+        usable = self.pool.num_blocks - self.pool.num_quarantined
+        if head is None or (needed := head.num_blocks_for(head.num_target)) <= usable:
+            return False
+        error = UnavailableError(
+            f"the turn needs {needed} blocks; {self.pool.num_quarantined} of this worker's {self.pool.num_blocks} are "
+            "under reads that hang"
+        )
+        self._fail(head, error)
+        return True
+
+    def _readmit(self, request: Request) -> None:
+        if request.num_output == request.num_earlier_output:  # nobody was told yet what was reused
+            request.local_tokens = min(request.local_tokens, request.num_kv)
+            request.remote_tokens = min(request.remote_tokens, request.num_kv - request.local_tokens)
+            self._count_reuse(request)
+        self._start(request)
 
     def _announce_admission(self, request: Request) -> None:
         request.was_admitted = True
         num_local = request.num_named
         request.local_tokens = request.num_kv
-        writers = [self.pool.writer(block_id) for block_id in request.block_ids[:num_local]]
-        self.pool.note_user(request.block_ids[:num_local], request.writer)
-        request.written_under = _cross_tokens(request, writers)
+        self._count_reuse(request)
         landing = request.await_landing or request.num_source_blocks > num_local
         hashes = tuple(request.block_hashes)
         request.sink(Admitted(num_local, tuple(request.block_ids), hashes, landing))
         if not landing:
             self._start(request)
+
+    def _count_reuse(self, request: Request) -> None:
+        """Of a request that holds what was found here and nothing else yet."""
+        found = request.block_ids[: request.num_named]
+        self.pool.note_user(found, request.writer)
+        reused = found[: (request.local_tokens + request.remote_tokens) // request.block_size]
+        request.written_under = _cross_tokens(request, map(self.pool.writer, reused))
 
     def _start(self, request: Request) -> None:
         self._scheduler.start(request)
@@ -316,7 +341,7 @@ class Engine:
 
     def _finish_prefill(self, request: Request) -> None:
         first = request.lease_from_block
-        grant = self._grant(request.block_ids[first:], first, request)
+        grant = self._grant(request.block_ids[first:], request.block_hashes[first:], first, request)
         self._drop(request)
         request.sink(Prefilled(grant, request.account))
 
@@ -333,7 +358,14 @@ class Engine:
         gone = set(block_ids)
         request.block_ids = [block_id for block_id in request.block_ids if block_id not in gone]
 
-    def _grant(self, block_ids: Sequence[BlockId], first_block: int, prefill: Request | None = None) -> Grant:
+    def _grant(
+        self,
+        block_ids: Sequence[BlockId],
+        block_hashes: Sequence[BlockHash],
+        first_block: int,
+        prefill: Request | None = None,
+    ) -> Grant:
+        """`block_hashes`: the blocks' names, which may go on after them. A block may have lost its to a twin."""
         if not block_ids:
             return Grant(LeaseId(""), self._instance_id, 0.0, first_block)
         self.pool.reference(block_ids)
@@ -342,7 +374,15 @@ class Engine:
         )
         lease_id = self._leases.grant(block_ids, self._clock(), made_by, wanted)
         writers = tuple(self.pool.writer(block_id, otherwise=writer) for block_id in block_ids)
-        return Grant(lease_id, self._instance_id, self._leases.duration_seconds, first_block, tuple(block_ids), writers)
+        return Grant(
+            lease_id,
+            self._instance_id,
+            self._leases.duration_seconds,
+            first_block,
+            tuple(block_ids),
+            writers,
+            block_hashes[len(block_ids) - 1],
+        )
 
 
 def _cross_tokens(request: Request, writers: Iterable[str]) -> Counter[str]:

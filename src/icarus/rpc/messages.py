@@ -3,6 +3,7 @@
 from icarus.types import (
     AdapterInfo,
     AdapterMode,
+    BlockHash,
     BlockId,
     BlockSource,
     FinishReason,
@@ -17,7 +18,7 @@ from icarus.types import (
 from icarus.v1 import generation_pb2, model_service_pb2
 from icarus.worker.v1 import blocks_pb2, decode_service_pb2, registry_service_pb2
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Of icarus.worker.v1. Gateway and workers of different versions do not talk."""
 
 _USAGE_FIELDS = (
@@ -120,6 +121,7 @@ def grant_to_wire(grant: Grant) -> blocks_pb2.Grant:
         duration_seconds=grant.duration_seconds,
         first_block=grant.first_block,
         blocks=[blocks_pb2.GrantedBlock(block_id=block_id, writer=writer) for block_id, writer in blocks],
+        last_block_hash=grant.last_block_hash,
     )
 
 
@@ -131,6 +133,7 @@ def grant_from_wire(message: blocks_pb2.Grant) -> Grant:
         first_block=message.first_block,
         block_ids=tuple(BlockId(block.block_id) for block in message.blocks),
         writers=tuple(block.writer for block in message.blocks),
+        last_block_hash=BlockHash(message.last_block_hash),
     )
 
 

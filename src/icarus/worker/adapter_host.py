@@ -33,8 +33,8 @@ class AdapterHost:
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._reads = asyncio.Semaphore(_MAX_READS_AT_ONCE)
-        self._restoring: dict[tuple[str, str], asyncio.Task[LoraWeights]] = {}
-        """By name and digest: who asks for the same weights waits for the same read."""
+        self._restoring: dict[tuple[str, str, AdapterMode], asyncio.Task[LoraWeights]] = {}
+        """By name, digest and mode: who asks for the same weights waits for the same read."""
 
     @property
     def revision(self) -> int:
@@ -68,37 +68,40 @@ class AdapterHost:
         """Raises NotFoundError, and what `weights` raises where a pinned adapter must be read again."""
         if pinned:
             weights = await self.weights(name)
-            self._require_digest(name, weights.digest)
+            self._require_same(name, weights.digest, weights.mode)
             self._registry.restore(weights)
         self._registry.set_pinned(name, pinned)
 
-    async def weights(self, name: str, digest: str = "") -> LoraWeights:
-        """The adapter's weights, read again if they were evicted. `digest` is what the name must stand for, if given.
+    async def weights(self, name: str, digest: str = "", mode: str = "") -> LoraWeights:
+        """The adapter's weights, read again if they were evicted. `digest` and `mode` are what the name must stand for,
+        where given: the mode decides whose names its turns' blocks get.
 
         Raises NotFoundError where it does not, FailedPreconditionError where its folder holds other weights by now or
         cannot be read any more, OverloadedError where every slot is pinned or too many turns wait for a read.
         """
-        self._require_digest(name, digest)
+        self._require_same(name, digest, mode)
         return self._registry.use(name) or await self._wait_for(self._restore(name))
 
-    def _require_digest(self, name: str, digest: str) -> None:
-        held = self._registry.info(name).digest
-        if digest and held != digest:
+    def _require_same(self, name: str, digest: str, mode: str) -> None:
+        held = self._registry.info(name)
+        if digest not in ("", held.digest):
             raise NotFoundError(
-                f"adapter {name!r} stands for the weights with digest {held} here, no longer for those with digest "
-                f"{digest}: it was replaced"
+                f"adapter {name!r} stands for the weights with digest {held.digest} here, no longer for those with "
+                f"digest {digest}: it was replaced"
             )
+        if mode not in ("", held.mode):
+            raise NotFoundError(f"adapter {name!r} is {held.mode} here, no longer {mode}: it was replaced")
 
     def _restore(self, name: str) -> "asyncio.Task[LoraWeights]":
         info = self._registry.info(name)
-        key = (name, info.digest)
+        key = (name, info.digest, info.mode)
         if key not in self._restoring:
             task = asyncio.create_task(self._read_again(info, self._registry.folder(name)))
             self._restoring[key] = task
             task.add_done_callback(lambda task: self._restored(key, task))
         return self._restoring[key]
 
-    def _restored(self, key: tuple[str, str], task: "asyncio.Task[LoraWeights]") -> None:
+    def _restored(self, key: tuple[str, str, AdapterMode], task: "asyncio.Task[LoraWeights]") -> None:
         del self._restoring[key]
         if not task.cancelled():
             task.exception()  # those who wait raise it; they may all be gone

@@ -1,6 +1,7 @@
 """Lends this worker's blocks to others."""
 
 import asyncio
+import time
 from concurrent.futures import Future
 
 import grpc.aio
@@ -48,17 +49,20 @@ class BlockServicer(pb_grpc.BlockServiceServicer):
     def _give_up(self, granting: Future[Grant]) -> None:
         """Ends a lease whose reader left before it was granted."""
         if granting.exception() is None and (lease_id := granting.result().lease_id):
-            self._worker.engine.post(lambda engine: engine.release_lease(lease_id))
+            now = time.monotonic()
+            self._worker.engine.post(lambda engine: engine.release_lease(lease_id, now))
 
     async def RenewLease(
         self, request: pb.RenewLeaseRequest, context: grpc.aio.ServicerContext
     ) -> pb.RenewLeaseResponse:
-        call = self._worker.engine.post(lambda engine: engine.renew_lease(LeaseId(request.lease_id)))
+        lease_id, now = LeaseId(request.lease_id), time.monotonic()
+        call = self._worker.engine.post(lambda engine: engine.renew_lease(lease_id, now))
         return pb.RenewLeaseResponse(duration_seconds=await asyncio.wrap_future(call))
 
     async def ReleaseLease(
         self, request: pb.ReleaseLeaseRequest, context: grpc.aio.ServicerContext
     ) -> pb.ReleaseLeaseResponse:
-        call = self._worker.engine.post(lambda engine: engine.release_lease(LeaseId(request.lease_id)))
+        lease_id, now = LeaseId(request.lease_id), time.monotonic()
+        call = self._worker.engine.post(lambda engine: engine.release_lease(lease_id, now))
         await asyncio.wrap_future(call)
         return pb.ReleaseLeaseResponse()

@@ -172,13 +172,12 @@ class BlockFetch:
     async def _read(self, peer: Peer, wanted: WantedBlocks, grant: Grant) -> tuple[str, ...]:
         """Writers of the blocks that were read and are valid."""
         async with self._held(peer, grant):
-            if grant.first_block != wanted.first_block:
-                raise IcarusError(f"asked for blocks from {wanted.first_block} on, granted from {grant.first_block} on")
+            _require_wanted(wanted, grant)
             await self._peers.connect(peer, grant.owner_instance_id)
-            count = min(len(grant.block_ids), len(wanted.block_ids))
+            count = len(grant.block_ids)
             target = tuple(wanted.block_ids[:count])
             with tracing.span("transfer", peer=peer.address, blocks=count) as span:
-                pending = self._transfer.read(peer.address, grant.block_ids[:count], target)
+                pending = self._transfer.read(peer.address, grant.block_ids, target)
                 self._unsettled = UnsettledRead(target, pending.settled)
                 result = await self._result(peer, pending)
                 span.set_attributes({"icarus.bytes": result.num_bytes})
@@ -186,7 +185,7 @@ class BlockFetch:
             await _release(peer, grant)
         self.num_reads += 1
         self.num_bytes += result.num_bytes
-        return grant.writers[:count]
+        return grant.writers
 
     async def _result(self, peer: Peer, pending: PendingRead) -> ReadResult:
         try:
@@ -208,6 +207,18 @@ class BlockFetch:
             raise
         finally:
             renewal.cancel()
+
+
+def _require_wanted(wanted: WantedBlocks, grant: Grant) -> None:
+    """Blocks land by position, so they must be those that this worker's names say: a name binds all before it."""
+    if grant.first_block != wanted.first_block:
+        raise IcarusError(f"asked for blocks from {wanted.first_block} on, granted from {grant.first_block} on")
+    num_granted = len(grant.block_ids)
+    if num_granted > len(wanted.block_hashes) or wanted.block_hashes[num_granted - 1] != grant.last_block_hash:
+        raise IcarusError(
+            f"the last of {num_granted} granted blocks has the name {grant.last_block_hash.hex()}, which is not this "
+            "prompt's there: they were made with another adapter, tenant or model"
+        )
 
 
 async def _acquire(peer: Peer, request: block_service_pb2.AcquireLeaseRequest) -> Grant:

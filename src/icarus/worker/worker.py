@@ -58,6 +58,8 @@ class TurnSpec:
     lease_id: LeaseId | None = None
     adapter_digest: str = ""
     """What the specialist's name stood for when the turn began; empty takes what it stands for now."""
+    adapter_mode: str = ""
+    """The mode that it had then, likewise."""
 
 
 class Worker:
@@ -99,7 +101,9 @@ class Worker:
         Raises InvalidInputError for bad tokens, and what `AdapterHost.weights` raises."""
         self._check_tokens(spec.token_ids)
         needed = spec.adapter and not spec.base_writes_alone
-        adapter = await self.adapters.weights(spec.adapter, spec.adapter_digest) if needed else None
+        adapter = None
+        if needed:
+            adapter = await self.adapters.weights(spec.adapter, spec.adapter_digest, spec.adapter_mode)
         events = EventQueue()
         request = Request(
             request_id=RequestId(f"{spec.turn_id}/{secrets.token_hex(4)}"),

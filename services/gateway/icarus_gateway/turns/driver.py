@@ -111,7 +111,8 @@ class TurnDriver:
         progress.renewed = True
         await self._workers.next_heartbeat(worker)
         before, progress.adapter = progress.adapter, self._router.adapter(progress.request.model)
-        return progress.adapter is not None and progress.adapter.digest != before.digest
+        after = progress.adapter
+        return after is not None and (after.digest, after.mode) != (before.digest, before.mode)
 
     def _leave_out(self, progress: TurnProgress, worker: Worker, failure: IcarusError) -> None:
         """Leaves the worker out of further attempts; raises `failure` when there were enough."""
@@ -161,6 +162,7 @@ def _begin(progress: TurnProgress, route: Route) -> decode_pb.BeginTurn:
         num_output_tokens=len(progress.output),
         adapter=progress.adapter.name if progress.adapter else "",
         adapter_digest=progress.adapter.digest if progress.adapter else "",
+        adapter_mode=progress.adapter.mode.value if progress.adapter else "",
         sampling=sampling_to_wire(request.sampling.params),
         sources=[source_to_wire(source) for source in route.decode_sources],
         await_prefill=route.prefill is not None,

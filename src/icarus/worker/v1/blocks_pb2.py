@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dicarus/worker/v1/blocks.proto\x12\x10icarus.worker.v1\"E\n\x0b\x42lockSource\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nnum_blocks\x18\x03 \x01(\x05\"\x93\x01\n\x05Grant\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\x05\x12.\n\x06\x62locks\x18\x04 \x03(\x0b\x32\x1e.icarus.worker.v1.GrantedBlock\x12\x19\n\x11owner_instance_id\x18\x05 \x01(\t\"0\n\x0cGrantedBlock\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\r\x12\x0e\n\x06writer\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dicarus/worker/v1/blocks.proto\x12\x10icarus.worker.v1\"E\n\x0b\x42lockSource\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nnum_blocks\x18\x03 \x01(\x05\"\xac\x01\n\x05Grant\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x18\n\x10\x64uration_seconds\x18\x02 \x01(\x01\x12\x13\n\x0b\x66irst_block\x18\x03 \x01(\x05\x12.\n\x06\x62locks\x18\x04 \x03(\x0b\x32\x1e.icarus.worker.v1.GrantedBlock\x12\x19\n\x11owner_instance_id\x18\x05 \x01(\t\x12\x17\n\x0flast_block_hash\x18\x06 \x01(\x0c\"0\n\x0cGrantedBlock\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\r\x12\x0e\n\x06writer\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKSOURCE']._serialized_start=51
   _globals['_BLOCKSOURCE']._serialized_end=120
   _globals['_GRANT']._serialized_start=123
-  _globals['_GRANT']._serialized_end=270
-  _globals['_GRANTEDBLOCK']._serialized_start=272
-  _globals['_GRANTEDBLOCK']._serialized_end=320
+  _globals['_GRANT']._serialized_end=295
+  _globals['_GRANTEDBLOCK']._serialized_start=297
+  _globals['_GRANTEDBLOCK']._serialized_end=345
 # @@protoc_insertion_point(module_scope)

@@ -17,18 +17,20 @@ class BlockSource(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., address: _Optional[str] = ..., num_blocks: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("lease_id", "duration_seconds", "first_block", "blocks", "owner_instance_id")
+    __slots__ = ("lease_id", "duration_seconds", "first_block", "blocks", "owner_instance_id", "last_block_hash")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     OWNER_INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    LAST_BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     duration_seconds: float
     first_block: int
     blocks: _containers.RepeatedCompositeFieldContainer[GrantedBlock]
     owner_instance_id: str
-    def __init__(self, lease_id: _Optional[str] = ..., duration_seconds: _Optional[float] = ..., first_block: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[GrantedBlock, _Mapping]]] = ..., owner_instance_id: _Optional[str] = ...) -> None: ...
+    last_block_hash: bytes
+    def __init__(self, lease_id: _Optional[str] = ..., duration_seconds: _Optional[float] = ..., first_block: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[GrantedBlock, _Mapping]]] = ..., owner_instance_id: _Optional[str] = ..., last_block_hash: _Optional[bytes] = ...) -> None: ...
 
 class GrantedBlock(_message.Message):
     __slots__ = ("block_id", "writer")

@@ -18,7 +18,7 @@ class DecodeRequest(_message.Message):
     def __init__(self, begin: _Optional[_Union[BeginTurn, _Mapping]] = ..., staged: _Optional[_Union[PrefillStaged, _Mapping]] = ..., finish: _Optional[_Union[FinishTurn, _Mapping]] = ...) -> None: ...
 
 class BeginTurn(_message.Message):
-    __slots__ = ("tenant", "turn_id", "token_ids", "num_output_tokens", "adapter", "sampling", "sources", "await_prefill", "adapter_digest", "session_id")
+    __slots__ = ("tenant", "turn_id", "token_ids", "num_output_tokens", "adapter", "sampling", "sources", "await_prefill", "adapter_digest", "session_id", "adapter_mode")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class BeginTurn(_message.Message):
     AWAIT_PREFILL_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_MODE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     turn_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -39,7 +40,8 @@ class BeginTurn(_message.Message):
     await_prefill: bool
     adapter_digest: str
     session_id: str
-    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_output_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sampling: _Optional[_Union[DecodeSampling, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., await_prefill: _Optional[bool] = ..., adapter_digest: _Optional[str] = ..., session_id: _Optional[str] = ...) -> None: ...
+    adapter_mode: str
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_output_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sampling: _Optional[_Union[DecodeSampling, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., await_prefill: _Optional[bool] = ..., adapter_digest: _Optional[str] = ..., session_id: _Optional[str] = ..., adapter_mode: _Optional[str] = ...) -> None: ...
 
 class DecodeSampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_token_ids", "min_tokens", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logprobs")
