@@ -49,15 +49,16 @@ class Runner:
             raise DeviceFailedError(f"{self._device} failed: {error}") from error
 
     def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
-        logits = self._forward([_plan(rows) for rows in scheduled])
-        for rows in scheduled:
-            rows.request.kv_written_tokens += rows.num_writes
-            self.written_by[rows.request.writer] += rows.num_writes
-        sampling = [rows.request for rows in scheduled if rows.sample]
-        tokens = sample(logits, sampling) if sampling else []
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
-        return tokens
+        try:
+            logits = self._forward([_plan(rows) for rows in scheduled])
+            for rows in scheduled:
+                rows.request.kv_written_tokens += rows.num_writes
+                self.written_by[rows.request.writer] += rows.num_writes
+            sampling = [rows.request for rows in scheduled if rows.sample]
+            return sample(logits, sampling) if sampling else []
+        finally:  # after an error too: its requests' blocks are freed now, and what was queued must not write to them
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()
 
     def _forward(self, plans: Sequence[RowPlan]) -> Tensor:
         if self._graphs is not None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -128,14 +129,14 @@ class EngineThread:
         self.ended.set_exception(EngineFailedError(f"the engine thread ended: {type(error).__name__}: {error}"))
 
     def _run_commands(self) -> None:
-        """Every command that waits; where there is nothing to compute, waits a little for one."""
-        try:
-            if not self._may_step():
+        """The commands that wait by now: callers who ask again and again must not hold the next step up. Where there is
+        nothing to compute, waits a little for one."""
+        num_waiting = self._commands.qsize()
+        if num_waiting == 0 and not self._may_step():
+            with suppress(queue.Empty):
                 self._commands.get(timeout=_IDLE_WAIT_SECONDS).execute(self._engine)
-            while True:
-                self._commands.get_nowait().execute(self._engine)
-        except queue.Empty:
-            return
+        for _ in range(num_waiting):
+            self._commands.get_nowait().execute(self._engine)
 
     def _may_step(self) -> bool:
         return self._engine.has_work and not self._hold_step(self._engine)
