@@ -57,6 +57,11 @@ class EngineSection:
         "rounds an idle compute thread spins before it sleeps; 100000 suits a worker that shares its cores with none",
         least=0,
     )
+    max_step_seconds: float = _setting(
+        300.0,
+        "a step, or a call of the transport, that takes longer hangs: the worker ends, to be started anew",
+        least=1,
+    )
     cuda_graphs: bool = _setting(True, "on a GPU, decode steps are recorded once for each shape and replayed")
 
 

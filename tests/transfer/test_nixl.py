@@ -14,7 +14,7 @@ import pytest
 
 from icarus.errors import DeadlineError
 from icarus.transfer.thread import TransferThread
-from icarus.transfer.transport import PoolRegion, TransferError
+from icarus.transfer.transport import PoolRegion, ReadState, TransferError
 
 pytest.importorskip("nixl")
 from icarus.transfer.nixl import NixlTransport
@@ -259,6 +259,84 @@ def test_peer_killed_during_a_read(tcp_pair: tuple[Reader, Peer]):
     for read in pending:
         assert isinstance(read.result.exception(20), TransferError)
         read.settled.result(20)
+
+
+class Scripted:
+    """An agent whose reads go as the test says: a status to return, or an error to raise."""
+
+    def __init__(self, agent):
+        self.agent = agent
+        self.outcome: object = None
+
+    def __getattr__(self, name: str):
+        return getattr(self.agent, name)
+
+    def postXferReq(self, *_):
+        return self._say()
+
+    def getXferStatus(self, *_):
+        return self._say()
+
+    def releaseXferReq(self, *_):
+        pass
+
+    def _say(self):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def scripted(start_peer: Callable[..., Peer]) -> Iterator[tuple[NixlTransport, Scripted]]:
+    """A transport that is connected to "peer"."""
+    pool = np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+    transport = NixlTransport(PoolRegion(pool.ctypes.data, BLOCK_BYTES, BLOCKS, "cpu"))
+    transport.connect("peer", start_peer(71).metadata(), BLOCKS)
+    transport._agent = agent = Scripted(transport._agent)
+    yield transport, agent
+    transport._agent = agent.agent
+    transport.close()
+
+
+def fails(transport: NixlTransport, read) -> bool:
+    try:
+        transport.poll(read)
+    except TransferError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("raised", [False, True])
+@pytest.mark.parametrize("posted", [False, True])
+def test_a_read_that_failed_is_asked_after_until_it_settles(scripted, raised, posted):
+    """NIXL's bindings raise errors, and may return them as well; the post may fail, or a later look at it."""
+    transport, agent = scripted
+    error = transport._nixl.nixlBackendError("no luck") if raised else transport._nixl.NIXL_ERR_BACKEND
+    agent.outcome = transport._nixl.NIXL_IN_PROG if posted else error
+    read = transport.post_read("peer", [0, 1], [0, 1])
+    if posted:
+        assert transport.poll(read) is ReadState.PENDING
+    agent.outcome = error
+    assert all(fails(transport, read) for _ in range(3)), "its bytes may still land"
+    with pytest.raises(TransferError, match="a broken connection"):
+        transport.post_read("peer", [2], [2])
+    agent.outcome = transport._nixl.NIXL_SUCCESS
+    assert transport.poll(read) is ReadState.FAILED
+    transport.release(read)
+
+
+def test_a_read_that_failed_settles_when_another_shows_that_the_endpoint_is_gone(scripted):
+    transport, agent = scripted
+    agent.outcome = transport._nixl.NIXL_IN_PROG
+    reads = [transport.post_read("peer", [block], [block]) for block in range(2)]
+    agent.outcome = transport._nixl.nixlBackendError("no luck")
+    assert all(fails(transport, read) for read in reads)
+    agent.outcome = transport._nixl.nixlRemoteDisconnectError("gone")
+    assert transport.poll(reads[0]) is ReadState.FAILED
+    agent.outcome = transport._nixl.nixlBackendError("no luck")
+    assert transport.poll(reads[1]) is ReadState.FAILED
+    for read in reads:
+        transport.release(read)
 
 
 def test_stopping_the_thread_ends_a_read_for_good(tcp_pair: tuple[Reader, Peer]):

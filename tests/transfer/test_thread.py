@@ -2,14 +2,16 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 from transfer.inprocess import InProcessTransport
+from waiting import wait_until
 
-from icarus.errors import ConfigError, DeadlineError, OverloadedError
-from icarus.transfer.thread import TransferThread
+from icarus.errors import ConfigError, DeadlineError
+from icarus.transfer.thread import TransferQueueFullError, TransferThread, TransferThreadFailedError
 from icarus.transfer.transport import PoolRegion, ReadState, TransferError, Transport, decode_metadata
 
 BLOCKS, BLOCK_BYTES = 8, 96
@@ -139,6 +141,7 @@ def test_a_read_past_its_timeout_is_polled_until_it_settles(held: tuple[Transfer
     transport.outcome = ReadState.DONE
     read.settled.result(5)
     assert transport.released == 1
+    assert (thread.reads, thread.bytes_read) == (0, 0), "its blocks were computed"
 
 
 def test_a_failed_read_that_may_still_write_is_not_settled(held: tuple[TransferThread, HeldTransport]):
@@ -151,6 +154,51 @@ def test_a_failed_read_that_may_still_write_is_not_settled(held: tuple[TransferT
     transport.outcome = ReadState.FAILED
     read.settled.result(5)
     assert thread.reads == 0
+
+
+def test_a_failed_read_that_does_not_settle_for_another_timeout_is_stuck(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    hanging = thread.read("peer", [0], [0])
+    assert isinstance(hanging.result.exception(5), DeadlineError)
+    transport.outcome = TransferError("one of its blocks failed")
+    wait_until(lambda: thread.num_stuck == 1)
+    transport.outcome = ReadState.FAILED
+    hanging.settled.result(5)
+    assert thread.num_stuck == 0
+
+
+def test_a_read_that_only_hangs_is_not_stuck(held: tuple[TransferThread, HeldTransport]):
+    thread, transport = held
+    hanging = thread.read("peer", [0], [0])
+    started = time.monotonic()
+    wait_until(lambda: time.monotonic() - started > 3 * 0.2)
+    assert thread.num_stuck == 0
+    transport.outcome = ReadState.DONE
+    hanging.settled.result(5)
+
+
+def test_a_call_of_the_transport_that_hangs_shows_in_the_age_and_at_the_end(
+    held: tuple[TransferThread, HeldTransport],
+):
+    thread, transport = held
+    wait_until(lambda: thread.age_seconds < 0.1)
+    transport.gate.clear()
+    thread.read("peer", [0], [0])
+    wait_until(lambda: thread.age_seconds > 1.5, 20)  # an idle thread comes round once a second
+    assert not thread.ended.done()
+    assert not thread.stop(0.05)
+    transport.outcome = ReadState.DONE
+    transport.gate.set()
+    assert thread.ended.result(10) is None
+    assert thread.stop()
+
+
+def test_a_bug_that_ends_the_thread_is_told(held: tuple[TransferThread, HeldTransport], monkeypatch):
+    thread, _ = held
+    monkeypatch.setattr(thread, "_execute", lambda *_: 1 / 0)
+    thread.connect("peer", b"", BLOCKS)
+    with pytest.raises(TransferThreadFailedError, match="ZeroDivisionError"):
+        thread.ended.result(5)
 
 
 def test_a_fault_of_the_transport_does_not_end_the_thread(held: tuple[TransferThread, HeldTransport]):
@@ -169,7 +217,7 @@ def test_a_full_queue_refuses(held: tuple[TransferThread, HeldTransport]):
     transport.outcome = ReadState.DONE
     transport.gate.clear()
     accepted = []
-    with pytest.raises(OverloadedError, match="2 transfer commands"):
+    with pytest.raises(TransferQueueFullError, match="2 transfer commands"):
         for _ in range(4):  # one blocks the thread, two wait
             accepted.append(thread.read("peer", [0], [0]))  # noqa: PERF401
     transport.gate.set()

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _IDLE_WAIT_SECONDS = 0.1
 """How late an idle engine may notice that a lease has expired."""
+_STOP_SECONDS = 10.0
 
 
 class EngineFailedError(IcarusError):
@@ -79,10 +80,11 @@ class EngineThread:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends after the step under way."""
+    def stop(self, seconds: float = _STOP_SECONDS) -> bool:
+        """Ends after the step under way. False where that takes more than `seconds`: it hangs."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def call(self, command: Callable[[Engine], T]) -> Future[T]:
         """Runs `command` on the engine thread between two steps. Raises OverloadedError when too many wait."""

@@ -59,16 +59,18 @@ class _Connection:
     descriptors: int
     in_flight: int = 0
     broken: bool = False
+    gone: bool = False
+    """Its endpoint is: none of its reads can land any more."""
     retired: bool = False
 
 
 @dataclass(eq=False)
 class _Read:
-    """A posted read. Once `error` is set its state is final; `settled` tells whether bytes may still land."""
+    """A posted read. `settled`: none of its bytes can land any more. One with an `error` may be without that for good:
+    NIXL asks UCX no more about a request that failed."""
 
     connection: _Connection
     request: int
-    done: bool = False
     error: str = ""
     settled: bool = False
 
@@ -147,13 +149,13 @@ class NixlTransport(Transport):
         return read
 
     def poll(self, handle: _Read) -> ReadState:
-        if not handle.done and not handle.error:
+        if not handle.settled:
             self._advance(handle, lambda: self._agent.getXferStatus(handle.request))
         if handle.error and not handle.settled:
             raise TransferError(handle.error)
         if handle.error:
             return ReadState.FAILED
-        return ReadState.DONE if handle.done else ReadState.PENDING
+        return ReadState.DONE if handle.settled else ReadState.PENDING
 
     def release(self, handle: _Read) -> None:
         with suppress(Exception):  # of a dead peer's read: there is nothing left to free then
@@ -177,18 +179,20 @@ class NixlTransport(Transport):
             status = step()
         except Exception as error:
             lands = isinstance(error, self._nixl.nixlBackendError | self._nixl.nixlUnknownError)
-            self._fail(read, str(error) or type(error).__name__, settled=not lands)
+            read.connection.gone |= isinstance(error, self._nixl.nixlRemoteDisconnectError)
+            self._fail(read, str(error) or type(error).__name__, settled=not lands or read.connection.gone)
             return
         if status == self._nixl.NIXL_SUCCESS:
-            read.done = read.settled = True
+            read.settled = True
         elif status != self._nixl.NIXL_IN_PROG:
-            self._fail(read, str(status), settled=False)
+            self._fail(read, str(status), settled=read.connection.gone)
 
     def _fail(self, read: _Read, cause: str, settled: bool) -> None:
         """A read of several blocks may fail on one while others are still under way, unless the endpoint is gone."""
-        logger.warning("NIXL read from agent %s failed: %s", read.connection.agent, cause)
+        if not read.error:
+            logger.warning("NIXL read from agent %s failed: %s", read.connection.agent, cause)
         read.connection.broken = True
-        read.error, read.settled = f"NIXL read failed: {cause}", settled
+        read.error, read.settled = read.error or f"NIXL read failed: {cause}", settled
 
     def _close_if_unused(self, connection: _Connection) -> None:
         """Closing an endpoint does not stop its reads, and would hide whether they have landed: the last one closes."""

@@ -22,6 +22,17 @@ _SHORTEST_PAUSE = 50e-6
 _LONGEST_PAUSE = 2e-3
 _LONGEST_PAUSE_OVERDUE = 20e-3
 """Seconds between polls: while a reader waits, and while only reads are left that nobody waits for."""
+_IDLE_WAIT_SECONDS = 1.0
+_MARGIN_SECONDS = 5.0
+_STOP_SECONDS = 10.0
+
+
+class TransferThreadFailedError(IcarusError):
+    """A bug ended the transfer thread: this worker can read from no other any more."""
+
+
+class TransferQueueFullError(OverloadedError):
+    """Too much waits for this worker's own transfer thread."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +78,13 @@ class _Read:
     pending: PendingRead
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Posted:
     read: _Read
     handle: Any
     since: float
+    failed: bool = False
+    """The transport says that it failed and that its bytes may still land."""
 
 
 _Command = _Connect | _Disconnect | _Read
@@ -81,7 +94,8 @@ class TransferThread:
     """Runs a transport. Methods may be called from any thread once `start` has returned.
 
     `read_timeout_seconds` counts from the call of `read`. `max_queued` bounds the commands that wait for the thread;
-    past it they are refused with OverloadedError. A peer that dies fails its own reads and nothing else.
+    past it they are refused with TransferQueueFullError. A peer that dies fails its own reads and nothing else.
+    `ended` completes with the thread, with TransferThreadFailedError where a bug ended it.
     """
 
     def __init__(
@@ -103,21 +117,42 @@ class TransferThread:
         self._closed = False
         self._submitting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="icarus-transfer", daemon=True)
+        self._last_round = time.monotonic()
+        self.ended: Future[None] = _future()
         self.metadata = b""
         self.reads = 0
         self.bytes_read = 0
+        """Of reads that were done in time."""
+
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since the thread last came round its loop: large when a call of the transport hangs."""
+        return time.monotonic() - self._last_round
+
+    @property
+    def max_wait_seconds(self) -> float:
+        """A caller that has had no answer for this long need not wait: the thread hangs."""
+        return self._timeout + _MARGIN_SECONDS
+
+    @property
+    def num_stuck(self) -> int:
+        """Reads that failed a read timeout ago or more and may still land, for all that the transport knows."""
+        past = time.monotonic() - self._timeout
+        return sum(posted.failed and posted.read.deadline < past for posted in self._posted)
 
     def start(self) -> None:
         """Returns when the transport is up; raises what making it raised."""
         self._thread.start()
         self.metadata = self._started.result()
 
-    def stop(self) -> None:
-        """Fails what waits, gives posted reads one more read timeout to settle, and closes the transport."""
+    def stop(self, seconds: float = _STOP_SECONDS) -> bool:
+        """Fails what waits, gives posted reads one more read timeout to settle, and closes the transport. False where
+        the thread has not ended after that time and `seconds` more: it hangs."""
         self._stopping.set()
         self._commands.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(self._timeout + seconds)
+        return not self._thread.is_alive()
 
     def connect(self, peer: str, metadata: bytes, num_blocks: int) -> Future[None]:
         """Makes a peer readable, as `Transport.connect`. The future fails with TransferError."""
@@ -143,7 +178,7 @@ class TransferThread:
             if self._closed:
                 raise TransferError(f"the transfer thread has stopped; {command.peer} cannot be reached through it")
             if self._commands.qsize() >= self._max_queued:
-                raise OverloadedError(f"{self._max_queued} transfer commands wait already; try again")
+                raise TransferQueueFullError(f"{self._max_queued} transfer commands wait already; try again")
             self._commands.put(command)
 
     def _run(self) -> None:
@@ -157,22 +192,27 @@ class TransferThread:
         self._started.set_result(metadata)
         try:
             self._serve(transport)
-        except Exception:
-            logger.exception("the transfer thread failed")
+        except Exception as error:
+            logger.critical("the transfer thread failed", exc_info=error)
+            failure = TransferThreadFailedError(f"the transfer thread ended: {type(error).__name__}: {error}")
+            self.ended.set_exception(failure)
         finally:
             self._refuse_commands()
             self._shut_down(transport)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def _serve(self, transport: Transport) -> None:
         pause = _SHORTEST_PAUSE
         while not self._stopping.is_set():
-            command = self._next_command(pause if self._posted else None)
+            self._last_round = time.monotonic()
+            command = self._next_command(pause if self._posted else _IDLE_WAIT_SECONDS)
             if command:
                 self._execute(transport, command)
             settled = self._poll(transport)
             pause = _SHORTEST_PAUSE if command or settled else min(pause * 2, self._longest_pause())
 
-    def _next_command(self, timeout: float | None) -> _Command | None:
+    def _next_command(self, timeout: float) -> _Command | None:
         try:
             return self._commands.get(timeout=timeout)
         except queue.Empty:
@@ -221,6 +261,7 @@ class TransferThread:
         try:
             state = ReadState.PENDING if held else transport.poll(posted.handle)
         except Exception as error:
+            posted.failed = True
             if not result.done():
                 result.set_exception(_as_icarus_error(error, f"a read from {read.peer}"))
             return False
@@ -238,12 +279,11 @@ class TransferThread:
         return True
 
     def _answer(self, read: _Read, state: ReadState, num_bytes: int, seconds: float) -> None:
+        if read.pending.result.done():  # it was given up, and counts as that
+            return
         if state is ReadState.DONE:
             self.reads += 1
             self.bytes_read += num_bytes
-        if read.pending.result.done():
-            return
-        if state is ReadState.DONE:
             read.pending.result.set_result(ReadResult(num_bytes, seconds))
         else:
             count = len(read.local_blocks)

@@ -72,7 +72,8 @@ class Transport(ABC):
 
     @abstractmethod
     def poll(self, handle: Any) -> ReadState:
-        """The state of a read. TransferError: it has failed, but its bytes may still land."""
+        """The state of a read. TransferError: it has failed, but its bytes may still land; it is polled on until it
+        settles, which it may never do."""
 
     @abstractmethod
     def release(self, handle: Any) -> None:

@@ -21,7 +21,7 @@ from icarus.engine.request import Landing
 from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError, OverloadedError, UnavailableError
 from icarus.rpc.messages import grant_from_wire
 from icarus.rpc.status import error_from_rpc
-from icarus.transfer.thread import PendingRead, ReadResult, TransferThread
+from icarus.transfer.thread import PendingRead, ReadResult, TransferQueueFullError, TransferThread
 from icarus.transfer.transport import TransferError
 from icarus.types import BlockHash, BlockId, BlockSource, Grant
 from icarus.worker.peers import ANSWER_SECONDS, Peer, PeerTable
@@ -51,6 +51,8 @@ class FetchFailure(StrEnum):
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
     """It has lent all that it may."""
+    LOCAL = "local"
+    """Too much waited for this worker's own transfer thread."""
     OTHER = "other"
 
 
@@ -60,6 +62,7 @@ _FAILURES: Mapping[type, FetchFailure] = {
     TransferError: FetchFailure.FAILED,
     UnavailableError: FetchFailure.UNREACHABLE,
     OverloadedError: FetchFailure.REFUSED,
+    TransferQueueFullError: FetchFailure.LOCAL,
 }
 
 
@@ -189,12 +192,20 @@ class BlockFetch:
 
     async def _result(self, peer: Peer, pending: PendingRead) -> ReadResult:
         try:
-            return await asyncio.shield(asyncio.wrap_future(pending.result))
+            return await self._answer(pending)
         except IcarusError as error:
             self._peers.forget_connection(peer)
             if not pending.settled.done():
                 raise UnsettledReadError(str(error)) from error
             raise
+
+    async def _answer(self, pending: PendingRead) -> ReadResult:
+        """The transfer thread ends a read that takes too long, unless it hangs itself."""
+        limit = self._transfer.max_wait_seconds
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(pending.result)), limit)
+        except TimeoutError:
+            raise DeadlineError(f"the transfer thread did not answer for {limit:g} s: it hangs") from None
 
     @contextlib.asynccontextmanager
     async def _held(self, peer: Peer, grant: Grant) -> AsyncIterator[None]:

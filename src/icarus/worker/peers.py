@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import grpc
 import grpc.aio
 
-from icarus.errors import FailedPreconditionError, IcarusError
+from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError
 from icarus.rpc.channel import open_channel
 from icarus.rpc.status import error_from_rpc
 from icarus.transfer.thread import TransferThread
@@ -65,7 +65,16 @@ class PeerTable:
 
     async def connect(self, peer: Peer, instance_id: str) -> None:
         """Makes the peer's pool readable, unless it is already. Raises FailedPreconditionError where its blocks are of
-        another kind, UnavailableError or TransferError where it cannot be reached."""
+        another kind, UnavailableError or TransferError where it cannot be reached, DeadlineError where that takes as long
+        as a read may."""
+        limit = self._transfer.max_wait_seconds
+        try:
+            async with asyncio.timeout(limit):
+                await self._connect(peer, instance_id)
+        except TimeoutError:
+            raise DeadlineError(f"worker {peer.address} was not connected to within {limit:g} s") from None
+
+    async def _connect(self, peer: Peer, instance_id: str) -> None:
         async with peer.connecting:
             if peer.connected_instance == instance_id:
                 return

@@ -1,9 +1,12 @@
 """Runs one worker process from its settings to its last answer."""
 
 import asyncio
+import logging
+import os
 import secrets
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from prometheus_client import CollectorRegistry
 
@@ -24,6 +27,8 @@ from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.state_metrics import WorkerState
 from icarus.worker.watch import watch
 from icarus.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 _EVERYWHERE = ("0.0.0.0", "[::]", "")
 
@@ -52,7 +57,15 @@ async def _run(config: Config, role: Role, make_servicer: Callable[[Worker], Any
     try:
         await _serve(config, worker, changes, server)
     finally:
-        await worker.stop()
+        if not await worker.stop():
+            _end_without_threads()
+
+
+def _end_without_threads() -> NoReturn:
+    """A thread hangs in a call that nothing interrupts; the interpreter's own exit might wait for it, or crash."""
+    logger.critical("a thread of this worker hangs: the process ends without it", exc_info=sys.exception())
+    logging.shutdown()
+    os._exit(1)
 
 
 async def _serve(config: Config, worker: Worker, changes: ChangeFeed, server: Server) -> None:
@@ -66,7 +79,8 @@ async def _serve(config: Config, worker: Worker, changes: ChangeFeed, server: Se
         for task in reporting:
             task.cancel()
 
-    trouble = watch(worker.engine, int(config.transfer.max_quarantined_fraction * config.cache.num_blocks))
+    max_quarantined = int(config.transfer.max_quarantined_fraction * config.cache.num_blocks)
+    trouble = watch(worker.engine, worker.transfer, max_quarantined, config.engine.max_step_seconds)
     try:
         await serve_until_signal(server, before_drain=fall_silent, trouble=trouble)
     finally:

@@ -90,10 +90,10 @@ class Worker:
         await asyncio.to_thread(self.transfer.start)
         self.engine.start()
 
-    async def stop(self) -> None:
+    async def stop(self) -> bool:
+        """False where a thread hangs: only the end of the process ends it."""
         await self._peers.close()
-        await asyncio.to_thread(self.engine.stop)
-        await asyncio.to_thread(self.transfer.stop)
+        return await asyncio.to_thread(self.engine.stop) and await asyncio.to_thread(self.transfer.stop)
 
     async def turn(self, spec: TurnSpec) -> WorkerTurn:
         """Makes a turn that holds its adapter's weights: a later reload, eviction or removal does not touch it.
