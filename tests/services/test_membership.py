@@ -21,6 +21,13 @@ from icarus.engine.scheduler import Scheduler
 Scheduler.schedule = lambda self: 1 / 0
 sys.exit(main(sys.argv[1:]))
 """
+HUNG = """
+import sys, time
+from icarus.cli.main import main
+from icarus.engine.scheduler import Scheduler
+Scheduler.schedule = lambda self: time.sleep(100_000)
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def free_address() -> str:
@@ -142,6 +149,21 @@ def test_a_worker_that_is_stopped_takes_leave(members):
         assert members.addresses(gateway).keys() == {"decode-0"}
     members.start_decode("decode-1", adapters=("s1",))
     members.wait_for(first, "decode-0", "decode-1")
+
+
+def test_a_worker_whose_engine_hangs_ends_although_its_thread_does_not(members, specialists):
+    first, _ = members.gateways
+    flags = ("--cache-num-blocks=4096", "--engine-max-step-seconds=2")
+    members.start_decode("hung", *flags, program=("-c", HUNG))
+    members.wait_for(first, "hung")
+    prompt = ids(50, 4)
+    with Client(first) as client:
+        result = client.generate("tiny", token_ids=prompt, max_tokens=4).result()
+    specialists.check_tokens("", [*prompt, *result.token_ids], len(prompt))
+    assert members.processes.pop("hung").wait(60) == 1
+    log = members.log("hung")
+    assert "a thread of this worker hangs" in log and "the engine thread has not come round for" in log
+    assert "never retrieved" not in log
 
 
 def test_a_worker_whose_engine_fails_ends_and_its_turn_goes_on_elsewhere(members, specialists):

@@ -107,7 +107,7 @@ async def test_an_engine_that_hangs_ends_the_worker(folder):
 
 async def test_a_transfer_thread_that_hangs_or_ends_or_loses_a_read_ends_the_worker(folder):
     async with running(folder) as (_, thread):
-        with pytest.raises(ThreadHungError, match="transfer thread .* 61 s; 60 may be"):
+        with pytest.raises(ThreadHungError, match=r"transfer thread .* 61 s; 60 may be"):
             await asyncio.wait_for(watching(thread, fake_transfer(age_seconds=61.0)), 10)
         with pytest.raises(StuckReadError, match="2 reads"):
             await asyncio.wait_for(watching(thread, fake_transfer(num_stuck=2)), 10)

@@ -65,8 +65,8 @@ class PeerTable:
 
     async def connect(self, peer: Peer, instance_id: str) -> None:
         """Makes the peer's pool readable, unless it is already. Raises FailedPreconditionError where its blocks are of
-        another kind, UnavailableError or TransferError where it cannot be reached, DeadlineError where that takes as long
-        as a read may."""
+        another kind, UnavailableError or TransferError where it cannot be reached, DeadlineError where that takes
+        longer than a read may."""
         limit = self._transfer.max_wait_seconds
         try:
             async with asyncio.timeout(limit):
