@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,14 +60,28 @@ class Turn:
 class Harness:
     """`engine` with everything around it that a test may want to look at."""
 
-    def __init__(self, folder: Path, num_blocks: int = 64, max_batch_tokens: int = 32, prefix_reuse: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        num_blocks: int = 64,
+        max_batch_tokens: int = 32,
+        prefix_reuse: bool = True,
+        lease_seconds: float = 10.0,
+        clock: Callable[[], float] | None = None,
+    ):
         self.model = load_model(folder, "float32", DEVICE)
         self.kv = KVPool(self.model.config, num_blocks, BLOCK_SIZE, "float32", DEVICE)
         self.pool = BlockPool(num_blocks)
         self.clock = Clock()
         self.scheduler = Scheduler(self.pool, max_batch_tokens, 32, 32, prefix_reuse)
         self.engine = Engine(
-            Runner(self.model, self.kv, DEVICE), self.pool, self.scheduler, LeaseTable(10), "me", num_blocks, self.clock
+            Runner(self.model, self.kv, DEVICE),
+            self.pool,
+            self.scheduler,
+            LeaseTable(lease_seconds),
+            "me",
+            num_blocks,
+            clock or self.clock,
         )
         data = self.kv.tensor
         self.transport = InProcessTransport(PoolRegion(data.data_ptr(), self.kv.block_bytes, num_blocks, "cpu"))

@@ -36,17 +36,16 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
     async def _decode(
         self, begin: pb.BeginTurn, request_iterator: AsyncIterator[pb.DecodeRequest], span: Span
     ) -> AsyncGenerator[pb.DecodeResponse]:
-        spec = _spec(begin)
-        async with await self._worker.turn(spec) as turn:
+        async with await self._worker.turn(_spec(begin)) as turn:
             admitted = await turn.submit()
             yield pb.DecodeResponse(reserved=pb.TurnReserved(num_local_blocks=admitted.num_local_blocks))
             if admitted.landing:
                 await self._worker.gates.pass_through(TurnPhase.RESERVED)
-            if begin.await_prefill:
-                staged = await self._staged(request_iterator, begin.turn_id)
-                await _land_staged(turn, admitted, staged)
-            elif admitted.landing:
-                await turn.land_from_sources(admitted, spec.sources)
+            staged = await self._staged(request_iterator, begin.turn_id) if begin.await_prefill else None
+            if staged is not None and staged.HasField("blocks"):
+                await _land_staged(turn, admitted, staged.blocks)
+            elif admitted.landing:  # no prefill was asked for, or it failed
+                await turn.land_from_sources(admitted)
             finishing = asyncio.create_task(_finish_on_request(turn, request_iterator))
             try:
                 async for event in turn.events():
@@ -96,10 +95,9 @@ def _spec(begin: pb.BeginTurn) -> TurnSpec:
     )
 
 
-async def _land_staged(turn: WorkerTurn, admitted: Admitted, staged: pb.PrefillStaged) -> None:
-    blocks = staged.blocks
+async def _land_staged(turn: WorkerTurn, admitted: Admitted, blocks: pb.StagedBlocks) -> None:
     grant = grant_from_wire(blocks.grant)
-    if not grant.block_ids:  # no prefill after all, or it had nothing that is not here already
+    if not grant.block_ids:  # it had nothing that is not here already
         await turn.land_nothing()
         return
     await turn.land_from_grant(admitted, blocks.address, grant, blocks.num_cached_tokens)

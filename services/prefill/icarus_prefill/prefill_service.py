@@ -22,12 +22,11 @@ class PrefillServicer(pb_grpc.PrefillServiceServicer):
             return await self._prefill(request)
 
     async def _prefill(self, request: pb.PrefillRequest) -> pb.PrefillResponse:
-        spec = _spec(request)
-        async with await self._worker.turn(spec) as turn:
+        async with await self._worker.turn(_spec(request)) as turn:
             admitted = await turn.submit()
             if admitted.landing:
                 await self._worker.gates.pass_through(TurnPhase.RESERVED)
-                await turn.land_from_sources(admitted, spec.sources)
+                await turn.land_from_sources(admitted)
             async for event in turn.events():
                 if isinstance(event, Prefilled):
                     await self._worker.gates.pass_through(TurnPhase.STREAMING)

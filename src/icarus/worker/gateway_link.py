@@ -154,8 +154,8 @@ class GatewayLink:
             self._pending.popleft()
 
     async def _send_snapshot(self, registry: pb_grpc.RegistryServiceStub) -> None:
+        self._needs_snapshot = False  # from here on changes may be dropped again, and want another one
         sequence, names = await asyncio.wrap_future(self._worker.engine.post(_snapshot))
-        self._needs_snapshot = False
         report = pb.BlockSnapshot(block_hashes=names)
         await registry.ReportBlocks(pb.ReportBlocksRequest(**self._names, first_sequence=sequence, snapshot=report))
         self._told_sequence = sequence
@@ -166,7 +166,8 @@ class GatewayLink:
         wire = [pb.BlockChange(block_hash=change.block_hash, removed=change.removed) for change in changes]
         answer = await registry.ReportBlocks(pb.ReportBlocksRequest(**self._names, first_sequence=first, changes=wire))
         self._told_sequence = first + len(changes)
-        self._needs_snapshot = answer.next_sequence != self._told_sequence
+        if answer.next_sequence != self._told_sequence:
+            self._needs_snapshot = True
 
 
 def _snapshot(engine: Engine) -> tuple[int, list[BlockHash]]:

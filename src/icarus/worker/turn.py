@@ -40,12 +40,15 @@ class WorkerTurn:
         request: Request,
         events: EventQueue,
         fetch: BlockFetch,
+        sources: Sequence[BlockSource],
         on_admitted: Callable[[float], None],
     ):
-        """`on_admitted` hears how many seconds the request waited for room."""
+        """`sources`: who may have a prefix of the prompt. `on_admitted` hears how many seconds the request waited for
+        room."""
         self._engine = engine
         self._request = request
         self._events = events
+        self._sources = sources
         self._on_admitted = on_admitted
         self._ended = False
         self.fetch = fetch
@@ -69,9 +72,9 @@ class WorkerTurn:
         self._on_admitted(time.monotonic() - arrived)
         return event
 
-    async def land_from_sources(self, admitted: Admitted, sources: Sequence[BlockSource]) -> None:
+    async def land_from_sources(self, admitted: Admitted) -> None:
         """Reads what other workers have cached, then lets the engine compute the rest."""
-        await self._land(lambda: self.fetch.from_sources(self._wanted(admitted), sources))
+        await self._land(lambda: self.fetch.from_sources(self._wanted(admitted), self._sources))
 
     async def land_from_grant(self, admitted: Admitted, address: str, grant: Grant, num_cached_tokens: int) -> None:
         """Reads what a prefill worker staged, then lets the engine compute the rest."""

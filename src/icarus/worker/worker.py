@@ -104,6 +104,7 @@ class Worker:
         adapter = None
         if needed:
             adapter = await self.adapters.weights(spec.adapter, spec.adapter_digest, spec.adapter_mode)
+        sources = spec.sources if self._prefix_reuse else ()
         events = EventQueue()
         request = Request(
             request_id=RequestId(f"{spec.turn_id}/{secrets.token_hex(4)}"),
@@ -117,13 +118,13 @@ class Worker:
             sink=events.put,
             prefill_only=spec.prefill_only,
             await_landing=spec.await_landing,
-            num_source_blocks=max((s.num_blocks for s in spec.sources), default=0) if self._prefix_reuse else 0,
+            num_source_blocks=max((source.num_blocks for source in sources), default=0),
             num_earlier_output=spec.num_earlier_output,
             lease_from_block=spec.lease_from_block,
             lease_id=spec.lease_id,
         )
         fetch = BlockFetch(self._peers, self.transfer, self.fetches, spec.tenant, spec.turn_id)
-        return WorkerTurn(self.engine, request, events, fetch, self._metrics.queue_seconds.observe)
+        return WorkerTurn(self.engine, request, events, fetch, sources, self._metrics.queue_seconds.observe)
 
     def _root(self, tenant: str, adapter: LoraWeights | None) -> BlockHash:
         private = adapter is not None and adapter.mode == AdapterMode.PRIVATE
