@@ -4,12 +4,15 @@ import signal
 import time
 
 import pytest
-from services.system import System
+from services.system import BLOCK_SIZE, System
+from services.test_cancellation import hold
 from services.test_chain import ids
 from waiting import wait_until
 
 from icarus.client import Client
+from icarus.config import TransferSection, WorkerSection
 from icarus.errors import IcarusError
+from icarus.worker.v1 import debug_service_pb2
 
 
 def wait_until_busy(system: System) -> str:
@@ -56,21 +59,30 @@ def test_decode_alone_serves(make_system):
 
 
 def test_a_stopped_source_is_given_up_and_its_blocks_are_quarantined(make_system):
-    from icarus.config import TransferSection
-
-    with make_system(transfer=TransferSection(read_timeout_seconds=1.0)) as system, Client(system.address) as client:
+    """A hook keeps the read under way until the source is stopped, which then cannot end the lease either."""
+    transfer = TransferSection(read_timeout_seconds=1.0)
+    with (
+        make_system(worker=WorkerSection(test_hooks=True), transfer=transfer) as system,
+        Client(system.address) as client,
+    ):
         prompt = ids(60, 4)
         client.generate("s0", token_ids=prompt, max_tokens=2).result()
-        client.generate("s1", token_ids=ids(60, 5), max_tokens=2).result()
-        system.signal("decode-0", signal.SIGSTOP)
-        started = time.monotonic()
-        try:
-            result = client.generate("s1", token_ids=prompt, max_tokens=2, timeout=60).result()
-            assert time.monotonic() - started < 30
+        with hold(system, "decode-1", "transferring") as held:
+            stream = client.generate("s1", token_ids=prompt, max_tokens=2, timeout=60)
+            held.wait_reached()
+            system.signal("decode-0", signal.SIGSTOP)
+            started = time.monotonic()
+            try:
+                result = stream.result()
+                assert time.monotonic() - started < 30
+                state = held.debug.CheckIntegrity(debug_service_pb2.CheckIntegrityRequest(), timeout=20)
+            finally:
+                system.signal("decode-0", signal.SIGCONT)
+            assert state.quarantined_blocks == len(prompt) // BLOCK_SIZE
+            assert (result.usage.remote_tokens, result.usage.computed_tokens) == (0, len(prompt))
             system.check_greedy("s1", prompt, result)
-        finally:
-            system.signal("decode-0", signal.SIGCONT)
         system.wait_until_idle(30)
+        wait_until(lambda: system.integrity("decode-1").quarantined_blocks == 0)
 
 
 def test_cancelling_a_stream_frees_its_blocks(system, client):
