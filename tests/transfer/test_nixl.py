@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from icarus.errors import DeadlineError
 from icarus.transfer.thread import TransferThread
@@ -308,35 +309,63 @@ def fails(transport: NixlTransport, read) -> bool:
 
 @pytest.mark.parametrize("raised", [False, True])
 @pytest.mark.parametrize("posted", [False, True])
-def test_a_read_that_failed_is_asked_after_until_it_settles(scripted, raised, posted):
+@pytest.mark.parametrize("ending", ["NIXL_SUCCESS", "nixlRemoteDisconnectError", "nixlNotFoundError"])
+def test_a_read_that_failed_settles_when_another_shows_that_nothing_is_under_way(scripted, raised, posted, ending):
     """NIXL's bindings raise errors, and may return them as well; the post may fail, or a later look at it."""
     transport, agent = scripted
-    error = transport._nixl.nixlBackendError("no luck") if raised else transport._nixl.NIXL_ERR_BACKEND
-    agent.outcome = transport._nixl.NIXL_IN_PROG if posted else error
+    failure = transport._nixl.nixlBackendError("no luck") if raised else transport._nixl.NIXL_ERR_BACKEND
+    agent.outcome = transport._nixl.NIXL_IN_PROG if posted else failure
     read = transport.post_read("peer", [0, 1], [0, 1])
-    if posted:
-        assert transport.poll(read) is ReadState.PENDING
-    agent.outcome = error
+    agent.outcome = failure
+    assert not posted or fails(transport, read)
+    agent.outcome = transport._nixl.NIXL_IN_PROG
     assert all(fails(transport, read) for _ in range(3)), "its bytes may still land"
     with pytest.raises(TransferError, match="a broken connection"):
         transport.post_read("peer", [2], [2])
-    agent.outcome = transport._nixl.NIXL_SUCCESS
+    end = getattr(transport._nixl, ending)
+    agent.outcome = end if ending == "NIXL_SUCCESS" else end("gone")
     assert transport.poll(read) is ReadState.FAILED
     transport.release(read)
 
 
-def test_a_read_that_failed_settles_when_another_shows_that_the_endpoint_is_gone(scripted):
+def test_the_read_that_shows_it_ends_after_all_that_was_under_way(start_peer: Callable[..., Peer]):
+    """The failed read is played; UCX still carries it, and the peer is stopped until the other is under way too."""
+    peer, pool = start_peer(81, TCP), np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+    transport = NixlTransport(PoolRegion(pool.ctypes.data, BLOCK_BYTES, BLOCKS, "cpu"), TCP)
+    transport.connect("peer", peer.metadata(), BLOCKS)
+    warm = transport.post_read("peer", [0], [0])
+    wait_until(lambda: transport.poll(warm) is ReadState.DONE)
+    peer.send(signal.SIGSTOP)
+    read = transport.post_read("peer", list(range(BLOCKS)), list(range(BLOCKS)))
+    assert transport.poll(read) is ReadState.PENDING
+    transport._fail(read, "played", settled=False)
+    assert all(fails(transport, read) for _ in range(20))
+    peer.send(signal.SIGCONT)
+    wait_until(lambda: not fails(transport, read))
+    assert transport.poll(read) is ReadState.FAILED
+    assert np.array_equal(pool, peer.pool)
+    for each in (warm, read):
+        transport.release(each)
+    transport.close()
+
+
+def test_a_read_that_failed_on_an_agent_that_nixl_forgot_is_settled(scripted):
     transport, agent = scripted
-    agent.outcome = transport._nixl.NIXL_IN_PROG
-    reads = [transport.post_read("peer", [block], [block]) for block in range(2)]
     agent.outcome = transport._nixl.nixlBackendError("no luck")
-    assert all(fails(transport, read) for read in reads)
-    agent.outcome = transport._nixl.nixlRemoteDisconnectError("gone")
-    assert transport.poll(reads[0]) is ReadState.FAILED
+    read = transport.post_read("peer", [0, 1], [0, 1])
+    agent.invalidateRemoteMD(transport._connections["peer"].agent)
+    assert transport.poll(read) is ReadState.FAILED
+    transport.release(read)
+
+
+def test_a_read_of_which_nothing_can_be_learned_stays_unsettled(scripted):
+    transport, agent = scripted
     agent.outcome = transport._nixl.nixlBackendError("no luck")
-    assert transport.poll(reads[1]) is ReadState.FAILED
-    for read in reads:
-        transport.release(read)
+    read = transport.post_read("peer", [0, 1], [0, 1])
+    assert fails(transport, read)
+    agent.outcome = transport._nixl.NIXL_SUCCESS
+    assert all(fails(transport, read) for _ in range(3)), "NIXL does not ask UCX about either any more"
+    transport.release(read)
 
 
 def test_stopping_the_thread_ends_a_read_for_good(tcp_pair: tuple[Reader, Peer]):

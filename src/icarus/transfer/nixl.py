@@ -59,20 +59,20 @@ class _Connection:
     descriptors: int
     in_flight: int = 0
     broken: bool = False
-    gone: bool = False
-    """Its endpoint is: none of its reads can land any more."""
     retired: bool = False
 
 
 @dataclass(eq=False)
 class _Read:
-    """A posted read. `settled`: none of its bytes can land any more. One with an `error` may be without that for good:
-    NIXL asks UCX no more about a request that failed."""
+    """A posted read. `settled`: none of its bytes can land any more."""
 
     connection: _Connection
+    blocks: tuple[np.ndarray, np.ndarray]
+    """Local and remote."""
     request: int
     error: str = ""
     settled: bool = False
+    probe: "_Read | None" = None
 
 
 class NixlTransport(Transport):
@@ -140,17 +140,16 @@ class NixlTransport(Transport):
         check_blocks(peer, remote_blocks, connection.num_blocks, local_blocks, self.region.num_blocks)
         local, remote = (np.asarray(blocks, dtype=np.int32) for blocks in (local_blocks, remote_blocks))
         with self._wrapped(f"cannot prepare a read of {len(local)} blocks from {peer}"):
-            request = self._agent.makeXferReq(
-                self._nixl.NIXL_READ, self._local, local, connection.descriptors, remote, b"", [self._backend]
-            )
-        read = _Read(connection, request)
+            read = self._prepare_read(connection, local, remote)
         connection.in_flight += 1
-        self._advance(read, lambda: self._agent.postXferReq(request, b""))
+        self._post(read)
         return read
 
     def poll(self, handle: _Read) -> ReadState:
-        if not handle.settled:
-            self._advance(handle, lambda: self._agent.getXferStatus(handle.request))
+        if not handle.settled and not handle.error:
+            self._ask(handle)
+        elif not handle.settled:
+            self._probe(handle)
         if handle.error and not handle.settled:
             raise TransferError(handle.error)
         if handle.error:
@@ -158,8 +157,10 @@ class NixlTransport(Transport):
         return ReadState.DONE if handle.settled else ReadState.PENDING
 
     def release(self, handle: _Read) -> None:
-        with suppress(Exception):  # of a dead peer's read: there is nothing left to free then
-            self._agent.releaseXferReq(handle.request)
+        for read in (handle, handle.probe):
+            if read:
+                with suppress(Exception):  # of a dead peer's read: there is nothing left to free then
+                    self._agent.releaseXferReq(read.request)
         handle.connection.in_flight -= 1
         self._close_if_unused(handle.connection)
 
@@ -173,26 +174,52 @@ class NixlTransport(Transport):
         self._agent.deregisterMem(self._registration, [self._backend])
         self._agent = None  # closes every endpoint
 
+    def _prepare_read(self, connection: _Connection, local: np.ndarray, remote: np.ndarray) -> _Read:
+        request = self._agent.makeXferReq(
+            self._nixl.NIXL_READ, self._local, local, connection.descriptors, remote, b"", [self._backend]
+        )
+        return _Read(connection, (local, remote), request)
+
+    def _post(self, read: _Read) -> None:
+        self._advance(read, lambda: self._agent.postXferReq(read.request, b""))
+
+    def _ask(self, read: _Read) -> None:
+        self._advance(read, lambda: self._agent.getXferStatus(read.request))
+
+    def _probe(self, failed: _Read) -> None:
+        """NIXL asks UCX no more about a read that failed. So a block of it is read anew: the endpoint is gone and so is
+        all that it carried, or the flush that ends each read has seen all before it land. Where this one fails as well
+        nobody knows, for good."""
+        if failed.probe is None:
+            local, remote = failed.blocks
+            try:
+                failed.probe = self._prepare_read(failed.connection, local[:1], remote[:1])
+            except self._nixl.nixlNotFoundError:  # NIXL has forgotten the agent: the endpoint is gone
+                failed.settled = True
+                return
+            self._post(failed.probe)
+        elif not failed.probe.error:
+            self._ask(failed.probe)
+        failed.settled = failed.probe.settled
+
     def _advance(self, read: _Read, step: Any) -> None:
         """Runs a post or a status check and notes the outcome. The bindings raise, and may return an error as well."""
         try:
             status = step()
         except Exception as error:
             lands = isinstance(error, self._nixl.nixlBackendError | self._nixl.nixlUnknownError)
-            read.connection.gone |= isinstance(error, self._nixl.nixlRemoteDisconnectError)
-            self._fail(read, str(error) or type(error).__name__, settled=not lands or read.connection.gone)
+            self._fail(read, str(error) or type(error).__name__, settled=not lands)
             return
         if status == self._nixl.NIXL_SUCCESS:
             read.settled = True
         elif status != self._nixl.NIXL_IN_PROG:
-            self._fail(read, str(status), settled=read.connection.gone)
+            self._fail(read, str(status), settled=False)
 
     def _fail(self, read: _Read, cause: str, settled: bool) -> None:
         """A read of several blocks may fail on one while others are still under way, unless the endpoint is gone."""
-        if not read.error:
-            logger.warning("NIXL read from agent %s failed: %s", read.connection.agent, cause)
+        logger.warning("NIXL read from agent %s failed: %s", read.connection.agent, cause)
         read.connection.broken = True
-        read.error, read.settled = read.error or f"NIXL read failed: {cause}", settled
+        read.error, read.settled = f"NIXL read failed: {cause}", settled
 
     def _close_if_unused(self, connection: _Connection) -> None:
         """Closing an endpoint does not stop its reads, and would hide whether they have landed: the last one closes."""
