@@ -114,6 +114,9 @@ class GatewaySection:
     max_remembered_turns: int = _setting(256, "finished turns of a tenant that the same turn_id gives again", least=0)
     remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered", least=0)
     resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens", least=0)
+    max_calls: int = _setting(
+        4096, "calls under way at once, of clients and workers together, before more are refused", least=1
+    )
 
 
 @dataclass(frozen=True)

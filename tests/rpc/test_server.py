@@ -247,6 +247,22 @@ async def test_health_and_reflection():
         await drain
 
 
+async def test_calls_beyond_the_limit_are_refused():
+    server = make_server("127.0.0.1:0", [Service.of(Generation())], max_calls=2)
+    await server.start()
+    async with open_channel(server.address) as channel:
+        generation = generation_service_pb2_grpc.GenerationServiceStub(channel)
+        held = [generation.Generate(generation_service_pb2.GenerateRequest(model="wait")) for _ in range(2)]
+        for call in held:
+            await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await generation.Generate(generation_service_pb2.GenerateRequest(model="fine")).read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call in held:
+            call.cancel()
+    await server.drain(0)
+
+
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_drain(which):
     generation = Generation()
@@ -268,3 +284,6 @@ def test_log_lines():
     line = KeyValueFormatter().format(record)
     assert line.endswith(r'level=info logger=a.b msg="turn done" tokens=3 path="a \"b\""')
     assert "\n" not in KeyValueFormatter().format(logging.makeLogRecord({"msg": "two\nlines"}))
+    record = logging.makeLogRecord({"msg": "m", "model": "x" * 100_000})
+    assert KeyValueFormatter().format(record).endswith('x... (100000 characters)"')
+    assert len(KeyValueFormatter().format(record)) < 1200

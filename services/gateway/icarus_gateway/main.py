@@ -100,4 +100,5 @@ def build_server(
         Service.of(ClusterServicer(workers)),
         Service.of(RegistryServicer(workers, reports)),
     ]
-    return make_server(settings.address, services, [MetricsInterceptor(RpcMetrics.register(registry))])
+    interceptors = [MetricsInterceptor(RpcMetrics.register(registry))]
+    return make_server(settings.address, services, interceptors, settings.max_calls)

@@ -74,16 +74,20 @@ class Server:
 
 
 def make_server(
-    address: str, services: Sequence[Service], interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    address: str,
+    services: Sequence[Service],
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    max_calls: int | None = None,
 ) -> Server:
     """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection. `interceptors` see
-    calls as gRPC does: bytes in, and an error as the status that it became.
+    calls as gRPC does: bytes in, and an error as the status that it became. Beyond `max_calls` at once, calls are
+    RESOURCE_EXHAUSTED.
 
     Raises ConfigError where the address cannot be listened on. Call within a running event loop.
     """
     host = address.rpartition(":")[0]
     chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor())
-    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=max_calls)
     for service in services:
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]

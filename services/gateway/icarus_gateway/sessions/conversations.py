@@ -10,7 +10,7 @@ from icarus_gateway.api.turn_call import TurnCall
 from icarus_gateway.api.validation import Sampling, check_length
 from icarus_gateway.sessions.history import History
 from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
-from icarus_gateway.text.prompt import append, open_answer, stateless_prompt
+from icarus_gateway.text.prompt import open_answer, tokenise_more, tokenise_prompt
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.driver import TurnDriver
 from icarus_gateway.turns.events import Delta, TurnEvent, TurnRequest
@@ -27,16 +27,16 @@ class Conversations:
         self._runs = runs
         self.num_forked = 0
 
-    def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
-        history = History() if content is None else append(self._model, History(), content)
+    async def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
+        history = History() if content is None else await tokenise_more(self._model, History(), content)
         self._check_history(history)
         return self._store.create(tenant, history, ttl_seconds)
 
-    def append(self, tenant: str, session_id: str, content: Content) -> tuple[int, int]:
+    async def append(self, tenant: str, session_id: str, content: Content) -> tuple[int, int]:
         """(tokens appended, tokens in the history now). Raises ConflictError while a turn is under way."""
         with self._store.hold(tenant, session_id) as session:
             before = len(session.history.token_ids)
-            history = append(self._model, session.history, content)
+            history = await tokenise_more(self._model, session.history, content)
             self._check_history(history)
             session.commit(history)
             return len(history.token_ids) - before, len(history.token_ids)
@@ -88,7 +88,9 @@ class Conversations:
         self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
         with self._store.hold(call.tenant, session_id) as session:
-            history = session.history if content is None else append(self._model, session.history, content)
+            history = session.history
+            if content is not None:
+                history = await tokenise_more(self._model, history, content)
             history = open_answer(self._model, history)
             self._check_turn(history.token_ids, sampling)
             request = TurnRequest(
@@ -107,7 +109,7 @@ class Conversations:
     async def _turn(
         self, call: TurnCall, model: str, content: Content, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
-        prompt = stateless_prompt(self._model, content)
+        prompt = await tokenise_prompt(self._model, content)
         self._check_turn(prompt, sampling)
         request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling)
         async with aclosing(self._driver.run(request)) as events:

@@ -1,10 +1,29 @@
 """From content to token ids: what a history grows by."""
 
+import asyncio
+
 from icarus.errors import FailedPreconditionError, InvalidInputError
 from icarus_gateway.api.content import Content, Messages, Text
 from icarus_gateway.sessions.history import History
 from icarus_gateway.text.chat_tokens import ChatTokens
 from icarus_gateway.text.served_model import ServedModel
+
+_LONG_CHARACTERS = 16_384  # some 10 ms of tokenising
+_CHARACTERS_OF_A_MESSAGE = 64  # what rendering one outweighs
+
+
+async def tokenise_prompt(model: ServedModel, content: Content) -> tuple[int, ...]:
+    """`stateless_prompt`; in a thread where the content is long, so that other calls go on."""
+    if _is_long(content):
+        return await asyncio.to_thread(stateless_prompt, model, content)
+    return stateless_prompt(model, content)
+
+
+async def tokenise_more(model: ServedModel, history: History, content: Content) -> History:
+    """`append`; in a thread where the content is long, so that other calls go on."""
+    if _is_long(content):
+        return await asyncio.to_thread(append, model, history, content)
+    return append(model, history, content)
 
 
 def stateless_prompt(model: ServedModel, content: Content) -> tuple[int, ...]:
@@ -44,14 +63,23 @@ def _close_answer(history: History, closing: tuple[int, ...]) -> History:
 
 def _require_short(model: ServedModel, content: Content) -> None:
     """Raises InvalidInputError for text that cannot fit the context. It is counted before it is tokenised, which takes
-    a second for a megabyte and keeps every other call waiting."""
-    texts = [message.content for message in content.messages] if isinstance(content, Messages) else []
-    length = len(content.text) if isinstance(content, Text) else sum(map(len, texts))
+    a second for a megabyte."""
+    length = _num_characters(content)
     most = model.context_length * model.tokenizer.longest_token
     if length > most:
         raise InvalidInputError(
             f"content has {length} characters, and a context of {model.context_length} tokens {most} at the very most"
         )
+
+
+def _is_long(content: Content) -> bool:
+    num_messages = len(content.messages) if isinstance(content, Messages) else 0
+    return _num_characters(content) + num_messages * _CHARACTERS_OF_A_MESSAGE > _LONG_CHARACTERS
+
+
+def _num_characters(content: Content) -> int:
+    texts = [message.content for message in content.messages] if isinstance(content, Messages) else []
+    return len(content.text) if isinstance(content, Text) else sum(map(len, texts))
 
 
 def _verbatim(model: ServedModel, content: Content, begin: bool) -> tuple[int, ...]:

@@ -32,7 +32,8 @@ class Tokenizer:
 
     def encode(self, text: str, begin: bool = False) -> list[int]:
         """Token ids of `text`. `begin` adds what the tokenizer puts around a fresh text (BOS, for some models)."""
-        return self._raw.encode(text, add_special_tokens=begin).ids
+        (encoding,) = self._raw.encode_batch([text], add_special_tokens=begin)  # unlike `encode` it lets go of the GIL
+        return encoding.ids
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text`, none of them special: what it would say if it were not a control token."""
