@@ -112,6 +112,9 @@ class GatewaySection:
     max_sessions: int = _setting(10_000, "sessions kept before new ones are refused", least=1)
     session_ttl_seconds: float = _setting(86_400.0, "a session that nobody uses for this long is forgotten", least=0.01)
     max_remembered_turns: int = _setting(256, "finished turns of a tenant that the same turn_id gives again", least=0)
+    max_remembered_tokens: int = _setting(
+        1_000_000, "output tokens of all remembered turns together; each log-probability counts as one more", least=0
+    )
     remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered", least=0)
     resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens", least=0)
     max_calls: int = _setting(

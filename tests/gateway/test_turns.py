@@ -7,7 +7,7 @@ import grpc.aio
 import pytest
 from waiting import eventually
 
-from icarus.cache.hashing import block_hashes, root_hash
+from icarus.cache.hashing import block_hashes, child_hash, root_hash
 from icarus.errors import OverloadedError
 from icarus.rpc.status import error_from_rpc
 from icarus.v1 import generation_pb2 as pb
@@ -380,6 +380,34 @@ async def test_waiting_for_the_index_is_bounded(cluster):
     for _ in range(2):
         await collect(turn(cluster, session_id))
     assert (await history(cluster, session_id))[1] == 2
+
+
+async def test_the_index_is_not_waited_for_once_its_worker_is_another(cluster, monkeypatch):
+    monkeypatch.setattr("icarus_gateway.turns.driver._INDEX_WAIT_SECONDS", 60)
+    worker = await cluster.add("d1", answer=[A, B, C, D], block_sequence=10**6)
+    session_id = await new_session(cluster, *PROMPT)
+    await collect(turn(cluster, session_id))
+    worker.instance_id = "d1-2"
+    await worker.register()
+    async with asyncio.timeout(10):
+        await collect(turn(cluster, session_id))
+
+
+async def test_blocks_are_named_once(cluster, monkeypatch):
+    """Over attempts and over turns; a fork goes on with those of its tokens."""
+    named = []
+    monkeypatch.setattr("icarus.cache.hashing.child_hash", lambda *args: (named.append(args[1]), child_hash(*args))[1])
+    await cluster.add("d1", answer=[A, B, C, D], die_after=0)
+    second = await cluster.add("d2", answer=[A, B, C, D])
+    session_id = await new_session(cluster, *range(100))
+    await collect(turn(cluster, session_id))
+    await collect(turn(cluster, session_id))
+    assert len(second.script.begun) == 2 and [token for block in named for token in block] == [*range(100), A, B, C, D]
+    request = session_service_pb2.ForkSessionRequest(session_id=session_id, num_tokens=90)
+    fork = (await cluster.sessions.ForkSession(request)).session.session_id
+    named.clear()
+    await collect(turn(cluster, fork, 1, 2))
+    assert named == [(88, 89, 1, 2)]
 
 
 async def test_private_adapters_have_names_of_their_own(cluster):

@@ -90,7 +90,12 @@ def build_server(
     labels = ModelLabels(model.name, workers.adapters)
     metrics = GatewayMetrics.register(registry)
     driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_stage, metrics, labels)
-    runs = TurnRuns(settings.max_remembered_turns, settings.remember_turn_seconds, settings.resume_grace_seconds)
+    runs = TurnRuns(
+        settings.max_remembered_turns,
+        settings.max_remembered_tokens,
+        settings.remember_turn_seconds,
+        settings.resume_grace_seconds,
+    )
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
     services = [

@@ -6,7 +6,6 @@ is a message or a command, and the first turn that fails ends the program.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -17,7 +16,7 @@ from icarus.cli.models import models_table
 from icarus.cli.standard_input import decoding
 from icarus.client import Client, Session, TurnStream
 from icarus.client.messages import Sampling
-from icarus.errors import ConflictError, IcarusError, InvalidInputError, NotFoundError
+from icarus.errors import IcarusError, InvalidInputError, NotFoundError
 from icarus.types import FinishReason, Usage
 
 _SAMPLING = tuple(Sampling.__annotations__)
@@ -31,8 +30,6 @@ _HELP = """\
 //text        a message that begins with a slash
 Ctrl-C stops an answer; that turn is then no part of the conversation.
 """
-_FREED_WITHIN_SECONDS = 10.0
-"""How long the gateway may take to give a conversation free after a turn was stopped."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,19 +92,12 @@ class Chat:
 
     def _stream(self, text: str) -> TurnStream:
         """Shows an answer as it comes. Ctrl-C stops it."""
-        patience = time.monotonic() + _FREED_WITHIN_SECONDS
-        while True:
-            stream = self._generate(text)
-            try:
-                with on_ctrl_c(stream.cancel):
-                    for delta in stream:
-                        sys.stdout.write(delta.text)
-                        sys.stdout.flush()
-                return stream
-            except ConflictError:  # the gateway is still ending the turn before this one
-                if stream.token_ids or time.monotonic() > patience:
-                    raise
-                time.sleep(0.1)
+        stream = self._generate(text)
+        with on_ctrl_c(stream.cancel):
+            for delta in stream:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+        return stream
 
     def _generate(self, text: str) -> TurnStream:
         if self._plain:

@@ -67,7 +67,7 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         return pb.GetSessionResponse(session=_to_wire(session))
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Any) -> pb.DeleteSessionResponse:
-        self._conversations.delete(parse_tenant(request.tenant), parse_session_id(request.session_id))
+        await self._conversations.delete(parse_tenant(request.tenant), parse_session_id(request.session_id))
         return pb.DeleteSessionResponse()
 
     def _content(self, request: pb.CreateSessionRequest | pb.GenerateTurnRequest) -> Content | None:
@@ -103,7 +103,7 @@ def _to_wire(session: Session) -> pb.Session:
 def _summary_to_wire(session: Session) -> pb.SessionSummary:
     return pb.SessionSummary(
         session_id=session.session_id,
-        num_tokens=len(session.history.token_ids),
+        num_tokens=session.history.num_tokens,
         num_turns=session.history.end.num_turns,
         expires_in_seconds=session.expires_in_seconds,
     )

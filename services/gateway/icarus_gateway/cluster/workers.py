@@ -173,10 +173,14 @@ class WorkerTable:
 
     def instance(self, worker_id: WorkerId, instance_id: str) -> Worker:
         """The worker if it is still this instance; raises NotFoundError otherwise."""
-        worker = self._workers.get(worker_id)
-        if worker is None or worker.info.instance_id != instance_id:
+        if not self.has(worker_id, instance_id):
             raise NotFoundError(f"worker {worker_id!r} (instance {instance_id!r}) is not registered; register first")
-        return worker
+        return self._workers[worker_id]
+
+    def has(self, worker_id: WorkerId, instance_id: str) -> bool:
+        """Whether the worker is registered, and still this instance."""
+        worker = self._workers.get(worker_id)
+        return worker is not None and worker.info.instance_id == instance_id
 
     def is_live(self, worker: Worker) -> bool:
         """Whether new work may go to it."""

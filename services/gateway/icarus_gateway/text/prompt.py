@@ -38,9 +38,9 @@ def append(model: ServedModel, history: History, content: Content) -> History:
     """The history with `content` at its end. Earlier tokens stay as they are; messages add the template's delta."""
     _require_short(model, content)
     if not isinstance(content, Messages):
-        return history.extended(_verbatim(model, content, begin=not history.token_ids))
+        return history.extended(_verbatim(model, content, begin=not history.num_tokens))
     chat = _chat(model)
-    if not history.token_ids:
+    if not history.num_tokens:
         return history.extended(chat.first(content.messages), after_messages=True)
     if history.end.answer_open:
         history = _close_answer(history, chat.closing)
@@ -56,7 +56,7 @@ def open_answer(model: ServedModel, history: History) -> History:
 
 def _close_answer(history: History, closing: tuple[int, ...]) -> History:
     """Adds what the template puts after an answer, less what the history ends with already."""
-    end = history.token_ids[-len(closing) :] if closing else ()
+    end = history.last(len(closing))
     present = next(n for n in range(len(closing), -1, -1) if end[len(end) - n :] == closing[:n])
     return history.extended(closing[present:], answer_open=False)
 

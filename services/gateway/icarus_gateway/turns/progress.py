@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from icarus.cache.hashing import BlockNames
 from icarus.rpc.messages import generated_logprobs_from_wire
 from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
@@ -28,6 +29,10 @@ class TurnProgress:
     output: list[int] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     """Instance ids of workers that failed it."""
+    failed_prefills: set[str] = field(default_factory=set)
+    """Instance ids of workers that did not prefill it when asked."""
+    names: BlockNames | None = None
+    """Of the blocks of its tokens, as far as an attempt needed them."""
     renewed: bool = False
     """Whether the adapter's name was looked up again."""
     num_resumed: int = 0
@@ -75,9 +80,11 @@ class TurnProgress:
             reason = reason or FinishReason(finished.reason)
         assert reason is not None
         worker = route.decode
-        mark = BlockMark(worker.worker_id, finished.block_sequence) if finished is not None else None
+        mark = None
+        if finished is not None:
+            mark = BlockMark(worker.worker_id, worker.info.instance_id, finished.block_sequence)
         seed = self.request.sampling.params.seed
-        return [*events, End(reason, self._usage(), seed, worker.worker_id, self.prefill_worker, mark)]
+        return [*events, End(reason, self._usage(), seed, worker.worker_id, self.prefill_worker, mark, route.names)]
 
     def _usage(self) -> Usage:
         """What the last attempt used. What a worker wrote that died is not known and not in `kv_written_tokens`."""
