@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from icarus.rpc.messages import PROTOCOL_VERSION
@@ -189,6 +190,16 @@ class WorkerTable:
     def is_lost(self, worker: Worker) -> bool:
         """Whether work that it has now should be given up."""
         return self._workers.get(worker.worker_id) is not worker or not self._is_heard(worker, _MISSED_UNTIL_LOST)
+
+    async def wait_on(self, worker: Worker, answer: "asyncio.Future[Any]") -> None:
+        """Returns once the worker's answer is there, or an error. Raises UnavailableError where the worker is lost."""
+        was_lost = False
+        while not answer.done():
+            await asyncio.wait((answer,), timeout=self.heartbeat_seconds)
+            lost = not answer.done() and self.is_lost(worker)
+            if lost and was_lost:  # once may be this process, too busy to have taken in the heartbeats that came
+                raise UnavailableError(f"worker {worker.worker_id} was not heard of any more")
+            was_lost = lost
 
     def _is_there(self, worker: Worker) -> bool:
         """Whether it was heard of lately, however it is."""

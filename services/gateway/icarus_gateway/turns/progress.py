@@ -26,6 +26,9 @@ class TurnProgress:
     meter: TurnMeter
     sources: PromptSources | None = None
     """Where the prompt came from, by the last attempt that said so."""
+    num_found: int | None = None
+    """Leading tokens of the prompt that were cached when the turn came: what later attempts find beyond is its own
+    work. None before a worker has said."""
     output: list[int] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     """Instance ids of workers that failed it."""
@@ -47,8 +50,15 @@ class TurnProgress:
         self.transfer_reads += answer.transfer_reads
         self.transfer_bytes += answer.transfer_bytes
 
+    def learn_found(self, num_tokens: int) -> None:
+        """An attempt found so many leading tokens in caches."""
+        self.num_found = num_tokens if self.num_found is None else min(self.num_found, num_tokens)
+
     def learn_sources(self, message: decode_pb.PromptUsage) -> None:
-        self.sources = prompt_sources(message, self.num_resumed)
+        sources = prompt_sources(message, self.num_resumed)
+        self.learn_found(sources.local + sources.remote)
+        assert self.num_found is not None
+        self.sources = sources.capped(self.num_found)
         self.meter.prompt_used(self.sources)
 
     def take(self, tokens: decode_pb.TokensGenerated) -> Iterator[Delta]:
