@@ -20,6 +20,9 @@ def _setting(default: Any, help: str, least: float | None = None) -> Any:
     return field(default=default, metadata={"help": help, "least": least})
 
 
+_DRAIN_HELP = "how long running turns have to end after SIGTERM; less than what stops the process waits to kill it"
+
+
 @dataclass(frozen=True)
 class ModelSection:
     """Which base model, and in which precision."""
@@ -92,6 +95,7 @@ class WorkerSection:
     other_base_adapters: tuple[str, ...] = _setting(
         (), "names of adapters that are served although they were trained on another base"
     )
+    drain_seconds: float = _setting(25.0, _DRAIN_HELP, least=0)
     max_resident_adapters: int = _setting(0, "adapters whose weights are kept in memory; 0 keeps all", least=0)
 
 
@@ -117,6 +121,7 @@ class GatewaySection:
     )
     remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered", least=0)
     resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens", least=0)
+    drain_seconds: float = _setting(25.0, _DRAIN_HELP, least=0)
     max_calls: int = _setting(
         4096, "calls under way at once, of clients and workers together, before more are refused", least=1
     )

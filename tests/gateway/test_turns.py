@@ -188,6 +188,19 @@ async def test_a_worker_that_falls_silent(model, new_cluster):
         await asyncio.wait_for(silent.script.cancelled.wait(), 5)
 
 
+async def test_a_worker_that_drains_ends_what_it_has(cluster):
+    draining = await cluster.add("d1", answer=[A, B, C, D], pause_after=2)
+    reading = asyncio.create_task(collect(stateless(cluster)))
+    await eventually(lambda: draining.script.begun)
+    await draining.beat(draining=True)
+    other = await cluster.add("d2", answer=[A, B, C, D])
+    await collect(stateless(cluster, max_tokens=1))
+    assert len(other.script.begun) == 1
+    draining.script.go_on.set()
+    ids, _, finished = await reading
+    assert ids == [A, B, C, D] and finished.route.decode_worker == "d1" and len(draining.script.begun) == 1
+
+
 @pytest.mark.parametrize("prefilled", [False, True])
 async def test_what_a_turn_computed_itself_is_never_cached(cluster, prefilled):
     """The second attempt reads what the first had computed, or its prefill worker."""

@@ -65,6 +65,19 @@ async def test_three_missed_heartbeats_and_it_is_left_out(table):
         table.require_live(Role.DECODE)
 
 
+async def test_a_draining_worker_takes_nothing_new_and_is_not_lost(table):
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(draining=True), [])
+    assert not names(table) and not table.is_lost(worker)
+
+
+async def test_a_draining_gateway_does_not_take_silence_for_death(table):
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    table.stop_listening()
+    table._clock.now += 100
+    assert names(table) == ["d1"] and not table.is_lost(worker)
+
+
 async def test_a_worker_of_another_model_has_no_place_while_the_others_are_not_lost(table):
     worker = table.register(info("d1"), PROTOCOL_VERSION, [])
     stranger = info("d2", base_digest="other")

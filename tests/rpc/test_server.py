@@ -270,7 +270,7 @@ async def test_signals_drain(which):
         "127.0.0.1:0",
         [Service.of(generation)],
     )
-    serving = asyncio.create_task(serve_until_signal(server))
+    serving = asyncio.create_task(serve_until_signal(server, grace_seconds=5))
     async with open_channel(server.address) as channel:
         await call_unary_stream(channel, "fine")
     os.kill(os.getpid(), which)

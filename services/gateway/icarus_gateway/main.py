@@ -49,7 +49,7 @@ async def serve(config: Config) -> None:
     try:
         server = build_server(config, model, workers, store, registry)
         with MetricsServer(config.metrics.address, registry):
-            await serve_until_signal(server)
+            await serve_until_signal(server, config.gateway.drain_seconds, before_drain=workers.stop_listening)
     finally:
         sweeping.cancel()
         await workers.close()

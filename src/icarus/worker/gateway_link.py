@@ -45,6 +45,9 @@ class GatewayLink:
         """The number of the first change that the gateway has not been told."""
         self._needs_snapshot = True
         self._wake = asyncio.Event()
+        self._draining = False
+        self._hurry = asyncio.Event()
+        """A heartbeat is due now."""
         self._heard = False
         self._trouble = ""
         """Why the gateway was lost or would not have us, last time."""
@@ -60,6 +63,11 @@ class GatewayLink:
                 except* grpc.aio.AioRpcError as errors:
                     self._lost(errors.exceptions[0])
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    def announce_drain(self) -> None:
+        """Heartbeats go on and say from now on that this worker takes nothing new."""
+        self._draining = True
+        self._hurry.set()
 
     async def take_leave(self) -> None:
         """Has the gateway forget this worker now rather than miss its heartbeats. To be called once `run` has ended."""
@@ -113,6 +121,7 @@ class GatewayLink:
         while True:
             if query.done():
                 state, query = query.result(), asyncio.ensure_future(self._engine_state())
+            self._hurry.clear()
             await registry.Heartbeat(
                 pb.HeartbeatRequest(
                     **self._names,
@@ -122,9 +131,11 @@ class GatewayLink:
                     available_blocks=state.pool.free + state.pool.cached,
                     adapters=self._adapters(),
                     adapters_revision=self._worker.adapters.revision,
+                    draining=self._draining,
                 )
             )
-            await asyncio.sleep(interval_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), interval_seconds)
 
     async def _engine_state(self) -> EngineState:
         return await asyncio.wrap_future(self._worker.engine.post(Engine.state))

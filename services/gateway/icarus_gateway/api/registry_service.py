@@ -32,7 +32,10 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         heartbeat = Heartbeat(
-            request.engine_age_seconds, request.running_requests + request.waiting_requests, request.available_blocks
+            request.engine_age_seconds,
+            request.running_requests + request.waiting_requests,
+            request.available_blocks,
+            request.draining,
         )
         adapters, revision = _adapters(request.adapters), request.adapters_revision
         self._workers.beat(WorkerId(request.worker_id), request.instance_id, heartbeat, adapters, revision)

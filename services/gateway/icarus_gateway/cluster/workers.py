@@ -47,6 +47,8 @@ class Heartbeat:
     """Running and waiting."""
     available_blocks: int | None = None
     """None before the first one."""
+    draining: bool = False
+    """It ends what it has and takes nothing new."""
 
 
 @dataclass
@@ -104,6 +106,7 @@ class WorkerTable:
         self._clock = clock
         self._workers: dict[WorkerId, Worker] = {}
         self._closing: list[WorkerConnection] = []
+        self._listens = True
 
     def register(
         self, info: WorkerInfo, protocol_version: int, adapters: Sequence[AdapterInfo], adapters_revision: int = 0
@@ -185,7 +188,7 @@ class WorkerTable:
 
     def is_live(self, worker: Worker) -> bool:
         """Whether new work may go to it."""
-        return not worker.failed and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
+        return not worker.failed and not worker.heartbeat.draining and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
 
     def is_lost(self, worker: Worker) -> bool:
         """Whether work that it has now should be given up."""
@@ -205,11 +208,13 @@ class WorkerTable:
         """Whether it was heard of lately, however it is."""
         return self.silent_seconds(worker) <= _MISSED_UNTIL_LOST * self.heartbeat_seconds
 
+    def stop_listening(self) -> None:
+        """The gateway drains and refuses heartbeats: silence says nothing any more; a dead worker's connection does."""
+        self._listens = False
+
     def _is_heard(self, worker: Worker, missed: int) -> bool:
-        return (
-            self.silent_seconds(worker) <= missed * self.heartbeat_seconds
-            and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
-        )
+        is_silent = self._listens and self.silent_seconds(worker) > missed * self.heartbeat_seconds
+        return not is_silent and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
 
     def known(self) -> list[Worker]:
         """Every worker that registered and was not forgotten since, by name."""
