@@ -4,6 +4,7 @@ import asyncio
 from concurrent.futures import Future
 from types import SimpleNamespace
 
+import pytest
 from waiting import eventually
 
 from icarus.engine.engine import Engine
@@ -59,3 +60,21 @@ async def test_a_drain_is_told_at_once():
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await server.drain(0)
+
+
+@pytest.mark.parametrize("num_rounds", range(5))
+async def test_a_link_ends_when_it_is_told_whatever_happens_at_that_moment(num_rounds):
+    """The drain was announced, and the gateway is going as well."""
+    registry = Registry()
+    server = make_server("127.0.0.1:0", [Service.of(registry)])
+    await server.start()
+    link = GatewayLink(server.address, stand_in(), ChangeFeed(), "127.0.0.1:1")
+    running = asyncio.create_task(link.run())
+    await eventually(lambda: registry.heartbeats)
+    link.announce_drain()
+    for _ in range(num_rounds):
+        await asyncio.sleep(0)
+    stopping = asyncio.create_task(server.drain(0))
+    running.cancel()
+    await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 10)
+    await stopping
