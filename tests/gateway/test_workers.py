@@ -199,7 +199,46 @@ async def test_waiting_for_reports():
     assert not await reports.wait_for(d1, 1, 0.01)
     waiting = [asyncio.create_task(reports.wait_for(d1, n, 5)) for n in (1, 2)]
     await asyncio.sleep(0)
-    assert reports.changes(d1, "a", 0, change) == 1
+    assert await reports.changes(d1, "a", 0, change) == 1
     assert await waiting[0] and not waiting[1].done()
-    assert reports.snapshot(d1, "a", 2, []) == 2
+    assert await reports.snapshot(d1, "a", 2, []) == 2
     assert await waiting[1]
+
+
+def many_hashes(start, stop):
+    return [BlockHash(b"%032d" % i) for i in range(start, stop)]
+
+
+async def test_other_tasks_run_during_a_long_report():
+    index = PrefixIndex()
+    reports, d1, rounds = BlockReports(index), WorkerId("d1"), [0]
+
+    async def count():
+        while True:
+            rounds[0] += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    changes = [BlockChange(block_hash, removed=False) for block_hash in many_hashes(0, 20_000)]
+    first = asyncio.create_task(reports.changes(d1, "a", 0, changes))
+    snapshot = asyncio.create_task(reports.snapshot(d1, "a", 20_005, many_hashes(10_000, 30_000)))
+    later = asyncio.create_task(reports.changes(d1, "a", 20_005, [BlockChange(many_hashes(0, 1)[0], removed=False)]))
+    assert [await first, await snapshot, await later] == [20_000, 20_005, 20_006], "in the order in which they came"
+    assert rounds[0] > 6 and index.num_blocks(d1) == 20_001
+    counting.cancel()
+
+
+@pytest.mark.parametrize("kind", ["changes", "snapshot"])
+async def test_a_worker_that_is_dropped_during_its_report_leaves_nothing(kind):
+    index = PrefixIndex()
+    reports, d1 = BlockReports(index), WorkerId("d1")
+    hashes = many_hashes(0, 20_000)
+    if kind == "changes":
+        reporting = reports.changes(d1, "a", 0, [BlockChange(block_hash, removed=False) for block_hash in hashes])
+    else:
+        reporting = reports.snapshot(d1, "a", 20_000, hashes)
+    reporting = asyncio.create_task(reporting)
+    while not index.size:
+        await asyncio.sleep(0)
+    index.drop(d1)
+    assert await reporting == 0 and index.size == 0

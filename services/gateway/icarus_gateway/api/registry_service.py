@@ -47,9 +47,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         key = (worker.worker_id, worker.info.instance_id, request.first_sequence)
         if request.HasField("snapshot"):
             hashes = map(BlockHash, request.snapshot.block_hashes)
-            return pb.ReportBlocksResponse(next_sequence=self._reports.snapshot(*key, hashes))
-        changes = [BlockChange(BlockHash(change.block_hash), change.removed) for change in request.changes]
-        return pb.ReportBlocksResponse(next_sequence=self._reports.changes(*key, changes))
+            return pb.ReportBlocksResponse(next_sequence=await self._reports.snapshot(*key, hashes))
+        changes = (BlockChange(BlockHash(change.block_hash), change.removed) for change in request.changes)
+        return pb.ReportBlocksResponse(next_sequence=await self._reports.changes(*key, changes))
 
     async def Deregister(self, request: pb.DeregisterRequest, context: Any) -> pb.DeregisterResponse:
         worker_id = WorkerId(request.worker_id)
