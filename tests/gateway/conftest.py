@@ -261,6 +261,7 @@ class AdapterHost(adapter_service_pb2_grpc.AdapterServiceServicer):
 
 class Debug(debug_service_pb2_grpc.DebugServiceServicer):
     async def CheckIntegrity(self, request, context):
+        assert request.skip_check
         return debug_service_pb2.CheckIntegrityResponse(total_blocks=10, free_blocks=7, used_blocks=3)
 
 

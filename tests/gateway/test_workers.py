@@ -132,12 +132,14 @@ async def test_who_takes_leave_is_gone_at_once(table):
 
 @pytest.mark.parametrize("field", ["base_digest", "cache_fingerprint", "block_size"])
 async def test_a_worker_of_another_model_is_refused(table, field):
-    table.register(info("d1"), PROTOCOL_VERSION, [])
     other = {"base_digest": "B", "cache_fingerprint": "F", "block_size": 32}[field]
+    secret = {"base_digest": "known", "cache_fingerprint": "known", "block_size": 12345}[field]
+    table.register(info("d1", **{field: secret}), PROTOCOL_VERSION, [])
     with pytest.raises(
         FailedPreconditionError, match=rf"worker d2 .*{field} {other}.*worker d1 .*{info('d1').base_model}"
-    ):
+    ) as caught:
         table.register(info("d2", **{field: other}), PROTOCOL_VERSION, [])
+    assert str(secret) not in str(caught.value), "anybody may ask"
     table.register(
         info("d1", "2", **{field: other}), PROTOCOL_VERSION, []
     )  # alone, it may come back with another model

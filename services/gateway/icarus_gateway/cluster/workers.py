@@ -278,9 +278,9 @@ class WorkerTable:
 
 def _require_same_model(info: WorkerInfo, other: WorkerInfo) -> None:
     for name in ("base_digest", "block_size", "cache_fingerprint"):
-        mine, theirs = getattr(info, name), getattr(other, name)
-        if mine != theirs:
+        mine = getattr(info, name)
+        if mine != getattr(other, name):
             raise FailedPreconditionError(
                 f"worker {info.worker_id} ({info.base_model}) has {name} {mine}, but worker {other.worker_id} "
-                f"({other.base_model}) has {theirs}; workers of one gateway serve the same model with the same settings"
+                f"({other.base_model}) has another; workers of one gateway serve the same model with the same settings"
             )
