@@ -10,7 +10,9 @@ from icarus.errors import ConfigError
 
 _UNFINISHED = "\ufffd"
 _MAX_HELD_TOKENS = 8  # no character takes more; what is held longer is not UTF-8
+_MAX_BYTES = 4  # of a character
 _CONTEXT_TOKENS = 6
+_MAX_CONTEXT_TOKENS = 32
 
 
 class Tokenizer:
@@ -63,14 +65,15 @@ class Tokenizer:
 class Detokenizer:
     """Turns a stream of tokens into text, piece by piece; holds back a character until all its bytes are there.
 
-    A few tokens before the stream give the context in which the first one is read (its leading space, for one).
+    The tokens of the last piece, at first those before the stream, give the context in which the next one is read
+    (its leading space, for one). A context holds whole characters: a tokenizer with byte fallback spoils the whole run
+    of bytes otherwise. A character that the stream completes comes whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._context = list(before[-_CONTEXT_TOKENS:])
+        self._context, self._held = _whole_characters(tokenizer, before)
         self._context_text = tokenizer.decode(self._context)
-        self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain; may be empty."""
@@ -85,8 +88,23 @@ class Detokenizer:
         return self._release(self._tokenizer.decode(self._context + self._held)) if self._held else ""
 
     def _release(self, text: str) -> str:
-        new = text[len(self._context_text) :]
-        self._context = (self._context + self._held)[-_CONTEXT_TOKENS:]
+        spoiled = not text.startswith(self._context_text)
+        new = self._tokenizer.decode(self._held) if spoiled else text[len(self._context_text) :]
+        self._context = self._held if new else (self._context + self._held)[:_MAX_CONTEXT_TOKENS]
         self._context_text = self._tokenizer.decode(self._context)
         self._held = []
         return new
+
+
+def _whole_characters(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(the last tokens that are whole characters together, those of an unfinished character behind them)"""
+
+    def is_whole(ids: Sequence[int]) -> bool:
+        return _UNFINISHED not in tokenizer.decode(ids)
+
+    for size in range(_CONTEXT_TOKENS, _CONTEXT_TOKENS + _MAX_BYTES):
+        last = list(token_ids[-size:])
+        if any(is_whole(last[: n + 1]) for n in range(_MAX_BYTES)):  # it begins with one
+            end = next((end for end in range(len(last), 0, -1) if is_whole(last[:end])), 0)
+            return (last[:end], last[end:]) if len(last) - end < _MAX_BYTES else (last, [])
+    return list(token_ids[-_CONTEXT_TOKENS:]), []
