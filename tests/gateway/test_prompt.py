@@ -96,3 +96,15 @@ def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(new_model, monke
     for call in (lambda: stateless_prompt(model, content), lambda: append(model, History(), content)):
         with pytest.raises(InvalidInputError, match=f"{most + 1} characters.* {most} at the very most"):
             call()
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_a_token_that_the_model_does_not_have_is_refused(model, kind):
+    model.tokenizer._raw.add_tokens(["<new>"])
+    text, plain = "hi <new>", "hi"
+    content, harmless = ((Text(t) if kind == "text" else Messages((ChatMessage("user", t),))) for t in (text, plain))
+    begun = append(model, History(), harmless)
+    for call in (lambda history: stateless_prompt(model, content), lambda history: append(model, history, content)):
+        for history in (History(), begun):
+            with pytest.raises(InvalidInputError, match=r"'<new>' with id 262.* its vocabulary is \[0, 262\)"):
+                call(history)

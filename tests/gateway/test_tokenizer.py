@@ -1,10 +1,11 @@
+import json
 import random
 
 import pytest
 import tokenizers
 from icarus_gateway.text.stop_strings import OutputText, StopStrings
 from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from icarus.errors import ConfigError
 
@@ -62,6 +63,43 @@ def test_from_folder(tmp_path, model):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be read"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_saved_truncation_and_padding_do_not_count(tmp_path, model):
+    raw = model.tokenizer._raw
+    raw.enable_truncation(4)
+    raw.enable_padding(length=4)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert [len(tokenizer.encode(text)) for text in ("abcdefgh", "a")] == [8, 1]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<|end|>", "pad_token": {"content": "[P]"}},
+        {"additional_special_tokens": ["<|end|>", {"content": "[P]"}]},
+        {"extra_special_tokens": {"end": "<|end|>", "pad": "[P]"}},
+    ],
+)
+def test_what_tokenizer_config_names_is_special(tmp_path, model, config):
+    """One is an added token that is not special, one an entry of the vocabulary, and one has no id."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(["[P]", *alphabet])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    raw.add_tokens([AddedToken("<|end|>", normalized=False, lstrip=True), AddedToken("plain", normalized=False)])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<|none|>"}))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert sorted(tokenizer.special_tokens) == ["<|end|>", "[P]"]
+    assert tokenizer._raw.get_vocab() == raw.get_vocab()
+    ids = tokenizer.encode("a <|end|>[P]plain")
+    assert ids == [raw.token_to_id(token) for token in ("a", "<|end|>", "[P]", "plain")]
+    assert tokenizer.decode(ids) == "aplain"
+    typed = tokenizer.encode_plain("<|end|>[P]")
+    assert not {tokenizer.id_of("<|end|>"), tokenizer.id_of("[P]")} & set(typed)
+    assert tokenizer.decode(typed) == "<|end|>[P]"
 
 
 def push_all(stops, pieces):

@@ -1,12 +1,14 @@
 """Text to token ids and back."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 from icarus.errors import ConfigError
+from icarus_gateway.text.model_files import control_tokens
 
 _UNFINISHED = "\ufffd"
 _MAX_HELD_TOKENS = 8  # no character takes more; what is held longer is not UTF-8
@@ -23,14 +25,21 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Raises ConfigError where the folder has no readable tokenizer.json."""
+        """Truncation and padding that were saved do not count; what tokenizer_config.json names as special tokens are.
+
+        Raises ConfigError where the folder has no readable tokenizer.json.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ConfigError(f"{folder} has no tokenizer.json; the gateway needs the model's fast tokenizer")
         try:
-            return cls(RawTokenizer.from_file(str(path)))
+            raw = RawTokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise ConfigError(f"{path} cannot be read: {error}") from None
+        raw.no_truncation()
+        raw.no_padding()
+        _make_special(raw, control_tokens(folder))
+        return cls(raw)
 
     def encode(self, text: str, begin: bool = False) -> list[int]:
         """Token ids of `text`. `begin` adds what the tokenizer puts around a fresh text (BOS, for some models)."""
@@ -60,6 +69,19 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         return self._raw.token_to_id(token)
+
+    def token_of(self, token_id: int) -> str | None:
+        return self._raw.id_to_token(token_id)
+
+
+def _make_special(raw: RawTokenizer, texts: Collection[str]) -> None:
+    """Makes control tokens of those that have an id."""
+    added = {token.content: token for token in raw.get_added_tokens_decoder().values()}
+    for text in sorted(texts):
+        if raw.token_to_id(text) is not None:
+            token = added.get(text, AddedToken(text, normalized=False))
+            token.special = True
+            raw.add_special_tokens([token])
 
 
 class Detokenizer:
