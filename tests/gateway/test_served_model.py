@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from icarus_gateway.text.model_files import read_json
 from icarus_gateway.text.served_model import load_served_model
 
 from icarus.errors import ConfigError
@@ -39,8 +40,20 @@ def test_a_folder(folder, model):
     assert served.tokenizer.encode("abc") == model.tokenizer.encode("abc")
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "5"}', '{"eos_token_id": [5, null]}'])
 def test_broken_files(folder, text):
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"generation_config\.json"):
         load_served_model(folder, "tiny")
+
+
+def test_a_file_that_cannot_be_read(folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read: Permission denied"):
+        load_served_model(folder, "tiny")
+    with pytest.raises(ConfigError, match=r"x\.json cannot be read: Permission denied"):
+        (folder / "x.json").touch()
+        read_json(folder / "x.json")

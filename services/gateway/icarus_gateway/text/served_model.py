@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus_gateway.text.chat_template import ChatTemplate, load_chat_template
 from icarus_gateway.text.chat_tokens import ChatTokens
@@ -45,7 +46,10 @@ def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     found: set[int] = set()
     for file in ("generation_config.json", "config.json"):
         entry = read_json(folder / file).get("eos_token_id")
-        found.update([entry] if isinstance(entry, int) else entry or ())
+        ids = entry if isinstance(entry, list) else [] if entry is None else [entry]
+        if not all(isinstance(token_id, int) for token_id in ids):
+            raise ConfigError(f"{folder / file}: eos_token_id is {entry!r}; it must be a token id or a list of them")
+        found.update(ids)
     eos = special_tokens(folder).get("eos_token")
     eos_id = tokenizer.id_of(eos) if eos else None
     return frozenset(found if eos_id is None else found | {eos_id})
