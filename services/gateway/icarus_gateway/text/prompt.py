@@ -73,5 +73,6 @@ def _known(model: ServedModel, token_ids: tuple[int, ...]) -> tuple[int, ...]:
 
 def _chat(model: ServedModel) -> ChatTokens:
     if model.chat is None:
-        raise FailedPreconditionError(f"model {model.name!r} has no chat template; send text or token ids")
+        problem = f": {model.template_problem}" if model.template_problem else ""
+        raise FailedPreconditionError(f"model {model.name!r} has no chat template{problem}; send text or token ids")
     return model.chat
