@@ -107,9 +107,8 @@ def test_where_templates_are(tmp_path, templates):
     config.write_text('{"chat_template": "{{ bos_token }}A{{ messages[0].content }}", "bos_token": {"content": "<s>"}}')
     template = load_chat_template(tmp_path)
     assert template is not None and template.full([ASK]) == "<s>AHi?"
-    config.write_text(
-        '{"chat_template": [{"name": "x", "template": ""}, {"name": "default", "template": "B{{ messages[0].content }}"}]}'
-    )
+    named = '[{"name": "x", "template": ""}, {"name": "default", "template": "B{{ messages[0].content }}"}]'
+    config.write_text(f'{{"chat_template": {named}}}')
     template = load_chat_template(tmp_path)
     assert template is not None and template.full([ASK]) == "BHi?"
     (tmp_path / "chat_template.jinja").write_text(templates["chatml"])
