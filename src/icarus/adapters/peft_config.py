@@ -102,7 +102,7 @@ def read_config(folder: Path, name: str, max_rank: int) -> PeftConfig:
             raise refuse(f"{key} is {value!r}; it must be a finite number")
         return float(value)
 
-    def check_pattern(key: str, check: Any) -> dict[str, Any]:
+    def check_pattern(key: str, check: Any) -> dict[re.Pattern[str], Any]:
         pattern = fields.get(key) or {}
         if not isinstance(pattern, dict):
             raise refuse(f"{key} is {pattern!r}; it must be an object of module names")

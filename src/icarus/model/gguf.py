@@ -21,13 +21,14 @@ def convert_gguf(file: Path, folder: Path) -> None:
     reader = GGUFReader(file)
     _refuse_unread(file, reader)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
         output_loading_info=True,
     )
+    model, loading = loaded
     _require_whole(file, loading, len(reader.tensors), len(list(model.parameters())))
     model.save_pretrained(folder)
     _drop_quantization(folder / "config.json")
