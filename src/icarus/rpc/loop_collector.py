@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 3.0
-"""Less than a scrape's own limit, which is its interval of 5 s: what a hung loop lacks is then seen (IcarusGatewayHangs)."""
+"""Less than a scrape's own limit, its interval of 5 s: what a hung loop lacks is then seen (IcarusGatewayHangs)."""
 
 
 class LoopCollector(Collector):
