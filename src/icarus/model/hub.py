@@ -102,7 +102,8 @@ def _convert(file: Path, folder: Path) -> None:
 
             convert_gguf(file, whole)
         except ImportError as error:
-            raise ConfigError(f"reading {file.name} needs more packages: pip install 'icarus-serve[demo]'") from error
+            advice = "in a checkout, pip install -c constraints.txt '.[demo]'"
+            raise ConfigError(f"reading {file.name} needs more packages: {advice}") from error
         except ConfigError:
             raise
         except Exception as error:  # gguf's and transformers' errors have no common base
