@@ -104,7 +104,8 @@ def test_a_missing_extra_is_named():
     code = BLOCK_TORCH + "from icarus.cli.main import main; sys.exit(main(['serve', 'decode']))"
     answer = run_python(code)
     assert answer.returncode == 2
-    assert answer.stderr == "icarus: error: this needs torch: pip install 'icarus-serve[engine]'\n"
+    advice = "in a checkout, pip install -c constraints.txt '.[engine]'"
+    assert answer.stderr == f"icarus: error: this needs torch: {advice}\n"
 
 
 def test_a_process_ends_when_its_parents_pipe_closes():

@@ -60,6 +60,8 @@ def _load_model(config: Config) -> ServedModel:
     model = load_served_model(folder, config.model.served_name)
     if model.chat is not None and model.chat.problem:
         log.warning("no messages in sessions", extra={"model": model.name, "reason": model.chat.problem})
+    if model.template_problem:
+        log.warning("no messages", extra={"model": model.name, "reason": model.template_problem})
     return model
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not missing or missing.startswith("icarus"):
             raise
         extra = _EXTRAS.get(missing, "engine")
-        return _fail(f"this needs {missing}: pip install 'icarus-serve[{extra}]'", 2)
+        return _fail(f"this needs {missing}: in a checkout, pip install -c constraints.txt '.[{extra}]'", 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `icarus generate | head`; the interpreter must not flush into it again

@@ -30,7 +30,7 @@ def stateless_prompt(model: ServedModel, content: Content) -> tuple[int, ...]:
     """The prompt of a call without a session; messages end with the generation prompt."""
     _require_short(model, content)
     if isinstance(content, Messages):
-        return _chat(model).full(content.messages, generation_prompt=True)
+        return _known(model, _chat(model).full(content.messages, generation_prompt=True))
     return _verbatim(model, content, begin=True)
 
 
@@ -41,10 +41,10 @@ def append(model: ServedModel, history: History, content: Content) -> History:
         return history.extended(_verbatim(model, content, begin=not history.num_tokens))
     chat = _chat(model)
     if not history.num_tokens:
-        return history.extended(chat.first(content.messages), after_messages=True)
+        return history.extended(_known(model, chat.first(content.messages)), after_messages=True)
     if history.end.answer_open:
         history = _close_answer(history, chat.closing)
-    return history.extended(chat.delta(content.messages), after_messages=True)
+    return history.extended(_known(model, chat.delta(content.messages)), after_messages=True)
 
 
 def open_answer(model: ServedModel, history: History) -> History:
@@ -85,11 +85,22 @@ def _num_characters(content: Content) -> int:
 def _verbatim(model: ServedModel, content: Content, begin: bool) -> tuple[int, ...]:
     assert not isinstance(content, Messages)
     if isinstance(content, Text):
-        return tuple(model.tokenizer.encode(content.text, begin))
+        return _known(model, tuple(model.tokenizer.encode(content.text, begin)))
     return content.token_ids
+
+
+def _known(model: ServedModel, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises InvalidInputError for a token of the tokenizer's that the model has no embedding of."""
+    if (highest := max(token_ids, default=0)) >= model.vocab_size:
+        raise InvalidInputError(
+            f"content comes to the token {model.tokenizer.token_of(highest)!r} with id {highest}, which the model does "
+            f"not have: its vocabulary is [0, {model.vocab_size})"
+        )
+    return token_ids
 
 
 def _chat(model: ServedModel) -> ChatTokens:
     if model.chat is None:
-        raise FailedPreconditionError(f"model {model.name!r} has no chat template; send text or token ids")
+        problem = f": {model.template_problem}" if model.template_problem else ""
+        raise FailedPreconditionError(f"model {model.name!r} has no chat template{problem}; send text or token ids")
     return model.chat

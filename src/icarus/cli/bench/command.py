@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace, progress: Progress) -> "Report":
-    from icarus_benchmarks.engine import EngineJob, run
+    from icarus_benchmarks.engine.benchmark import run
+    from icarus_benchmarks.engine.figures import EngineJob
 
     job = EngineJob(
         prefill_tokens=args.prefill_tokens,
