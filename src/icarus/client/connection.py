@@ -40,7 +40,7 @@ def channel_options(address: str, keepalive_seconds: float = DEFAULT_KEEPALIVE_S
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # in truth the limit for one attempt to connect
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
     return [*options, ("grpc.enable_http_proxy", 0)] if address.startswith(_LOOPBACK) else options
