@@ -10,7 +10,7 @@ from waiting import wait_until
 
 from icarus.client import AsyncClient, Client, RetryPolicy
 from icarus.client.retry import Attempts
-from icarus.errors import InvalidInputError, OverloadedError, UnavailableError
+from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
 from icarus.rpc.channel import open_channel
 from icarus.types import FinishReason
 from icarus.v1 import generation_service_pb2 as generation_pb2
@@ -121,7 +121,9 @@ def test_cancellation_wins_over_a_wait(gateway, proxy):
         proxy.cut()
         started = time.monotonic()
         threading.Timer(0.5, stream.cancel).start()
-        assert stream.result().finish_reason is FinishReason.CANCELLED
+        with pytest.raises(FailedPreconditionError):
+            stream.result()
+        assert stream.finish_reason is FinishReason.CANCELLED
         assert time.monotonic() - started < 20
         wait_until(lambda: gateway.cancelled == [stream.turn_id])
 
