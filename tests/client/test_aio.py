@@ -1,13 +1,16 @@
 """The client for asyncio against a scripted gateway: what differs from the one for threads."""
 
+import ast
 import asyncio
 import inspect
+from pathlib import Path
 
 import pytest
 from client.test_sync import NOT_UNICODE
 from waiting import eventually
 
-from icarus.client import AsyncClient, AsyncSession, AsyncTurnStream, Client, Delta, Session, TurnStream
+from icarus.client import AsyncClient, AsyncSession, AsyncTurnStream, Client, Delta, Session, TurnStream, aio, sync
+from icarus.client.write_sync import sync_of
 from icarus.errors import FailedPreconditionError, InvalidInputError, NotFoundError, OverloadedError, UnavailableError
 from icarus.types import AdapterMode, FinishReason
 
@@ -28,6 +31,11 @@ def test_both_clients_have_the_same_surface(sync, aio):
         return {name: list(inspect.signature(method).parameters) for name, method in public}
 
     assert surface(sync) == surface(aio) and surface(sync)
+
+
+def test_the_client_for_threads_is_what_make_client_writes():
+    written, source = (Path(inspect.getfile(module)).read_text() for module in (sync, aio))
+    assert ast.dump(ast.parse(sync_of(source))) == ast.dump(ast.parse(written)), "run 'make client'"
 
 
 async def test_stream_gives_deltas_then_the_result(client):

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from client.proxy import Proxy
 from waiting import wait_until
 
 from icarus.client import Client, Delta, LeftOutWorker
@@ -171,9 +172,15 @@ def test_timeout_is_a_deadline_error(client, gateway):
     wait_until(lambda: len(gateway.cancelled) == 1)
 
 
+def test_a_call_that_takes_too_long_says_whose(gateway):
+    with Proxy(gateway.address, delay_seconds=1.0) as proxy, Client(proxy.address) as client:
+        with pytest.raises(DeadlineError, match=f"^the call to {proxy.address} took longer than 0.2 s$"):
+            client.models(timeout=0.2)
+
+
 def test_a_timeout_of_nothing_and_one_without_end(client, gateway):
-    with pytest.raises(DeadlineError, match=f"^the call at {gateway.address} took longer than 0 s$"):
-        client.models(timeout=0)
+    with pytest.raises(DeadlineError, match=f"^turn t9 at {gateway.address} took longer than 0 s$"):
+        client.generate("alpha", "endless", turn_id="t9", timeout=0).result()
     for endless in (float("inf"), 1e300):
         assert client.models(timeout=endless).context_length == 2048
 

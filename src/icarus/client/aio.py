@@ -1,4 +1,5 @@
-"""The client for asyncio. `sync.py` is the same for threads."""
+"""The client for asyncio. `make client` writes the one for threads, `sync.py`, out of this. What truly waits is in
+`connection_aio.py` and `connection_sync.py`, by hand."""
 
 from collections.abc import AsyncIterator, Sequence
 from os import PathLike
@@ -135,7 +136,8 @@ class AsyncClient:
         and why), OverloadedError (every slot is pinned).
         """
         request = m.build_load_adapter(name, path, mode, workers, replace, pin)
-        return m.parse_model((await self._call(self._stubs.models.LoadAdapter, request, timeout)).model)
+        response = await self._call(self._stubs.models.LoadAdapter, request, timeout)
+        return m.parse_model(response.model)
 
     async def pin_adapter(self, name: str, pinned: bool = True, *, timeout: float | None = None) -> None:
         """Keeps an adapter's weights in every worker's memory, or lets them be evicted again when slots run out."""
@@ -218,7 +220,8 @@ class AsyncSession:
     async def get(self, *, timeout: float | None = None) -> SessionState:
         """The session's history."""
         request = build(session_pb2.GetSessionRequest, tenant=self._tenant, session_id=self.session_id)
-        return m.parse_session((await self._call(self._stub.GetSession, request, timeout, repeatable=True)).session)
+        response = await self._call(self._stub.GetSession, request, timeout, repeatable=True)
+        return m.parse_session(response.session)
 
     async def fork(self, num_tokens: int | None = None, *, timeout: float | None = None) -> "AsyncSession":
         """A second session with the same history, or with its first tokens. Both then go their own ways."""
@@ -230,7 +233,8 @@ class AsyncSession:
 
     async def token_ids(self, *, timeout: float | None = None) -> tuple[int, ...]:
         """Every token of the history."""
-        return (await self.get(timeout=timeout)).token_ids
+        state = await self.get(timeout=timeout)
+        return state.token_ids
 
     async def delete(self, *, timeout: float | None = None) -> None:
         """Forgets the session."""

@@ -25,7 +25,7 @@ FAREWELL_SECONDS = 1.0
 """What a closing client waits at most until the gateway knows which turns it has given up."""
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
-_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
+_HOST_AND_PORT = re.compile(r"(\[[\w:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE = re.compile(r"[ -~]*")
 
@@ -69,9 +69,9 @@ class Target:
         return library.secure_channel(self.address, self.credentials, options=options)
 
     def attempts(self, what: str, timeout: float | None) -> Attempts:
-        """Of a call. `timeout` None takes this target's."""
+        """Of a call, `what` ("turn 7 at") in messages. `timeout` None takes this target's."""
         timeout = self.timeout if timeout is None else check_seconds("timeout", timeout)
-        return Attempts(self.retry, timeout, f"{what} at {self.address}")
+        return Attempts(self.retry, timeout, f"{what} {self.address}")
 
     def error_of(self, error: Any) -> IcarusError:
         """What a call's status means here."""

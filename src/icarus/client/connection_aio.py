@@ -108,7 +108,7 @@ class AsyncConnection:
         self, method: Callable[..., Any], request: Any, timeout: float | None, *, repeatable: bool = False
     ) -> Any:
         """The answer. `repeatable`: twice is as good as once."""
-        attempts = self.target.attempts("the call", timeout)
+        attempts = self.target.attempts("the call to", timeout)
         while True:
             self._check_open()
             try:
@@ -123,7 +123,7 @@ class AsyncConnection:
 
     def stream(self, method: Callable[..., Any], request: TurnRequest, timeout: float | None) -> AsyncTurnStream:
         """Sends a turn."""
-        attempts = self.target.attempts(f"turn {request.turn_id}", timeout)
+        attempts = self.target.attempts(f"turn {request.turn_id} at", timeout)
         stream = AsyncTurnStream(self, method, request, attempts, asyncio.Event())
         self._streams.add(weakref.ref(stream, self._streams.discard))
         return stream

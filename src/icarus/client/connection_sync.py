@@ -83,7 +83,7 @@ class Connection:
 
     def call(self, method: Callable[..., Any], request: Any, timeout: float | None, *, repeatable: bool = False) -> Any:
         """The answer. `repeatable`: twice is as good as once."""
-        attempts = self.target.attempts("the call", timeout)
+        attempts = self.target.attempts("the call to", timeout)
         while True:
             self._check_open()
             try:
@@ -94,7 +94,7 @@ class Connection:
 
     def stream(self, method: Callable[..., Any], request: TurnRequest, timeout: float | None) -> TurnStream:
         """Sends a turn."""
-        attempts = self.target.attempts(f"turn {request.turn_id}", timeout)
+        attempts = self.target.attempts(f"turn {request.turn_id} at", timeout)
         stream = TurnStream(self, method, request, attempts, threading.Event())
         self._streams.add(weakref.ref(stream, self._streams.discard))
         return stream

@@ -1,4 +1,4 @@
-"""The client for threads. `aio.py` is the same for asyncio."""
+"""The client for threads. Written out of `aio.py` by `make client`: change that."""
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
@@ -19,7 +19,7 @@ from icarus.v1 import session_service_pb2 as session_pb2
 
 
 class Client:
-    """One gateway, one tenant. Safe to use from several threads.
+    """One gateway, one tenant; safe to use from several threads.
 
     `timeout` (seconds) bounds each call with all its attempts; `retry` says when a call is made again.
     `keepalive_seconds` is shorter than what any proxy on the way takes for idleness; a gateway takes no less than 5.
@@ -135,7 +135,8 @@ class Client:
         and why), OverloadedError (every slot is pinned).
         """
         request = m.build_load_adapter(name, path, mode, workers, replace, pin)
-        return m.parse_model(self._call(self._stubs.models.LoadAdapter, request, timeout).model)
+        response = self._call(self._stubs.models.LoadAdapter, request, timeout)
+        return m.parse_model(response.model)
 
     def pin_adapter(self, name: str, pinned: bool = True, *, timeout: float | None = None) -> None:
         """Keeps an adapter's weights in every worker's memory, or lets them be evicted again when slots run out."""
@@ -218,7 +219,8 @@ class Session:
     def get(self, *, timeout: float | None = None) -> SessionState:
         """The session's history."""
         request = build(session_pb2.GetSessionRequest, tenant=self._tenant, session_id=self.session_id)
-        return m.parse_session(self._call(self._stub.GetSession, request, timeout, repeatable=True).session)
+        response = self._call(self._stub.GetSession, request, timeout, repeatable=True)
+        return m.parse_session(response.session)
 
     def fork(self, num_tokens: int | None = None, *, timeout: float | None = None) -> "Session":
         """A second session with the same history, or with its first tokens. Both then go their own ways."""
@@ -230,7 +232,8 @@ class Session:
 
     def token_ids(self, *, timeout: float | None = None) -> tuple[int, ...]:
         """Every token of the history."""
-        return self.get(timeout=timeout).token_ids
+        state = self.get(timeout=timeout)
+        return state.token_ids
 
     def delete(self, *, timeout: float | None = None) -> None:
         """Forgets the session."""
