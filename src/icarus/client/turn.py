@@ -175,7 +175,7 @@ class TurnRecord:
         self._hold.span.add_event("resumed")
         self._hold.open(len(self._token_ids))
         if self._cancelled:  # meanwhile, and the call before this one was cancelled
-            self._call.cancel()
+            self._hold.let_go()
 
     def _dropped(self) -> IcarusError:
         """What it means that a stream ends without a status that says why."""
