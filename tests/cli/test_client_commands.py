@@ -125,10 +125,11 @@ def test_what_the_gateway_refuses(gateway, capsys, argv, code, word):
     assert err.startswith("icarus: error: ") and err.count("\n") == 1 and word in err
 
 
-def test_no_gateway_says_how_to_start_one(capsys):
-    assert main(["models", "--gateway", "127.0.0.1:1"]) == 1
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nobody.invalid:7080"])
+def test_no_gateway_says_how_to_start_one(capsys, address):
+    assert main(["models", "--gateway", address]) == 1
     err = capsys.readouterr().err
-    assert "127.0.0.1:1" in err and "icarus up" in err and err.count("\n") == 1
+    assert address in err and "icarus up" in err and err.count("\n") == 1
 
 
 def test_only_a_gateway_that_is_not_there_is_asked_after(gateway, capsys):

@@ -9,7 +9,7 @@ import grpc
 from icarus.client import Client
 from icarus.errors import InvalidInputError, UnavailableError
 
-_NOBODY_THERE = ("failed to connect", "name resolution", "DNS resolution", "Connection refused")
+_NOBODY_THERE = ("failed to connect", "Connection refused", "errors resolving", "DNS resolution failed")
 """What gRPC says where it reached nobody, and no gateway says of itself."""
 
 
