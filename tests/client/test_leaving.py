@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 
 import pytest
 from waiting import eventually, wait_until
@@ -17,6 +18,30 @@ def test_a_loop_that_is_left_ends_the_turn(gateway):
             assert delta.token_ids == (1,)
             break
         wait_until(lambda: gateway.cancelled == ["t1"])
+
+
+def test_what_the_collector_finds_is_let_go_in_another_thread(gateway, monkeypatch):
+    """It may run where gRPC holds a lock: see `client/reaper.py`."""
+    threads = []
+    with Client(gateway.address) as client:
+        stream = client.generate("alpha", "endless", turn_id="t1")
+        next(stream)
+        give_up = client._connection.give_up
+        monkeypatch.setattr(
+            client._connection, "give_up", lambda *a: threads.append(threading.current_thread()) or give_up(*a)
+        )
+        del stream
+        wait_until(lambda: gateway.cancelled == ["t1"])
+    assert threads and threading.current_thread() not in threads
+
+
+def test_a_client_that_is_dropped_leaves_no_thread(gateway):
+    before = threading.active_count()
+    client = Client(gateway.address)
+    assert threading.active_count() == before + 1
+    del client
+    gc.collect()
+    wait_until(lambda: threading.active_count() == before)
 
 
 async def test_a_loop_that_is_left_ends_the_turn_for_asyncio(gateway):

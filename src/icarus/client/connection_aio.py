@@ -133,11 +133,6 @@ class AsyncConnection:
         return method(request, timeout=timeout, metadata=(*self.target.metadata, *more))
 
     def give_up(self, call: Any, turn_id: str) -> None:
-        assert self._loop is not None
-        if _running_loop() is not self._loop:  # the collector runs in any thread, and after the loop's end
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self.give_up, call, turn_id)
-            return
         call.cancel()
         if self._closed or not self.target.retry.resumes:
             return
@@ -148,6 +143,14 @@ class AsyncConnection:
         )
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
+
+    def drop(self, let_go: Callable[[], None]) -> None:
+        assert self._loop is not None
+        if _running_loop() is self._loop:
+            let_go()
+            return
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(let_go)
 
     async def close(self) -> None:
         for reference in list(self._streams):

@@ -10,6 +10,7 @@ import grpc
 
 from icarus.client.connection import FAREWELL_SECONDS, Stubs, Target, closed_error
 from icarus.client.messages import TurnRequest
+from icarus.client.reaper import Reaper
 from icarus.client.results import Delta, TurnResult
 from icarus.client.turn import TurnRecord
 from icarus.errors import IcarusError
@@ -77,6 +78,7 @@ class Connection:
         self.target = target
         self._channel = target.open_channel(grpc)
         self.stubs = Stubs(self._channel)
+        self._reaper = Reaper()
         self._streams: set[weakref.ref[TurnStream]] = set()
         self._farewells: set[Any] = set()
         self._closed = False
@@ -114,10 +116,14 @@ class Connection:
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
 
+    def drop(self, let_go: Callable[[], None]) -> None:
+        self._reaper.put(let_go)
+
     def close(self) -> None:
         for reference in list(self._streams):
             if (stream := reference()) is not None:
                 stream.cancel()
+        self._reaper.close()
         self._closed = True
         try:
             for farewell in list(self._farewells):

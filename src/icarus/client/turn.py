@@ -28,6 +28,10 @@ class TurnConnection(Protocol):
         """Ends a call, and tells the gateway that nobody will come back for the turn. Waits for nothing."""
         ...
 
+    def drop(self, let_go: Callable[[], None]) -> None:
+        """Has it called where that is safe: the collector may be who calls."""
+        ...
+
 
 class _Hold:
     """What a turn holds at the gateway. Outlives a stream that is dropped, so as to let it go."""
@@ -79,9 +83,9 @@ class TurnRecord:
         self._attempts = attempts
         self._stop = stop
         self._hold = _Hold(connection, method, request, attempts)
-        self._let_go = weakref.finalize(self, self._hold.let_go)
-        """Once: by `cancel`, or when this is dropped before the turn's end."""
-        self._let_go.atexit = False
+        self._on_drop = weakref.finalize(self, connection.drop, self._hold.let_go)
+        """Alive until the turn ends."""
+        self._on_drop.atexit = False
         self._error: IcarusError | None = None
         self._broken: IcarusError | None = None
         """Why the stream was last resumed."""
@@ -111,7 +115,8 @@ class TurnRecord:
         if self.finish_reason is None and self._error is None:
             self.finish_reason = FinishReason.CANCELLED
             self._stop.set()
-            self._let_go()
+            if self._on_drop.detach():
+                self._hold.let_go()
 
     close = cancel
 
@@ -142,7 +147,8 @@ class TurnRecord:
             self.usage = parse_usage(event.finished.usage)
             self.route = parse_route(event.finished.route)
             self.seed = event.finished.seed
-            self._end()
+            if self._on_drop.detach():
+                self._hold.span.end()
         return None
 
     def _delay_after(self, error: IcarusError) -> float:
@@ -160,15 +166,9 @@ class TurnRecord:
         """Records how the turn ended. One that missed its deadline may go on at the gateway."""
         self._error = error
         tracing.fail(self._hold.span, error)
-        if isinstance(error, DeadlineError):
-            self._let_go()
-        self._end()
+        if self._on_drop.detach():
+            self._hold.let_go() if isinstance(error, DeadlineError) else self._hold.span.end()
         return error
-
-    def _end(self) -> None:
-        """Nothing is left to let go."""
-        if self._let_go.detach() is not None:
-            self._hold.span.end()
 
     def _resume(self) -> None:
         """Asks for the rest of the stream."""
