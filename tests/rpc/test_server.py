@@ -171,6 +171,20 @@ async def test_a_dead_peer_is_unavailable():
     assert isinstance(error_from_rpc(caught.value), errors.UnavailableError)
 
 
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.INTERNAL, "RST_STREAM (Received RST_STREAM with error code 2)"),
+        (grpc.StatusCode.UNKNOWN, "Received RST_STREAM with error code 1"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received RST_STREAM with error code 11"),
+        (grpc.StatusCode.INTERNAL, "Data frame with END_STREAM flag received"),
+    ],
+)
+def test_a_stream_that_was_reset_on_its_way_is_unavailable(code, details):
+    nothing = grpc.aio.Metadata()
+    assert isinstance(error_from_rpc(grpc.aio.AioRpcError(code, nothing, nothing, details)), errors.UnavailableError)
+
+
 async def test_a_message_beyond_the_limit_is_bad_input():
     async with running() as (_, channel, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:

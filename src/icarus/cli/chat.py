@@ -8,11 +8,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-
 from icarus.cli.ctrl_c import on_ctrl_c
 from icarus.cli.gateway import connect
-from icarus.cli.models import models_table
+from icarus.cli.models import show_models
 from icarus.cli.standard_input import decoding
 from icarus.client import Client, Session, TurnStream
 from icarus.client.messages import Sampling
@@ -45,7 +43,7 @@ class Chat:
         self._client = client
         self._plain = args.plain
         self._sampling = Sampling(**{name: value for name, value in vars(args).items() if name in _SAMPLING})
-        self._model = self._known(args.model) if args.model else next(m.name for m in client.models() if m.is_base)
+        self._model = self._known(args.model) if args.model else client.models().base.name
         self._session = self._open(args.session, args.system)
 
     def run(self, read_lines: Callable[[Callable[[], str]], Iterator[str]]) -> None:
@@ -117,9 +115,9 @@ class Chat:
         return session
 
     def _known(self, name: str) -> str:
-        names = [model.name for model in self._client.models()]
-        if name not in names:
-            raise NotFoundError(f"there is no model {name!r}; there are {', '.join(names)}")
+        models = self._client.models()
+        if name not in models:
+            raise NotFoundError(f"there is no model {name!r}; there are {', '.join(models.names)}")
         return name
 
     def _change_model(self, name: str) -> None:
@@ -129,7 +127,7 @@ class Chat:
         _say(f"{name} answers from here on")
 
     def _list_models(self, _: str) -> None:
-        Console(stderr=True).print(models_table(self._client.models()))
+        show_models(self._client.models(), stderr=True)
 
     def _fork(self, _: str) -> None:
         original, self._session = self._session, self._session.fork()
