@@ -16,10 +16,16 @@ PROTOS := $(sort $(wildcard protos/icarus/v1/*.proto protos/icarus/worker/v1/*.p
 STUBS ?= src
 STUB_FOLDERS := icarus/v1 icarus/worker/v1
 
+CLIENT := src/icarus/client/sync.py
+CLIENT_OUT ?= $(CLIENT)
+
 DASHBOARDS := deploy/grafana/provisioning/dashboards/icarus
 DASHBOARDS_OUT ?= $(DASHBOARDS)
+SETTINGS := docs/settings.md
+SETTINGS_OUT ?= $(SETTINGS)
 
-.PHONY: help demo test test-gpu kernel-table lint check-stubs check-dashboards protos dashboards clean
+.PHONY: help demo test test-gpu kernel-table lint check-stubs check-client check-dashboards check-settings protos \
+	client dashboards settings clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -38,7 +44,7 @@ test-gpu: .venv/dev.stamp ## the kernels and the engine on this machine's GPU
 kernel-table: .venv/dev.stamp ## writes kernels/icarus_kernels/resources.md anew: what each kernel takes on a GPU
 	TRITON_INTERPRET=0 $(BIN)/python -m icarus_kernels.compile_table
 
-lint: .venv/dev.stamp check-stubs check-dashboards ## style, types, import order, protos, and written files that are fresh
+lint: .venv/dev.stamp check-stubs check-client check-dashboards check-settings ## style, types, import order, protos, and written files that are fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -59,6 +65,15 @@ check-stubs: .venv/dev.stamp
 			{ echo "src/$$folder is not what protos/ says: run 'make protos' and delete stubs of protos that went"; exit 1; }; \
 	done
 
+client: .venv/dev.stamp ## writes the client for threads anew, out of the one for asyncio
+	$(BIN)/python src/icarus/client/write_sync.py $(CLIENT_OUT)
+	$(BIN)/ruff format --quiet $(CLIENT_OUT)
+
+check-client: .venv/dev.stamp
+	mkdir -p build
+	$(MAKE) --no-print-directory client CLIENT_OUT=build/client_sync.py
+	@diff -u $(CLIENT) build/client_sync.py || { echo "$(CLIENT) is not what aio.py says: run 'make client'"; exit 1; }
+
 dashboards: .venv/dev.stamp ## writes Grafana's JSON anew from deploy/grafana/icarus_dashboards
 	PYTHONPATH=deploy/grafana $(BIN)/python -m icarus_dashboards $(DASHBOARDS_OUT)
 
@@ -67,6 +82,15 @@ check-dashboards: .venv/dev.stamp
 	$(MAKE) --no-print-directory dashboards DASHBOARDS_OUT=build/dashboards
 	@diff -ru $(DASHBOARDS) build/dashboards || \
 		{ echo "$(DASHBOARDS) is not what its source says: run 'make dashboards' and delete what went"; exit 1; }
+
+settings: .venv/dev.stamp ## writes docs/settings.md anew from src/icarus/config.py
+	$(BIN)/python docs/settings.py $(SETTINGS_OUT)
+
+check-settings: .venv/dev.stamp
+	@mkdir -p build
+	$(MAKE) --no-print-directory settings SETTINGS_OUT=build/settings.md
+	@diff -u $(SETTINGS) build/settings.md || \
+		{ echo "$(SETTINGS) is not what src/icarus/config.py says: run 'make settings'"; exit 1; }
 
 clean: ## removes the environment and everything built; the converted model stays in your cache folder
 	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache

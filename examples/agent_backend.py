@@ -33,19 +33,20 @@ async def turn(session: AsyncSession, specialist: str, content: str, role: str =
         sys.stdout.write(delta.text)
         sys.stdout.flush()
     result = await stream.result()
-    if result.usage:
-        sys.stdout.write(f"\n  ({result.usage.cached_tokens} of {result.usage.prompt_tokens} prompt tokens reused)\n")
+    sys.stdout.write(f"\n  ({result.usage.cached_tokens} of {result.usage.prompt_tokens} prompt tokens reused)\n")
     return result
 
 
 async def answer(client: AsyncClient, question: str) -> str:
     """One question through the loop: plan, call a tool, write. Instructions go at the tail, so the prefix is shared."""
     session = await client.create_session(messages=[{"role": "system", "content": "You run a greenhouse."}])
-    await turn(session, "planner", f"Plan how to answer: {question}", max_tokens=64)
-    call = await turn(session, "tool_caller", "Write the next tool call.", max_tokens=64)
-    written = await turn(session, "writer", run_tool(call.text), role="tool", max_tokens=64)
-    await session.delete()
-    return written.text
+    try:
+        await turn(session, "planner", f"Plan how to answer: {question}", max_tokens=64)
+        call = await turn(session, "tool_caller", "Write the next tool call.", max_tokens=64)
+        written = await turn(session, "writer", run_tool(call.text), role="tool", max_tokens=64)
+        return written.text
+    finally:
+        await session.delete()
 
 
 async def main() -> None:

@@ -15,9 +15,12 @@ from typing import Any
 from icarus.errors import ConfigError
 
 
-def _setting(default: Any, help: str, least: float | None = None) -> Any:
-    """`least`: the smallest number that is taken."""
-    return field(default=default, metadata={"help": help, "least": least})
+def _setting(default: Any, help: str, least: float | None = None, metavar: str = "") -> Any:
+    """`least`: the smallest number that is taken; `metavar`: what help shows for the value, if not just its type."""
+    return field(default=default, metadata={"help": help, "least": least, "metavar": metavar})
+
+
+_DRAIN_HELP = "how long running turns have to end after SIGTERM; less than what stops the process waits to kill it"
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,18 @@ class WorkerSection:
     """One worker process."""
 
     id: str = _setting("", "the worker's name, stable over restarts; role and address when empty")
-    address: str = _setting("127.0.0.1:0", "where the worker listens; port 0 takes a free one")
-    advertise: str = _setting("", "where others reach it, if that differs from the address")
-    gateways: tuple[str, ...] = _setting(("127.0.0.1:7080",), "gateways to register with")
-    adapters: tuple[str, ...] = _setting((), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private")
-    test_hooks: bool = _setting(False, "tests may stop turns over DebugService; never on a server in use")
-    adapter_root: str = _setting("", "the folder that adapters must be in; anywhere when empty")
-    other_base_adapters: tuple[str, ...] = _setting(
-        (), "names of adapters that are served although they were trained on another base"
+    address: str = _setting("127.0.0.1:0", "where the worker listens; port 0 takes a free one", metavar="HOST:PORT")
+    advertise: str = _setting("", "where others reach it, if that differs from the address", metavar="HOST:PORT")
+    gateways: tuple[str, ...] = _setting(("127.0.0.1:7080",), "gateways to register with", metavar="HOST:PORT")
+    adapters: tuple[str, ...] = _setting(
+        (), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private", metavar="NAME=FOLDER"
     )
+    test_hooks: bool = _setting(False, "tests may stop turns over DebugService; never on a server in use")
+    adapter_root: str = _setting("", "the folder that adapters must be in; anywhere when empty", metavar="FOLDER")
+    other_base_adapters: tuple[str, ...] = _setting(
+        (), "names of adapters that are served although they were trained on another base", metavar="NAME"
+    )
+    drain_seconds: float = _setting(25.0, _DRAIN_HELP, least=0)
     max_resident_adapters: int = _setting(0, "adapters whose weights are kept in memory; 0 keeps all", least=0)
 
 
@@ -104,7 +110,7 @@ class WorkerSection:
 class GatewaySection:
     """The gateway process."""
 
-    address: str = _setting("127.0.0.1:7080", "where the gateway listens; port 0 takes a free one")
+    address: str = _setting("127.0.0.1:7080", "where the gateway listens; port 0 takes a free one", metavar="HOST:PORT")
     heartbeat_seconds: float = _setting(
         1.0, "seconds between heartbeats; a worker that misses three is left out", least=0.01
     )
@@ -117,15 +123,24 @@ class GatewaySection:
     max_sessions: int = _setting(10_000, "sessions kept before new ones are refused", least=1)
     session_ttl_seconds: float = _setting(86_400.0, "a session that nobody uses for this long is forgotten", least=0.01)
     max_remembered_turns: int = _setting(256, "finished turns of a tenant that the same turn_id gives again", least=0)
+    max_remembered_tokens: int = _setting(
+        1_000_000, "output tokens of all remembered turns together; each log-probability counts as one more", least=0
+    )
     remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered", least=0)
     resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens", least=0)
+    drain_seconds: float = _setting(25.0, _DRAIN_HELP, least=0)
+    max_calls: int = _setting(
+        4096, "calls under way at once, of clients and workers together, before more are refused", least=1
+    )
 
 
 @dataclass(frozen=True)
 class MetricsSection:
     """What Prometheus scrapes."""
 
-    address: str = _setting("", "where a process answers GET /metrics; nowhere when empty, port 0 takes a free one")
+    address: str = _setting(
+        "", "where a process answers GET /metrics; nowhere when empty, port 0 takes a free one", metavar="HOST:PORT"
+    )
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class SamplingParams:
         return (self.frequency_penalty, self.presence_penalty, self.repetition_penalty) != (0, 0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token and the natural logarithm of its probability in the model's own distribution."""
 
@@ -88,7 +88,7 @@ class TokenLogprob:
     logprob: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """How likely a generated token and its alternatives were."""
 

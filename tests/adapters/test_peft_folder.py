@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -275,7 +276,16 @@ def test_bad_metadata_is_refused_even_when_private_is_asked(tmp_path, text, word
         ({"r": 257}, "from 1 to 256"),
         ({"rank_pattern": {"q_proj": 999}}, "999"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
-        ({"alpha_pattern": {"(": 1}}, "regular expression"),
+        ({"alpha_pattern": {"(": 1}}, "'('"),
+        ({"alpha_pattern": {"[z-a]": 1}}, "'[z-a]'"),
+        ({"rank_pattern": {"(.*)*x": 1}}, "'(.*)*x', which is not supported"),
+        ({"rank_pattern": {"(a|a)*x": 1}}, "not supported"),
+        ({"rank_pattern": {r"(\w+\.?)+x": 1}}, "not supported"),
+        ({"rank_pattern": {".*" * 4 + "x": 1}}, "more than 3 of"),
+        ({"rank_pattern": {"(?:.|l)" * 20 + "x": 1}}, "more than 3 of"),
+        ({"rank_pattern": {".{1,9}": 1}}, "not supported"),
+        ({"rank_pattern": {"(?!x)q_proj": 1}}, "not supported"),
+        ({"rank_pattern": {f"m{i}": 1 for i in range(1025)}}, "names 1025 modules"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "finite"),
         ({"lora_alpha": float("nan")}, "finite"),
         ({"lora_alpha": None}, "lora_alpha is None"),
@@ -285,6 +295,40 @@ def test_configuration_that_cannot_be_served(tmp_path, changes, word):
     folder = write(tmp_path)
     edit_config(folder, **changes)
     refused(folder, InvalidInputError, word, "adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "layers.1.self_attn.q_proj",
+        "^model.layers.1.self_attn.q_proj",
+        r"model\.layers\.\d+\.self_attn\.q_proj$",
+        r".*\.self_attn\..*",
+        "k_proj|q_proj",
+        r"layers\.(0|1)\.self_attn\.(?:q|k)_proj",
+        r"layers\.[0-9]\.self_attn\.q_\w+",
+        "q.proj",
+    ],
+)
+def test_keys_of_patterns_match_as_in_peft(tmp_path, pattern):
+    folder = write(tmp_path, rank=2, targets=("q_proj", "o_proj"))
+    edit_config(folder, alpha_pattern={pattern: 2 * 7})
+    plain = load_file(folder / "adapter_model.safetensors")
+    for (layer, module), (_, b) in load(folder).modules.items():
+        path, stored = f"model.layers.{layer}.self_attn.{module}", plain[key(layer, module, "B")]
+        matches = get_pattern_key([pattern], path) == pattern
+        torch.testing.assert_close(b, stored * (7.0 if matches else 2.0))
+        assert matches or (layer, module) != (1, "q_proj")
+
+
+def test_a_name_that_the_base_does_not_have_is_skipped_as_peft_does(tmp_path):
+    folder = write(tmp_path, targets=("q_proj",))
+    edit_config(folder, target_modules=["q_proj", "c_attn", "query_key_value"])
+    assert {module for _, module in load(folder).modules} == {"q_proj"}
+    edit_config(folder, target_modules=["q_proj", "o_proj"])
+    refused(folder, InvalidInputError, "lora_A of o_proj in layer 0 is missing")
+    edit_config(folder, target_modules=["q_proj", "lm_head"])
+    refused(folder, InvalidInputError, "lm_head", "is missing")
 
 
 def test_rank_limit_is_an_argument(tmp_path):

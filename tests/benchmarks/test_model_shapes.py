@@ -1,5 +1,5 @@
 import torch
-from icarus_benchmarks.in_process import InProcessEngine
+from icarus_benchmarks.engine.in_process import InProcessEngine
 from icarus_benchmarks.model_shapes import SHAPES, ModelShape, write_random_model
 
 from icarus.cli.bench.flags import MODEL_SHAPES

@@ -2,7 +2,7 @@
 
 import pytest
 
-from icarus.cache.hashing import block_hashes, cache_fingerprint, child_hash, root_hash
+from icarus.cache.hashing import BlockNames, block_hashes, cache_fingerprint, child_hash, root_hash
 
 FINGERPRINT = cache_fingerprint("digest", "bfloat16", "rope", 16, "layout")
 
@@ -20,6 +20,18 @@ def test_a_name_covers_the_whole_prefix():
     changed = block_hashes(root, [9, 2, 3, 4], 2)
     assert changed[0] != first
     assert changed[1] != second
+
+
+def test_names_go_on_where_they_ended(monkeypatch):
+    root, hashed = root_hash(FINGERPRINT, "default"), []
+    names = BlockNames(root, 4)
+    monkeypatch.setattr("icarus.cache.hashing.child_hash", lambda *args: (hashed.append(args), child_hash(*args))[1])
+    for length, num_new in ((10, 2), (11, 0), (17, 2), (7, 0), (17, 3)):
+        hashed.clear()
+        names = names.extended(range(length))
+        assert len(hashed) == num_new
+        assert names.hashes == block_hashes(root, range(length), 4)
+    assert names.first(9).hashes == names.hashes[:2]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_conversation_in_a_terminal(gateway):
         terminal.wait_for("/fork")
         gateway.failures.append(OverloadedError("32 turns wait"))
         terminal.type("hello\n")
-        terminal.wait_for("error: 32 turns wait")
+        terminal.wait_for("error: .*32 turns wait")
         terminal.type("/nonsense\n")
         terminal.wait_for("unknown command /nonsense")
         terminal.type("hello\n")

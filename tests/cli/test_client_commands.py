@@ -1,17 +1,21 @@
 """`icarus generate` and `icarus models` against a scripted gateway."""
 
 import io
+import json
+import os
 import signal
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from cli.terminal import Terminal
 from waiting import wait_until
 
 from icarus.cli.generate import _logprob_line
 from icarus.cli.main import main
 from icarus.client.messages import Sampling
+from icarus.errors import UnavailableError
 from icarus.types import TokenLogprob, TokenLogprobs
 from icarus.v1 import generation_pb2 as generation_types_pb2
 from icarus.v1 import generation_service_pb2 as generation_pb2
@@ -92,9 +96,11 @@ def test_every_sampling_option_is_a_flag(gateway):
     assert set(given) == set(Sampling.__annotations__)
     argv = ["generate", "--gateway", gateway.address, "--model", "alpha"]
     for name, value in given.items():
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        argv += [f"--{name.replace('_', '-')}", *map(str, values)]
-    assert main([*argv, "--chat", "hi"]) == 0
+        flag = f"--{name.replace('_', '-')}"
+        for item in value if isinstance(value, list) else [value]:
+            argv += [flag] if item is True else [flag, str(item)]
+    assert main([*argv, "hi"]) == 0
+    assert gateway.last(generation_pb2.GenerateRequest).content.text == "hi"
     sampling = gateway.last(generation_pb2.GenerateRequest).sampling
     assert sampling == generation_types_pb2.SamplingParams(**given)
 
@@ -119,16 +125,93 @@ def test_what_the_gateway_refuses(gateway, capsys, argv, code, word):
     assert err.startswith("icarus: error: ") and err.count("\n") == 1 and word in err
 
 
-def test_no_gateway_says_how_to_start_one(capsys):
-    assert main(["models", "--gateway", "127.0.0.1:1"]) == 1
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nobody.invalid:7080"])
+def test_no_gateway_says_how_to_start_one(capsys, address):
+    assert main(["models", "--gateway", address]) == 1
     err = capsys.readouterr().err
-    assert "127.0.0.1:1" in err and "icarus up" in err and err.count("\n") == 1
+    assert address in err and "icarus up" in err and err.count("\n") == 1
 
 
-def test_models_lists_them(gateway, capsys):
+def test_only_a_gateway_that_is_not_there_is_asked_after(gateway, capsys):
+    gateway.failures += [UnavailableError("no decode worker is registered and alive")] * 9
+    assert main(["models", "--gateway", gateway.address, "--timeout", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "no decode worker" in err and "icarus up" not in err
+
+
+def test_models_in_a_pipe_are_rows_of_tabs(gateway, capsys):
+    gateway.load("x[/b] " + "long " * 40)
     assert main(["models", "--gateway", gateway.address]) == 0
-    out = capsys.readouterr().out
-    assert "base" in out and "decode-0" in out and "2048" in out
+    header, base, other = capsys.readouterr().out.splitlines()
+    assert header.split("\t")[0] == "model"
+    assert base.split("\t") == ["base", "base", "decode-0", "decode-0", ""]
+    assert other.split("\t")[0] == "x[/b] " + "long " * 40
+
+
+def test_models_in_a_terminal_are_a_table_with_names_as_they_are(gateway):
+    gateway.load("support[v2]")
+    gateway.load("x[/b]")
+    with Terminal("models", "--gateway", gateway.address) as terminal:
+        assert terminal.wait() == 0
+    assert "support[v2]" in terminal.screen and "x[/b]" in terminal.screen and "length 2048" in terminal.screen
+
+
+def test_models_as_json(gateway, capsys):
+    assert main(["models", "--gateway", gateway.address, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["models"][0]["name"], told["context_length"]) == ("base", 2048)
+
+
+def test_generate_as_json(gateway, capsys):
+    argv = ["generate", "--gateway", gateway.address, "--model", "alpha", "--json", "hi"]
+    assert main(argv) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["text"], told["token_ids"], told["usage"]["prompt_tokens"]) == ("<1><2><3>", [1, 2, 3], 3)
+
+
+def test_a_prompt_is_asked_for_in_a_terminal(gateway):
+    with Terminal("generate", "--gateway", gateway.address, "--model", "alpha") as terminal:
+        terminal.wait_for("reading the prompt from standard input")
+        terminal.type("hello\n\x04")
+        assert terminal.wait() == 0
+    assert gateway.last(generation_pb2.GenerateRequest).content.text == "hello\n"
+
+
+def test_headers_go_with_every_call(gateway, capsys):
+    argv = ["models", "--gateway", gateway.address, "--header", "X-Team=a=b", "--header"]
+    assert main([*argv, "authorization=Bearer s"]) == 0
+    ((_, metadata),) = gateway.calls
+    assert (metadata["x-team"], metadata["authorization"]) == ("a=b", "Bearer s")
+    assert main([*argv, "nonsense"]) == 2
+    assert "--header is 'nonsense'; it is NAME=VALUE" in capsys.readouterr().err
+
+
+def test_tls_speaks_tls(gateway, capsys):
+    assert main(["models", "--gateway", gateway.address, "--timeout", "2", "--tls"]) == 1
+    assert gateway.calls == []
+
+
+@pytest.mark.parametrize("argv", [["models", "--gateway"], ["doctor", "--gateway"], ["health"]])
+def test_what_is_no_address_is_refused(argv, capsys):
+    assert main([*argv, "localhost"]) == 2
+    assert "address is 'localhost'; it is HOST:PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "2>&-"])
+def test_output_that_takes_nothing_is_no_traceback(gateway, redirection):
+    command = f"{sys.executable} -m icarus.cli.main generate --gateway {gateway.address} --model a hi {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert done.returncode == (1 if "full" in redirection else 0)
+    assert ("No space left" in done.stderr) == ("full" in redirection)
+
+
+def test_output_in_a_poor_encoding_is_escaped(gateway):
+    gateway.load("caf\xe9")
+    command = [sys.executable, "-m", "icarus.cli.main", "models", "--gateway", gateway.address]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "caf\\xe9" in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_traceback(gateway):

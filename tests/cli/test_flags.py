@@ -57,6 +57,7 @@ def test_every_setting_has_a_flag_with_its_help_and_default(capsys):
         for field in dataclasses.fields(kind):
             assert f"--{section}-{field.name.replace('_', '-')}" in text
             assert field.metadata["help"] in text
+    assert "--gateway-address HOST:PORT" in text and "--worker-adapter-root FOLDER" in text
     assert "blocks in a worker's pool (default: 1024)" in text and "(default: on)" in text
 
 

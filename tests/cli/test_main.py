@@ -8,6 +8,7 @@ import pytest
 
 from icarus.cli import main as cli
 from icarus.cli import models
+from icarus.cli.output_file import writable
 from icarus.errors import ConfigError, OverloadedError
 
 BLOCK_TORCH = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'icarus'\n"
@@ -70,6 +71,11 @@ def test_client_commands_import_no_torch():
         (["serve", "gateway", "--config", "/nowhere/icarus.toml"], ["/nowhere/icarus.toml"]),
         (["up", "--num-decode", "0"], ["decode"]),
         (["generate", "hi", "--max-tokens", "x"], ["--max-tokens"]),
+        (["generate", "hi", "--colour"], ["--colour", "'icarus generate --help'"]),
+        (["bench", "transfer", "--colour"], ["--colour", "'icarus bench transfer --help'"]),
+        (["chat", "--logprobs", "3"], ["--logprobs", "'icarus chat --help'"]),
+        (["chat", "--session", "s1", "--system", "be brief"], ["--system", "not allowed with", "--session"]),
+        (["bench", "transfer", "--json", "."], ["--json .", "Is a directory"]),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(argv, words, capsys):
@@ -104,7 +110,8 @@ def test_a_missing_extra_is_named():
     code = BLOCK_TORCH + "from icarus.cli.main import main; sys.exit(main(['serve', 'decode']))"
     answer = run_python(code)
     assert answer.returncode == 2
-    assert answer.stderr == "icarus: error: this needs torch: pip install 'icarus-serve[engine]'\n"
+    advice = "in a checkout, pip install -c constraints.txt '.[engine]'"
+    assert answer.stderr == f"icarus: error: this needs torch: {advice}\n"
 
 
 def test_a_process_ends_when_its_parents_pipe_closes():
@@ -121,3 +128,13 @@ def test_a_process_ends_when_its_parents_pipe_closes():
     process.stdin.close()
     assert process.wait(10) == -15
     process.stdout.close()
+
+
+def test_a_file_for_figures_that_never_came_is_not_left(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_text("before")
+    for file in (new, old):
+        with pytest.raises(OverloadedError), writable("--json", str(file)):
+            assert file.exists()
+            raise OverloadedError("full")
+    assert not new.exists() and old.read_text() == "before"

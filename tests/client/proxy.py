@@ -9,14 +9,15 @@ from typing import Self
 class Proxy:
     """Listens on `address` and passes bytes on to `target`, in a thread of its own. `connections` counts them.
 
-    A connection over which nothing came for `idle_seconds` is closed.
+    A connection over which nothing came for `idle_seconds` is closed. Bytes take `delay_seconds`, each way.
     """
 
-    def __init__(self, target: str, idle_seconds: float | None = None):
+    def __init__(self, target: str, idle_seconds: float | None = None, delay_seconds: float = 0.0):
         self.connections = 0
         self.address = ""
         self._host, _, self._port = target.rpartition(":")
         self._idle_seconds = idle_seconds
+        self._delay_seconds = delay_seconds
         self._open: set[asyncio.StreamWriter] = set()
         self._links: set[asyncio.Task[None]] = set()
         self._silent: set[asyncio.Task[None]] = set()
@@ -97,6 +98,7 @@ class Proxy:
     async def _pump(self, reader, writer, link, last) -> None:
         while data := await reader.read(65536):
             last[0] = time.monotonic()
+            await asyncio.sleep(self._delay_seconds)
             if link not in self._silent:
                 writer.write(data)
                 await writer.drain()

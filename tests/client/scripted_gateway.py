@@ -83,20 +83,33 @@ class _Turn:
                 self.task.cancel()
 
 
+class _Recorder(grpc.aio.ServerInterceptor):
+    def __init__(self, calls: list[tuple[str, dict[str, Any]]]):
+        self._calls = calls
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        method = handler_call_details.method.rpartition("/")[2]
+        self._calls.append((method, dict(handler_call_details.invocation_metadata)))
+        return await continuation(handler_call_details)
+
+
 class ScriptedGateway:
-    """The server in a thread of its own. `requests` holds what came in, `cancelled` the turn ids that were given up.
+    """The server in a thread of its own. `requests` holds what came in, `calls` each call's method and metadata,
+    `cancelled` the turn ids that were given up.
 
     The next calls fail with `failures`, in order. "slow" turns take `pause_seconds` before each token but the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None):
         self.requests: list[Any] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
         self.cancelled: list[str] = []
         self.failures: list[IcarusError] = []
         self.pause_seconds = 0.05
         self.models = {"base": model_service_pb2.Model(name="base", is_base=True, worker_ids=["decode-0"])}
         self._turns: dict[str, _Turn] = {}
-        self.address = ""
+        self.address = address
+        self._credentials = credentials
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -123,12 +136,16 @@ class ScriptedGateway:
         self._loop.call_soon_threadsafe(self._turns.pop(turn_id).task.cancel)
 
     async def _start(self) -> None:
-        self._server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=_PATIENT_WITH_PINGS)
+        interceptors = (_Recorder(self.calls), ErrorInterceptor())
+        self._server = grpc.aio.server(interceptors=interceptors, options=_PATIENT_WITH_PINGS)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(_Generation(self), self._server)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(_Sessions(self), self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), self._server)
         cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(_Cluster(self), self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if self._credentials is None:
+            self.address = f"127.0.0.1:{self._server.add_insecure_port(self.address)}"
+        else:
+            self._server.add_secure_port(self.address, self._credentials)
         await self._server.start()
 
     async def _stop(self) -> None:

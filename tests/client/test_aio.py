@@ -1,14 +1,17 @@
 """The client for asyncio against a scripted gateway: what differs from the one for threads."""
 
+import ast
 import asyncio
 import inspect
+from pathlib import Path
 
 import pytest
 from client.test_sync import NOT_UNICODE
 from waiting import eventually
 
-from icarus.client import AsyncClient, AsyncSession, AsyncTurnStream, Client, Delta, Session, TurnStream
-from icarus.errors import InvalidInputError, NotFoundError, OverloadedError, UnavailableError
+from icarus.client import AsyncClient, AsyncSession, AsyncTurnStream, Client, Delta, Session, TurnStream, aio, sync
+from icarus.client.write_sync import sync_of
+from icarus.errors import FailedPreconditionError, InvalidInputError, NotFoundError, OverloadedError, UnavailableError
 from icarus.types import AdapterMode, FinishReason
 
 
@@ -24,9 +27,15 @@ async def client(gateway):
 def test_both_clients_have_the_same_surface(sync, aio):
     def surface(cls):
         methods = inspect.getmembers(cls, inspect.isfunction)
-        return {name: list(inspect.signature(method).parameters) for name, method in methods if name[0] != "_"}
+        public = [(name, method) for name, method in methods if name[0] != "_" and name != "aclose"]
+        return {name: list(inspect.signature(method).parameters) for name, method in public}
 
     assert surface(sync) == surface(aio) and surface(sync)
+
+
+def test_the_client_for_threads_is_what_make_client_writes():
+    written, source = (Path(inspect.getfile(module)).read_text() for module in (sync, aio))
+    assert ast.dump(ast.parse(sync_of(source))) == ast.dump(ast.parse(written)), "run 'make client'"
 
 
 async def test_stream_gives_deltas_then_the_result(client):
@@ -49,7 +58,8 @@ async def test_leaving_early_cancels_the_turn(client, gateway):
     async with client.generate("alpha", "endless", turn_id="t7") as stream:
         assert (await anext(stream)).token_ids == (1,)
     await eventually(lambda: gateway.cancelled == ["t7"])
-    assert (await stream.result()).finish_reason is FinishReason.CANCELLED
+    with pytest.raises(FailedPreconditionError, match="t7 was cancelled"):
+        await stream.result()
 
 
 async def test_cancel_from_another_task_ends_the_iteration(client, gateway):
@@ -57,7 +67,9 @@ async def test_cancel_from_another_task_ends_the_iteration(client, gateway):
     reader = asyncio.create_task(stream.result())
     await eventually(lambda: len(stream.token_ids) == 3)
     stream.cancel()
-    assert (await reader).finish_reason is FinishReason.CANCELLED
+    with pytest.raises(FailedPreconditionError):
+        await reader
+    assert stream.finish_reason is FinishReason.CANCELLED
     await eventually(lambda: gateway.cancelled == [stream.turn_id])
 
 

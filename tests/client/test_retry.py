@@ -10,9 +10,12 @@ from waiting import wait_until
 
 from icarus.client import AsyncClient, Client, RetryPolicy
 from icarus.client.retry import Attempts
-from icarus.errors import InvalidInputError, OverloadedError, UnavailableError
+from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
+from icarus.rpc.channel import open_channel
 from icarus.types import FinishReason
 from icarus.v1 import generation_service_pb2 as generation_pb2
+from icarus.v1 import model_service_pb2 as model_pb2
+from icarus.v1 import model_service_pb2_grpc as model_grpc
 from icarus.v1 import session_service_pb2 as session_pb2
 
 QUICK = RetryPolicy(retries=5, first_delay_seconds=0.05, max_delay_seconds=0.2)
@@ -118,7 +121,9 @@ def test_cancellation_wins_over_a_wait(gateway, proxy):
         proxy.cut()
         started = time.monotonic()
         threading.Timer(0.5, stream.cancel).start()
-        assert stream.result().finish_reason is FinishReason.CANCELLED
+        with pytest.raises(FailedPreconditionError):
+            stream.result()
+        assert stream.finish_reason is FinishReason.CANCELLED
         assert time.monotonic() - started < 20
         wait_until(lambda: gateway.cancelled == [stream.turn_id])
 
@@ -207,6 +212,19 @@ def test_who_asks_waits_as_long_as_an_overloaded_gateway_says(gateway):
         assert time.monotonic() - started >= 0.6
         gateway.failures += [OverloadedError("full", 0.1)]
         assert client.create_session(token_ids=[1]).token_ids() == (1,)
+
+
+def test_a_long_way_is_no_reason_to_give_up(gateway):
+    with Proxy(gateway.address, delay_seconds=0.3) as proxy, Client(proxy.address, retry=NEVER) as client:
+        assert client.models(timeout=30).context_length == 2048
+        assert proxy.connections == 1
+
+
+async def test_a_long_way_between_services(gateway):
+    with Proxy(gateway.address, delay_seconds=0.3) as proxy:
+        async with open_channel(proxy.address) as channel:
+            models = await model_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest(), timeout=30)
+            assert models.context_length == 2048
 
 
 async def test_unary_calls_for_asyncio(gateway):

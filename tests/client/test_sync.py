@@ -3,12 +3,14 @@
 import threading
 
 import pytest
+from client.proxy import Proxy
 from waiting import wait_until
 
 from icarus.client import Client, Delta, LeftOutWorker
 from icarus.errors import (
     ConflictError,
     DeadlineError,
+    FailedPreconditionError,
     InvalidInputError,
     NotFoundError,
     OverloadedError,
@@ -31,7 +33,6 @@ def test_stream_gives_deltas_then_the_result(client):
     assert list(stream) == [Delta((5,), "<5>"), Delta((6,), "<6>")]
     assert (stream.text, stream.token_ids, stream.finish_reason) == ("<5><6>", (5, 6), FinishReason.LENGTH)
     result = stream.result()
-    assert result.usage is not None and result.route is not None
     assert (result.usage.prompt_tokens, result.usage.cached_tokens, result.usage.kv_written_tokens) == (2, 2, 5)
     assert (result.route.decode_worker, result.route.prefill_worker, result.seed) == ("decode-0", None, 9)
     assert list(stream) == []
@@ -65,15 +66,15 @@ def test_messages_are_sent_as_messages(client, gateway):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"prompt": "a", "token_ids": [1]}, "one of"),
+        ({"text": "a", "token_ids": [1]}, "one of"),
         ({"token_ids": [-1]}, "token_ids"),
         ({"token_ids": ["x"]}, "token_ids"),
         ({"messages": [{"role": "user"}]}, "content"),
         ({"messages": [{"role": "user", "content": 3}]}, "content"),
-        ({"prompt": "a", "max_token": 3}, "max_tokens"),
-        ({"prompt": "a", "max_tokens": "many"}, "max_tokens"),
-        ({"prompt": "a", "seed": -1}, "seed"),
-        ({"prompt": "a", "stop": [3]}, "stop"),
+        ({"text": "a", "max_token": 3}, "max_tokens"),
+        ({"text": "a", "max_tokens": "many"}, "max_tokens"),
+        ({"text": "a", "seed": -1}, "seed"),
+        ({"text": "a", "stop": [3]}, "stop"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_by_name(client, gateway, arguments, word):
@@ -141,8 +142,9 @@ def test_leaving_early_cancels_the_turn(client, gateway):
         assert next(stream).token_ids == (1,)
     wait_until(lambda: gateway.cancelled == ["t7"])
     assert list(stream) == []
-    result = stream.result()
-    assert (result.finish_reason, result.token_ids, result.usage) == (FinishReason.CANCELLED, (1,), None)
+    assert (stream.finish_reason, stream.token_ids, stream.usage) == (FinishReason.CANCELLED, (1,), None)
+    with pytest.raises(FailedPreconditionError, match="t7 was cancelled"):
+        stream.result()
 
 
 def test_cancel_from_another_thread_ends_the_iteration(client, gateway):
@@ -165,9 +167,26 @@ def test_cancel_after_the_end_changes_nothing(client):
 
 
 def test_timeout_is_a_deadline_error(client, gateway):
-    with pytest.raises(DeadlineError):
-        client.generate("alpha", "endless", timeout=0.3).result()
+    with pytest.raises(DeadlineError, match=f"^turn t8 at {gateway.address} took longer than 0.3 s$"):
+        client.generate("alpha", "endless", turn_id="t8", timeout=0.3).result()
     wait_until(lambda: len(gateway.cancelled) == 1)
+
+
+def test_a_call_that_takes_too_long_says_whose(gateway):
+    words = "^the call to 127.0.0.1:[0-9]+ took longer than 0.2 s$"
+    with (
+        Proxy(gateway.address, delay_seconds=1.0) as proxy,
+        Client(proxy.address) as client,
+        pytest.raises(DeadlineError, match=words),
+    ):
+        client.models(timeout=0.2)
+
+
+def test_a_timeout_of_nothing_and_one_without_end(client, gateway):
+    with pytest.raises(DeadlineError, match=f"^turn t9 at {gateway.address} took longer than 0 s$"):
+        client.generate("alpha", "endless", turn_id="t9", timeout=0).result()
+    for endless in (float("inf"), 1e300):
+        assert client.models(timeout=endless).context_length == 2048
 
 
 def test_a_stream_without_an_end_is_an_error(client):
@@ -209,7 +228,9 @@ def test_adapters_and_models(client, gateway):
     assert (loaded.mode, loaded.worker_ids) == (AdapterMode.PRIVATE, ("decode-0",))
     assert gateway.last(model_pb2.LoadAdapterRequest).path == "/adapters/alpha"
     models = client.models()
-    assert [model.name for model in models] == ["base", "alpha-private"] and models.context_length == 2048
+    assert models.names == ("base", "alpha-private") and models.context_length == 2048
+    assert "base" in models and "gamma" not in models and models[1] in models and len(models) == 2
+    assert models.base is models[0]
     assert models.models[0].is_base and models.models[0].mode is None
     client.unload_adapter("alpha-private")
     with pytest.raises(NotFoundError):

@@ -13,6 +13,7 @@ from icarus.config import Config, load_config
 ROOT = Path(__file__).parents[2]
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("icarus-")}
+BASE_IMAGE = "python:3.11-slim-bookworm"
 SERVING = {name: service for name, service in OURS.items() if service.get("command", [""])[0] == "serve"}
 ON = {profile: [n for n, s in SERVING.items() if s.get("profiles") == [profile]] for profile in ("cpu", "gpu")}
 
@@ -69,7 +70,8 @@ def test_prometheus_scrapes_every_service():
 def test_every_service(name):
     """Pinned, started again when it ends, mounts that exist, no secret, and reachable from this machine alone."""
     service = SERVICES[name]
-    assert re.search(r":v?\d+\.\d+\.\d+", service["image"])
+    assert re.search(r":v?\d+\.\d+\.\d+", service["image"]) or service["image"] == BASE_IMAGE
+    assert service["logging"]["options"] == {"max-size": "50m", "max-file": "3"}
     assert service["restart"] in ("unless-stopped", "on-failure:3")
     assert name in ("model", "namespaces") or service["healthcheck"]["test"][0] == "CMD"
     for port in service.get("ports", ()):
@@ -94,6 +96,17 @@ def test_gpu_workers_reserve_a_card_and_share_memory():
             == "container:icarus-namespaces"
         )
     assert with_defaults(SERVICES["namespaces"]["container_name"]) == "icarus-namespaces"
+
+
+def test_a_new_release_leaves_the_namespaces_alone():
+    """Compose makes a container anew when its image changes, and that of `namespaces` ends all workers."""
+    namespaces = SERVICES["namespaces"]
+    assert namespaces["image"] == BASE_IMAGE and "build" not in namespaces
+    for name in OURS:
+        last = [
+            line for line in (ROOT / SERVICES[name]["build"]["dockerfile"]).read_text().splitlines() if "FROM" in line
+        ]
+        assert last[-1] == f"FROM {BASE_IMAGE}"
 
 
 def test_the_settings_file_stands_alone():

@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 VERSION = "1.33"
 MANIFESTS = sorted(FOLDER.glob("base/[!k]*.yaml"))
 DOCUMENTS = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
-WORKLOADS = {d["metadata"]["name"]: d["spec"] for d in DOCUMENTS if d["kind"] != "Service"}
+WORKLOADS = {d["metadata"]["name"]: d["spec"] for d in DOCUMENTS if d["kind"] in ("Deployment", "StatefulSet")}
+POD_LABELS = {name: spec["template"]["metadata"]["labels"] for name, spec in WORKLOADS.items()}
 BASE = yaml.safe_load((FOLDER / "base/kustomization.yaml").read_text())
 GPU = yaml.safe_load((FOLDER / "gpu/kustomization.yaml").read_text())
 
@@ -46,10 +47,15 @@ def test_every_pod(name):
     ports = {entry["name"]: entry["containerPort"] for entry in main["ports"]}
     assert ports == {"grpc": port, "metrics": int(config.metrics.address.rpartition(":")[2])}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert main[probe]["grpc"] == {"port": port}
+        assert main[probe]["grpc"] == {"port": port} and main[probe]["timeoutSeconds"] == 5
     (model,) = pod["initContainers"]
     assert build_parser().parse_args(model["args"]).folder == config.model.path
     assert pod["securityContext"]["runAsNonRoot"]
+    if name != "gateway":
+        assert int(main["resources"]["limits"]["cpu"]) == config.engine.num_threads + 1
+        (spread,) = pod["topologySpreadConstraints"]
+        assert selected(spread["labelSelector"]) == [name]
+    assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume)
     volumes = {volume["name"] for volume in pod["volumes"]}
     for container in (main, model):
         assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"]
@@ -70,25 +76,32 @@ def test_services_lead_to_pods():
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
 
 
+def test_who_may_reach_what():
+    """The policies come to: all pods each other, Prometheus the metrics, labelled clients the gateway alone."""
+    inside, outside = (d["spec"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy")
+    assert selected(inside["podSelector"]) == list(WORKLOADS)
+    peers, prometheus = inside["ingress"]
+    assert selected(peers["from"][0]["podSelector"]) == list(WORKLOADS) and "ports" not in peers
+    assert [entry["port"] for entry in prometheus["ports"]] == [9400]
+    (clients,) = outside["ingress"]
+    assert selected(outside["podSelector"]) == ["gateway"] and [entry["port"] for entry in clients["ports"]] == [7080]
+    for rule in (prometheus, clients):
+        assert selected(rule["from"][0]["podSelector"]) == []
+
+
+def test_one_worker_at_a_time_is_evicted():
+    (budget,) = (d["spec"] for d in DOCUMENTS if d["kind"] == "PodDisruptionBudget")
+    assert budget["maxUnavailable"] == 1
+    assert sorted(selected(budget["selector"])) == ["decode", "prefill"]
+
+
 def test_pods_are_scraped_under_the_jobs_that_rules_and_dashboards_know():
     """What the relabelling of prometheus.yml makes of each pod's labels. Debian's promtool knows no Kubernetes."""
-    (scraped,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
-    jobs = {}
-    for name, spec in WORKLOADS.items():
-        labels = {re.sub(r"\W", "_", key): value for key, value in spec["template"]["metadata"]["labels"].items()}
-        meta = {f"__meta_kubernetes_pod_label_{key}": value for key, value in labels.items()}
-        meta["__meta_kubernetes_pod_container_port_name"] = "metrics"
-        meta["__meta_kubernetes_pod_name"] = name
-        for rule in scraped["relabel_configs"]:
-            value = ";".join(meta.get(source, "") for source in rule["source_labels"])
-            matches = re.fullmatch(rule.get("regex", "(.*)"), value)
-            if rule.get("action") == "keep":
-                assert matches, name
-            elif matches:
-                meta[rule["target_label"]] = matches[1]
-        jobs[name] = meta["job"]
-        assert meta["instance"] == name
-    assert jobs == {"gateway": "gateway", "prefill": "prefill", "decode": "decode"}
+    made = {name: relabelled(pod_meta(name, "Running")) for name in WORKLOADS}
+    assert {name: meta and meta["job"] for name, meta in made.items()} == {name: name for name in WORKLOADS}
+    assert {name: meta and meta["instance"] for name, meta in made.items()} == {name: name for name in WORKLOADS}
+    assert relabelled(pod_meta("decode", "Failed")) is None
+    assert scrape_config()["scrape_interval"] == "5s"
 
 
 def test_the_gpu_patch_fits_the_workers():
@@ -101,6 +114,36 @@ def test_the_gpu_patch_fits_the_workers():
             for key in parents:
                 place = place[int(key) if isinstance(place, list) else key]
             assert last == "-" if isinstance(place, list) else last.replace("~1", "/") not in place
+
+
+def selected(selector: dict) -> list[str]:
+    """Workloads whose pods have all labels of the selector."""
+    return [name for name, labels in POD_LABELS.items() if selector["matchLabels"].items() <= labels.items()]
+
+
+def scrape_config() -> dict:
+    (scraped,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    return scraped
+
+
+def pod_meta(name: str, phase: str) -> dict[str, str]:
+    """What Prometheus knows of a pod's metrics port."""
+    labels = {re.sub(r"\W", "_", key): value for key, value in POD_LABELS[name].items()}
+    meta = {f"__meta_kubernetes_pod_label_{key}": value for key, value in labels.items()}
+    meta["__meta_kubernetes_pod_container_port_name"] = "metrics"
+    return {**meta, "__meta_kubernetes_pod_name": name, "__meta_kubernetes_pod_phase": phase}
+
+
+def relabelled(meta: dict[str, str]) -> dict[str, str] | None:
+    """None where it is not kept."""
+    for rule in scrape_config()["relabel_configs"]:
+        value = ";".join(meta.get(source, "") for source in rule["source_labels"])
+        matches = re.fullmatch(rule.get("regex", "(.*)"), value)
+        if rule.get("action") == "keep" and not matches:
+            return None
+        if rule.get("action") != "keep" and matches:
+            meta = {**meta, rule["target_label"]: matches[1]}
+    return meta
 
 
 def containers(spec: dict) -> list[dict]:

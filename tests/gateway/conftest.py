@@ -110,6 +110,8 @@ class WorkerScript:
     finish_lost: bool = False
     """UNAVAILABLE in place of DecodeFinished."""
     num_local_blocks: int = 0
+    remote_tokens: int = 0
+    """Of each prompt, read from others' caches."""
     prefill_error: Exception | None = None
     prefill_stalls: bool = False
     load_error: Exception | None = None
@@ -189,7 +191,10 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
 
     def prompt(self, begin):
         return decode_service_pb2.PromptUsage(
-            computed_tokens=len(begin.token_ids) - 2, local_tokens=2, written_under=[{"writer": "math", "tokens": 1}]
+            computed_tokens=len(begin.token_ids) - 2 - self.script.remote_tokens,
+            local_tokens=2,
+            remote_tokens=self.script.remote_tokens,
+            written_under=[{"writer": "math", "tokens": 1}],
         )
 
     def finished(self, begin, sent):
@@ -257,6 +262,7 @@ class AdapterHost(adapter_service_pb2_grpc.AdapterServiceServicer):
 
 class Debug(debug_service_pb2_grpc.DebugServiceServicer):
     async def CheckIntegrity(self, request, context):
+        assert request.skip_check
         return debug_service_pb2.CheckIntegrityResponse(total_blocks=10, free_blocks=7, used_blocks=3)
 
 

@@ -1,5 +1,5 @@
 import pytest
-from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate, load_chat_template
+from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate, InvalidTemplateError, load_chat_template
 
 from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
 
@@ -66,8 +66,36 @@ def test_a_template_that_insists_on_alternation_works():
         template.delta([ASK, MORE])
 
 
+KNOWN_ROLES = (
+    "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}</>{% elif m.role == 'assistant' %}"
+    "<assistant>{{ m.content | trim }}</>{% elif m.role == 'system' and loop.first %}<system>{{ m.content }}</>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_message_that_the_template_has_no_place_for_is_refused():
+    template, result = ChatTemplate(KNOWN_ROLES), ChatMessage("tool", "12 C")
+    assert template.delta_problem is None and template.system_problem is None
+    for use in (template.full, template.first, template.delta):
+        with pytest.raises(InvalidInputError, match="renders nothing for a message of role 'tool'"):
+            use([ASK, ANSWER, result])
+        assert use([ASK, ChatMessage("tool", " \n"), ANSWER]).endswith("<user>Hi?</><assistant>Yes.</>")
+    assert template.full([SYSTEM, ASK]) == "<system>Be kind.</><user>Hi?</>"
+    with pytest.raises(InvalidInputError, match="role 'system' in this place"):
+        template.delta([SYSTEM, ASK])
+
+
+def test_what_transformers_templates_may_use():
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{% generation %}{{ m.content }}{% endgeneration %}</>{% endfor %}"
+        "{{ {'b': 'é', 'a': [1]} | tojson(ensure_ascii=True, separators=(',', ':'), sort_keys=true) }}"
+        "{{ 'é' | tojson }}{{ {'a': 1} | tojson(indent=1) }}"
+    )
+    assert ChatTemplate(source).full([ASK]) == '<user>Hi?</>{"a":[1],"b":"\\u00e9"}"é"{\n "a": 1\n}'
+
+
 def test_bad_templates():
-    with pytest.raises(ConfigError, match="not valid"):
+    with pytest.raises(InvalidTemplateError, match="not valid"):
         ChatTemplate("{% for %}")
     with pytest.raises(InvalidInputError, match="unsafe"):
         ChatTemplate("{{ messages.__class__.__mro__ }}").full([ASK])
@@ -76,15 +104,23 @@ def test_bad_templates():
 def test_where_templates_are(tmp_path, templates):
     assert load_chat_template(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
-    config.write_text('{"chat_template": "{{ bos_token }}A", "bos_token": {"content": "<s>"}}')
+    config.write_text('{"chat_template": "{{ bos_token }}A{{ messages[0].content }}", "bos_token": {"content": "<s>"}}')
     template = load_chat_template(tmp_path)
-    assert template is not None and template.full([ASK]) == "<s>A"
-    config.write_text('{"chat_template": [{"name": "default", "template": "B"}, {"name": "x", "template": "C"}]}')
+    assert template is not None and template.full([ASK]) == "<s>AHi?"
+    named = '[{"name": "x", "template": ""}, {"name": "default", "template": "B{{ messages[0].content }}"}]'
+    config.write_text(f'{{"chat_template": {named}}}')
     template = load_chat_template(tmp_path)
-    assert template is not None and template.full([ASK]) == "B"
+    assert template is not None and template.full([ASK]) == "BHi?"
     (tmp_path / "chat_template.jinja").write_text(templates["chatml"])
     template = load_chat_template(tmp_path)
     assert template is not None and template.delta_problem is None
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InvalidTemplateError, match=r"chat_template\.jinja cannot be read"):
+        load_chat_template(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    config.write_text('{"chat_template": {"default": "A"}}')
+    with pytest.raises(InvalidTemplateError, match="chat_template is a dict"):
+        load_chat_template(tmp_path)
     config.write_text("{")
     with pytest.raises(ConfigError, match=r"tokenizer_config\.json"):
         load_chat_template(tmp_path)

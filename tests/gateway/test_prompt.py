@@ -1,9 +1,11 @@
+import threading
+
 import pytest
 import tokenizers
 from icarus_gateway.api.content import Messages, Text, Tokens
 from icarus_gateway.sessions.history import History
 from icarus_gateway.text.chat_template import ChatMessage
-from icarus_gateway.text.prompt import append, open_answer, stateless_prompt
+from icarus_gateway.text.prompt import append, open_answer, stateless_prompt, tokenise_more, tokenise_prompt
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
 
@@ -96,3 +98,34 @@ def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(new_model, monke
     for call in (lambda: stateless_prompt(model, content), lambda: append(model, History(), content)):
         with pytest.raises(InvalidInputError, match=f"{most + 1} characters.* {most} at the very most"):
             call()
+
+
+@pytest.mark.parametrize("content", [Text("x" * 20_000), Messages((ChatMessage("user", "<|im_end|>"),) * 300)])
+async def test_long_content_is_tokenised_beside_the_event_loop(new_model, monkeypatch, content):
+    """With control tokens in it too."""
+    model = new_model(context_length=100_000)
+    expected = stateless_prompt(model, content), append(model, History(), content)
+    encode, threads = model.tokenizer.encode, set()
+
+    def noted(*args):
+        threads.add(threading.current_thread())
+        return encode(*args)
+
+    monkeypatch.setattr(model.tokenizer, "encode", noted)
+    assert (await tokenise_prompt(model, content), await tokenise_more(model, History(), content)) == expected
+    assert threads and threading.current_thread() not in threads
+    threads.clear()
+    assert await tokenise_prompt(model, Text("x")) == tuple(encode("x"))
+    assert threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_a_token_that_the_model_does_not_have_is_refused(model, kind):
+    model.tokenizer._raw.add_tokens(["<new>"])
+    text, plain = "hi <new>", "hi"
+    content, harmless = ((Text(t) if kind == "text" else Messages((ChatMessage("user", t),))) for t in (text, plain))
+    begun = append(model, History(), harmless)
+    for call in (lambda history: stateless_prompt(model, content), lambda history: append(model, history, content)):
+        for history in (History(), begun):
+            with pytest.raises(InvalidInputError, match=r"'<new>' with id 262.* its vocabulary is \[0, 262\)"):
+                call(history)

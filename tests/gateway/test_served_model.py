@@ -1,9 +1,13 @@
 import json
 
 import pytest
+from icarus_gateway.api.content import Messages, Text, Tokens
+from icarus_gateway.text.chat_template import ChatMessage
+from icarus_gateway.text.model_files import read_json
+from icarus_gateway.text.prompt import stateless_prompt
 from icarus_gateway.text.served_model import load_served_model
 
-from icarus.errors import ConfigError
+from icarus.errors import ConfigError, FailedPreconditionError
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -39,8 +43,32 @@ def test_a_folder(folder, model):
     assert served.tokenizer.encode("abc") == model.tokenizer.encode("abc")
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "5"}', '{"eos_token_id": [5, null]}'])
 def test_broken_files(folder, text):
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"generation_config\.json"):
         load_served_model(folder, "tiny")
+
+
+def test_a_file_that_cannot_be_read(folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read: Permission denied"):
+        load_served_model(folder, "tiny")
+    with pytest.raises(ConfigError, match=r"x\.json cannot be read: Permission denied"):
+        (folder / "x.json").touch()
+        read_json(folder / "x.json")
+
+
+def test_a_template_that_is_not_valid_costs_messages_only(folder):
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    served = load_served_model(folder, "tiny")
+    assert served.chat is None
+    for content in (Text("hi"), Tokens((1, 2))):
+        assert stateless_prompt(served, content)
+    with pytest.raises(
+        FailedPreconditionError, match=r"no chat template: the model's chat template is not valid: .*; send"
+    ):
+        stateless_prompt(served, Messages((ChatMessage("user", "hi"),)))

@@ -9,6 +9,13 @@ def of(*ids):
     return History().extended(ids)
 
 
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
 def test_a_session_belongs_to_its_tenant():
     store = MemorySessionStore(10)
     session = store.create("a", of(1, 2))
@@ -49,18 +56,31 @@ def test_history_only_grows():
 
 def test_there_is_a_limit():
     store = MemorySessionStore(1)
-    first = store.create("a", History())
+    first = store.create("a", of(1))
     with pytest.raises(OverloadedError, match="at most 1 sessions"):
         store.create("b", History())
+    assert (store.counts().live, store.counts().limit, store.counts().refused) == (1, 1, 1)
     store.delete("a", first.session_id)
     store.create("b", History())
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
+def test_empty_sessions_make_room_the_longest_unused_first():
+    """One tenant that opens sessions and forgets them locks nobody out."""
+    clock = Clock()
+    store = MemorySessionStore(4, 1000.0, clock)
+    full = store.create("a", of(1)).session_id
+    held, unused, used = (store.create("a", History()).session_id for _ in range(3))
+    clock.now += 1
+    store.get("a", used)
+    with store.hold("a", held):
+        for gone in (unused, used):
+            store.create("b", of(2))
+            with pytest.raises(NotFoundError):
+                store.get("a", gone)
+        with pytest.raises(OverloadedError):
+            store.create("b", of(2))
+    assert store.get("a", full) and store.get("a", held)
+    assert (store.counts().displaced, store.counts().refused, store.counts().created) == (2, 1, 6)
 
 
 def test_a_session_without_use_is_forgotten():
@@ -127,6 +147,12 @@ def test_pages_go_on_where_the_last_one_ended():
     page = store.list("a", page.next_after, 2)
     assert [s.session_id for s in page.sessions] == ids[5:] and page.next_after is None
     assert store.list("c", 0, 2).sessions == ()
+
+
+def test_a_token_takes_four_bytes():
+    history = of(*range(100_000, 200_000)).extended([2**32 - 1])
+    assert len(history.packed) == 4 * history.num_tokens == 400_004
+    assert history.last(2) == (199_999, 2**32 - 1) and history.last(0) == () and len(history.last(10**6)) == 100_001
 
 
 def places_of(history):

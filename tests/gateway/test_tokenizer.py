@@ -1,10 +1,11 @@
+import json
 import random
 
 import pytest
 import tokenizers
 from icarus_gateway.text.stop_strings import OutputText, StopStrings
 from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from icarus.errors import ConfigError
 
@@ -62,6 +63,43 @@ def test_from_folder(tmp_path, model):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be read"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_saved_truncation_and_padding_do_not_count(tmp_path, model):
+    raw = model.tokenizer._raw
+    raw.enable_truncation(4)
+    raw.enable_padding(length=4)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert [len(tokenizer.encode(text)) for text in ("abcdefgh", "a")] == [8, 1]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<|end|>", "pad_token": {"content": "[P]"}},
+        {"additional_special_tokens": ["<|end|>", {"content": "[P]"}]},
+        {"extra_special_tokens": {"end": "<|end|>", "pad": "[P]"}},
+    ],
+)
+def test_what_tokenizer_config_names_is_special(tmp_path, model, config):
+    """One is an added token that is not special, one an entry of the vocabulary, and one has no id."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(["[P]", *alphabet])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    raw.add_tokens([AddedToken("<|end|>", normalized=False, lstrip=True), AddedToken("plain", normalized=False)])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<|none|>"}))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert sorted(tokenizer.special_tokens) == ["<|end|>", "[P]"]
+    assert tokenizer._raw.get_vocab() == raw.get_vocab()
+    ids = tokenizer.encode("a <|end|>[P]plain")
+    assert ids == [raw.token_to_id(token) for token in ("a", "<|end|>", "[P]", "plain")]
+    assert tokenizer.decode(ids) == "aplain"
+    typed = tokenizer.encode_plain("<|end|>[P]")
+    assert not {tokenizer.id_of("<|end|>"), tokenizer.id_of("[P]")} & set(typed)
+    assert tokenizer.decode(typed) == "<|end|>[P]"
 
 
 def push_all(stops, pieces):
@@ -132,3 +170,68 @@ def test_a_stop_string_inside_what_is_held_for_a_longer_one_is_over():
     assert matcher.push("x") == "abx" and not matcher.matched
     assert matcher.push("ab", may_match=False) == ""
     assert matcher.push("cd") == "" and matcher.matched
+
+
+def byte_fallback() -> Tokenizer:
+    """As Llama 2's: words and characters, and a token a byte for what is neither; no space before the first word."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127)), "ok", "▁ok"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("o", "k"), ("▁", "ok")]
+    raw = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # type: ignore[assignment]
+    strip = decoders.Strip(" ", 1, 0)
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])  # type: ignore[assignment]
+    raw.add_special_tokens(["</s>"])
+    return Tokenizer(raw)
+
+
+@pytest.mark.parametrize("text", ["ok 😀😀😀 bye", "✅\n✅\nok", "\n\n\n\n\n\n\n\nok", "日本語 ok 👩‍👩‍👧\n"])
+def test_byte_fallback(text):
+    tokenizer = byte_fallback()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    pieces, rest = stream(tokenizer, ids)
+    assert "".join(pieces) + rest == text
+
+
+@pytest.mark.parametrize("kind", ["byte fallback", "byte level"])
+def test_random_text_after_random_text(model, kind):
+    tokenizer = byte_fallback() if kind == "byte fallback" else model.tokenizer
+    eos = tokenizer.id_of("</s>") or tokenizer.id_of("<|eot|>")
+    rng = random.Random(2)
+    for _ in range(300):
+        before, text = ("".join(rng.choices("aok \n😀✅é日", k=rng.randint(0, 12))) for _ in range(2))
+        ids = tokenizer.encode(f"{before}{text}")
+        start = next((i for i in range(len(ids) + 1) if tokenizer.decode(ids[:i]) == before), 0)
+        expected = tokenizer.decode(ids)[len(tokenizer.decode(ids[:start])) :]
+        for silence in ([], [eos] * 12):
+            pieces, rest = stream(tokenizer, [*silence, *ids[start:], *silence * 4], ids[:start])
+            assert "".join(pieces) + rest == expected, (before, text)
+
+
+def test_many_silent_tokens_keep_the_context(model):
+    tokenizer = byte_fallback()
+    ids, eos = tokenizer.encode("ok ok"), tokenizer.id_of("</s>")
+    assert len(ids) == 2
+    assert "".join(stream(tokenizer, [ids[0], *[eos] * 100, ids[1]])[0]) == "ok ok"
+
+
+@pytest.mark.parametrize("kind", ["byte fallback", "byte level"])
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_a_history_that_ends_inside_a_character(model, kind, seen):
+    """The character comes whole with the turn that completes it."""
+    tokenizer = byte_fallback() if kind == "byte fallback" else model.tokenizer
+    ids = tokenizer.encode("ok ✅😀😀😀✅\nok")
+    cut = len(tokenizer.encode("ok ✅😀")) + seen
+    pieces, rest = stream(tokenizer, ids[cut:], ids[:cut])
+    assert "".join(pieces) + rest == "😀😀✅\nok"
+    pieces, rest = stream(tokenizer, tokenizer.encode("ok"), ids[:cut])
+    assert ("".join(pieces) + rest).strip("\ufffd ") == "ok"
+
+
+def test_bytes_that_are_not_utf8_spoil_no_text_but_their_own():
+    tokenizer = byte_fallback()
+    smile, bad = tokenizer.encode("ok😀")[-4:], tokenizer.id_of("<0xF0>")
+    ok = tokenizer.encode("ok")
+    pieces, rest = stream(tokenizer, [*smile, bad, *ok, *smile, *ok])
+    assert "".join(pieces) + rest == "😀\ufffd ok😀 ok"

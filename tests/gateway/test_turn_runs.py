@@ -249,6 +249,7 @@ async def test_an_id_that_is_being_cancelled_is_a_new_turn(cluster, ask):
         assert (await read_tokens(stream, 1))[0] == ANSWER[:1]
         stream.cancel()
     worker.script.pause_after = None
+    worker.script.go_on.set()  # the last cancellation may come after what follows it
     async with asyncio.timeout(10):
         ids = (await collect(ask()))[0]
     assert ids == ANSWER
@@ -338,6 +339,70 @@ async def test_turns_are_remembered_for_a_while_and_not_too_many(model, new_clus
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         await play("c")
         assert len(worker.script.begun) == 6
+
+
+async def test_all_tenants_turns_together_are_bounded(model, new_cluster):
+    async with new_cluster(model, max_remembered_tokens=20) as cluster:
+        worker = await cluster.add("d1", answer=ANSWER)
+
+        async def play(tenant):
+            sampling = pb.SamplingParams(max_tokens=6, ignore_eos=True)
+            request = generation_service_pb2.GenerateRequest(
+                turn_id="t", tenant=tenant, model="base", content=tokens(1), sampling=sampling
+            )
+            assert (await collect(cluster.generation.Generate(request)))[0] == ANSWER
+
+        for tenant in "abcd":
+            await play(tenant)
+        for tenant in "bcd":
+            await play(tenant)
+        assert len(worker.script.begun) == 4
+        await play("a")
+        await play("b")
+        assert len(worker.script.begun) == 6
+
+
+async def test_a_cancellation_that_came_too_late_is_told_how_the_turn_finished(cluster, ask):
+    worker = await cluster.add("d1", answer=ANSWER, pause_after=2)
+    cancel = generation_service_pb2.CancelTurnRequest(turn_id="t")
+    stream = ask()
+    await read_tokens(stream, 2)
+    assert not (await cluster.generation.CancelTurn(cancel)).HasField("finished")
+    worker.script.pause_after = None
+    _, _, finished = await collect(ask())
+    assert (await cluster.generation.CancelTurn(cancel)).finished == finished
+
+
+@pytest.mark.parametrize("kind", ["turn", "append", "delete"])
+async def test_a_session_whose_turn_is_being_cancelled_is_waited_for(cluster, kind):
+    """The caller's next call may come even before its cancellation."""
+    worker = await cluster.add("d1", answer=ANSWER, pause_after=1)
+    session_id = await new_session(cluster, *PROMPT)
+    sampling = pb.SamplingParams(max_tokens=3, ignore_eos=True)
+    request = session_service_pb2.GenerateTurnRequest(session_id=session_id, model="base", sampling=sampling)
+    for _ in range(10):
+        stream = cluster.sessions.GenerateTurn(request)
+        await read_tokens(stream, 1)
+        worker.script.pause_after = None if kind == "turn" else 1
+        if kind == "append":
+            append = session_service_pb2.AppendContentRequest(session_id=session_id, content=tokens(9))
+            following = cluster.sessions.AppendContent(append)
+        elif kind == "delete":
+            following = cluster.sessions.DeleteSession(session_service_pb2.DeleteSessionRequest(session_id=session_id))
+        else:
+            following = collect(cluster.sessions.GenerateTurn(request))
+        following = asyncio.ensure_future(following)
+        await asyncio.sleep(0)
+        stream.cancel()
+        await following
+        worker.script.pause_after = 1
+        if kind == "delete":
+            session_id = await new_session(cluster, *PROMPT)
+            request.session_id = session_id
+    if kind != "delete":
+        num_tokens, num_turns = (30, 10) if kind == "turn" else (10, 0)
+        ids, turns = await state(cluster, session_id)
+        assert (len(ids), turns) == (len(PROMPT) + num_tokens, num_turns)
 
 
 async def test_many_turns_at_once_keep_a_session_linear(cluster):

@@ -7,7 +7,7 @@ import grpc.aio
 import pytest
 from waiting import eventually
 
-from icarus.cache.hashing import block_hashes, root_hash
+from icarus.cache.hashing import block_hashes, child_hash, root_hash
 from icarus.errors import OverloadedError
 from icarus.rpc.status import error_from_rpc
 from icarus.v1 import generation_pb2 as pb
@@ -107,9 +107,12 @@ async def test_no_worker_and_unknown_model(cluster):
 
 async def test_a_stop_string_ends_the_turn(cluster, model):
     answer = model.tokenizer.encode("one STOP two three four five six seven eight")
-    worker = await cluster.add("d1", answer=answer)
+    worker = await cluster.add("d1", answer=answer, pause_after=len("one STOP"))
     session_id = await new_session(cluster, *PROMPT)
-    ids, text, finished = await collect(turn(cluster, session_id, max_tokens=40, stop=["STOP"]))
+    reading = asyncio.create_task(collect(turn(cluster, session_id, max_tokens=40, stop=["STOP"])))
+    await eventually(lambda: worker.script.finishes)
+    worker.script.go_on.set()
+    ids, text, finished = await reading
     assert text == "one " and show(model, ids) == "one STOP"
     assert finished.finish_reason == pb.FINISH_REASON_STOP and finished.usage.completion_tokens == len(ids)
     assert worker.script.finishes == 1 and not worker.script.cancelled.is_set()
@@ -183,6 +186,35 @@ async def test_a_worker_that_falls_silent(model, new_cluster):
         beating.cancel()
         assert ids == [A, B, C, D] and finished.route.decode_worker == "d2"
         await asyncio.wait_for(silent.script.cancelled.wait(), 5)
+
+
+async def test_a_worker_that_drains_ends_what_it_has(cluster):
+    draining = await cluster.add("d1", answer=[A, B, C, D], pause_after=2)
+    reading = asyncio.create_task(collect(stateless(cluster)))
+    await eventually(lambda: draining.script.begun)
+    await draining.beat(draining=True)
+    other = await cluster.add("d2", answer=[A, B, C, D])
+    await collect(stateless(cluster, max_tokens=1))
+    assert len(other.script.begun) == 1
+    draining.script.go_on.set()
+    ids, _, finished = await reading
+    assert ids == [A, B, C, D] and finished.route.decode_worker == "d1" and len(draining.script.begun) == 1
+
+
+@pytest.mark.parametrize("prefilled", [False, True])
+async def test_what_a_turn_computed_itself_is_never_cached(cluster, prefilled):
+    """The second attempt reads what the first had computed, or its prefill worker."""
+    prompt = LONG if prefilled else PROMPT
+    first = await cluster.add("d1", answer=[A, B, C, D], die_after=0 if prefilled else 2)
+    await cluster.add("d2", answer=[A, B, C, D], remote_tokens=7)
+    if prefilled:
+        await cluster.add("p1", role="prefill")
+    ids, _, finished = await collect(stateless(cluster, prompt=prompt))
+    usage = finished.usage
+    assert ids == [A, B, C, D] and first.script.begun and finished.route.decode_worker == "d2"
+    cached = 0 if prefilled else 2
+    assert (usage.computed_tokens, usage.local_tokens, usage.remote_tokens) == (len(prompt) - cached, cached, 0)
+    assert usage.cross_adapter_tokens == (0 if prefilled else 1)
 
 
 async def test_a_worker_that_dies_after_the_last_token(cluster):
@@ -268,6 +300,35 @@ async def test_a_failed_prefill_is_left_to_the_decode_worker(cluster, error):
     assert ids == [A, B, C, D] and not finished.route.HasField("prefill_worker")
     assert not decode.script.staged[0].HasField("blocks")
     await eventually(lambda: prefill.script.released_leases == [prefill.script.prefilled[0].lease_id])
+
+
+async def test_a_prefill_worker_that_falls_silent(model, new_cluster):
+    """The decode worker need not wait until it is forgotten, or for the time limit."""
+    async with new_cluster(model, heartbeat_seconds=0.2) as cluster:
+        decode = await cluster.add("d1", answer=[A])
+        prefill = await cluster.add("p1", role="prefill", prefill_stalls=True)
+
+        async def beat():
+            while True:
+                await decode.beat()
+                await asyncio.sleep(0.03)
+
+        beating = asyncio.create_task(beat())
+        ids, *_ = await collect(stateless(cluster, prompt=LONG, max_tokens=1))
+        assert "p1" in [worker.worker_id for worker in cluster.table.known()]
+        beating.cancel()
+        assert ids == [A] and not decode.script.staged[0].HasField("blocks")
+        await asyncio.wait_for(prefill.script.prefill_cancelled.wait(), 5)
+
+
+async def test_a_prefill_worker_that_refused_a_turn_is_not_asked_again(cluster):
+    await cluster.add("d1", answer=[A], die_after=0)
+    second = await cluster.add("d2", answer=[A])
+    refusing = await cluster.add("p1", role="prefill", prefill_error=OverloadedError("full"))
+    other = await cluster.add("p2", role="prefill")
+    await collect(stateless(cluster, prompt=LONG, max_tokens=1))
+    assert len(refusing.script.prefilled) == len(other.script.prefilled) == 1
+    assert second.script.staged[0].blocks.worker_id == "p2"
 
 
 async def test_a_dead_prefill_worker_is_left_to_the_decode_worker(cluster):
@@ -380,6 +441,34 @@ async def test_waiting_for_the_index_is_bounded(cluster):
     for _ in range(2):
         await collect(turn(cluster, session_id))
     assert (await history(cluster, session_id))[1] == 2
+
+
+async def test_the_index_is_not_waited_for_once_its_worker_is_another(cluster, monkeypatch):
+    monkeypatch.setattr("icarus_gateway.turns.driver._INDEX_WAIT_SECONDS", 60)
+    worker = await cluster.add("d1", answer=[A, B, C, D], block_sequence=10**6)
+    session_id = await new_session(cluster, *PROMPT)
+    await collect(turn(cluster, session_id))
+    worker.instance_id = "d1-2"
+    await worker.register()
+    async with asyncio.timeout(10):
+        await collect(turn(cluster, session_id))
+
+
+async def test_blocks_are_named_once(cluster, monkeypatch):
+    """Over attempts and over turns; a fork goes on with those of its tokens."""
+    named = []
+    monkeypatch.setattr("icarus.cache.hashing.child_hash", lambda *args: (named.append(args[1]), child_hash(*args))[1])
+    await cluster.add("d1", answer=[A, B, C, D], die_after=0)
+    second = await cluster.add("d2", answer=[A, B, C, D])
+    session_id = await new_session(cluster, *range(100))
+    await collect(turn(cluster, session_id))
+    await collect(turn(cluster, session_id))
+    assert len(second.script.begun) == 2 and [token for block in named for token in block] == [*range(100), A, B, C, D]
+    request = session_service_pb2.ForkSessionRequest(session_id=session_id, num_tokens=90)
+    fork = (await cluster.sessions.ForkSession(request)).session.session_id
+    named.clear()
+    await collect(turn(cluster, fork, 1, 2))
+    assert named == [(88, 89, 1, 2)]
 
 
 async def test_private_adapters_have_names_of_their_own(cluster):

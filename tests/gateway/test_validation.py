@@ -1,6 +1,14 @@
 import pytest
 from icarus_gateway.api.content import Messages, Text, Tokens
-from icarus_gateway.api.validation import check_length, parse_content, parse_sampling, parse_tenant, parse_turn_id
+from icarus_gateway.api.validation import (
+    check_length,
+    parse_content,
+    parse_model,
+    parse_sampling,
+    parse_session_id,
+    parse_tenant,
+    parse_turn_id,
+)
 
 from icarus.errors import InvalidInputError
 from icarus.types import SamplingParams
@@ -73,18 +81,20 @@ def test_good_sampling():
         ({"messages": {}}, "messages is empty"),
         ({"token_ids": {}}, "token_ids is empty"),
         ({"token_ids": {"ids": [0, 100]}}, r"token_ids\[1\] is 100; the model's vocabulary is \[0, 100\)"),
+        ({"token_ids": {"ids": [0] * 4}}, "token_ids has 4 entries, and the context 3 tokens"),
+        ({"messages": {"messages": [{"role": "user"}] * 4}}, "messages has 4 entries, and the context 3 tokens"),
         ({"messages": {"messages": [{"role": "robot"}]}}, r"messages\[0\].role is 'robot'"),
     ],
 )
 def test_bad_content(fields, told):
     with pytest.raises(InvalidInputError, match=told):
-        parse_content(Content(**fields), vocab_size=100)
+        parse_content(Content(**fields), vocab_size=100, context_length=3)
 
 
 def test_good_content():
-    assert parse_content(Content(text="a"), 100) == Text("a")
-    assert parse_content(Content(token_ids={"ids": [0, 99]}), 100) == Tokens((0, 99))
-    messages = parse_content(Content(messages={"messages": [{"role": "user", "content": "a"}]}), 100)
+    assert parse_content(Content(text="a"), 100, 3) == Text("a")
+    assert parse_content(Content(token_ids={"ids": [0, 99]}), 100, 3) == Tokens((0, 99))
+    messages = parse_content(Content(messages={"messages": [{"role": "user", "content": "a"}]}), 100, 3)
     assert isinstance(messages, Messages) and messages.messages[0].content == "a"
 
 
@@ -99,5 +109,12 @@ def test_lengths():
 def test_names():
     assert parse_tenant("") == "default" and parse_tenant("a") == "a"
     assert parse_turn_id("t") == "t" and parse_turn_id("") != parse_turn_id("")
-    with pytest.raises(InvalidInputError, match="length of tenant is 257"):
-        parse_tenant("x" * 257)
+    assert parse_model("m") == "m" and parse_session_id("s") == "s"
+    for name, parse in (
+        ("tenant", parse_tenant),
+        ("turn_id", parse_turn_id),
+        ("model", parse_model),
+        ("session_id", parse_session_id),
+    ):
+        with pytest.raises(InvalidInputError, match=f"length of {name} is 257"):
+            parse("x" * 257)

@@ -65,6 +65,19 @@ async def test_three_missed_heartbeats_and_it_is_left_out(table):
         table.require_live(Role.DECODE)
 
 
+async def test_a_draining_worker_takes_nothing_new_and_is_not_lost(table):
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(draining=True), [])
+    assert not names(table) and not table.is_lost(worker)
+
+
+async def test_a_draining_gateway_does_not_take_silence_for_death(table):
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    table.stop_listening()
+    table._clock.now += 100
+    assert names(table) == ["d1"] and not table.is_lost(worker)
+
+
 async def test_a_worker_of_another_model_has_no_place_while_the_others_are_not_lost(table):
     worker = table.register(info("d1"), PROTOCOL_VERSION, [])
     stranger = info("d2", base_digest="other")
@@ -119,12 +132,14 @@ async def test_who_takes_leave_is_gone_at_once(table):
 
 @pytest.mark.parametrize("field", ["base_digest", "cache_fingerprint", "block_size"])
 async def test_a_worker_of_another_model_is_refused(table, field):
-    table.register(info("d1"), PROTOCOL_VERSION, [])
     other = {"base_digest": "B", "cache_fingerprint": "F", "block_size": 32}[field]
+    secret = {"base_digest": "known", "cache_fingerprint": "known", "block_size": 12345}[field]
+    table.register(info("d1", **{field: secret}), PROTOCOL_VERSION, [])
     with pytest.raises(
         FailedPreconditionError, match=rf"worker d2 .*{field} {other}.*worker d1 .*{info('d1').base_model}"
-    ):
+    ) as caught:
         table.register(info("d2", **{field: other}), PROTOCOL_VERSION, [])
+    assert str(secret) not in str(caught.value), "anybody may ask"
     table.register(
         info("d1", "2", **{field: other}), PROTOCOL_VERSION, []
     )  # alone, it may come back with another model
@@ -186,7 +201,46 @@ async def test_waiting_for_reports():
     assert not await reports.wait_for(d1, 1, 0.01)
     waiting = [asyncio.create_task(reports.wait_for(d1, n, 5)) for n in (1, 2)]
     await asyncio.sleep(0)
-    assert reports.changes(d1, "a", 0, change) == 1
+    assert await reports.changes(d1, "a", 0, change) == 1
     assert await waiting[0] and not waiting[1].done()
-    assert reports.snapshot(d1, "a", 2, []) == 2
+    assert await reports.snapshot(d1, "a", 2, []) == 2
     assert await waiting[1]
+
+
+def many_hashes(start, stop):
+    return [BlockHash(b"%032d" % i) for i in range(start, stop)]
+
+
+async def test_other_tasks_run_during_a_long_report():
+    index = PrefixIndex()
+    reports, d1, rounds = BlockReports(index), WorkerId("d1"), [0]
+
+    async def count():
+        while True:
+            rounds[0] += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    changes = [BlockChange(block_hash, removed=False) for block_hash in many_hashes(0, 20_000)]
+    first = asyncio.create_task(reports.changes(d1, "a", 0, changes))
+    snapshot = asyncio.create_task(reports.snapshot(d1, "a", 20_005, many_hashes(10_000, 30_000)))
+    later = asyncio.create_task(reports.changes(d1, "a", 20_005, [BlockChange(many_hashes(0, 1)[0], removed=False)]))
+    assert [await first, await snapshot, await later] == [20_000, 20_005, 20_006], "in the order in which they came"
+    assert rounds[0] > 6 and index.num_blocks(d1) == 20_001
+    counting.cancel()
+
+
+@pytest.mark.parametrize("kind", ["changes", "snapshot"])
+async def test_a_worker_that_is_dropped_during_its_report_leaves_nothing(kind):
+    index = PrefixIndex()
+    reports, d1 = BlockReports(index), WorkerId("d1")
+    hashes = many_hashes(0, 20_000)
+    if kind == "changes":
+        reporting = reports.changes(d1, "a", 0, [BlockChange(block_hash, removed=False) for block_hash in hashes])
+    else:
+        reporting = reports.snapshot(d1, "a", 20_000, hashes)
+    reporting = asyncio.create_task(reporting)
+    while not index.size:
+        await asyncio.sleep(0)
+    index.drop(d1)
+    assert await reporting == 0 and index.size == 0

@@ -201,12 +201,46 @@ def test_what_leaves_kv_alone_leaves_the_canonical_text(folder, tmp_path):
         (QWEN2 | {"layer_types": ["full_attention"]}, "layer_types names 1 layers and num_hidden_layers is 3"),
         (QWEN2 | {"layer_types": ["linear_attention"] * 3}, "linear_attention is not supported; supported are full_at"),
         (QWEN2 | {"layer_types": ["sliding_attention"] * 3, "sliding_window": None}, "give no window"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'; it must be a list of names"),
+        ({"architectures": [5]}, r"architectures is \[5\]; it must be a list of names"),
+        (QWEN2 | {"layer_types": 5}, "layer_types is 5; it must be a list of names"),
+        (QWEN2 | {"layer_types": [[]] * 3}, "layer_types is .*; it must be a list of names"),
+        (QWEN2 | {"max_window_layers": "1"}, "max_window_layers is '1'; it must be an integer"),
+        ({"rope_parameters": ..., "rope_theta": float("inf")}, "rope_theta is inf; it must be a positive number"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf; it must be a positive number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 10+; it must be a positive number"),
+        (
+            {"rope_parameters": LLAMA3, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            r"rope_parameters \(llama3 factor=8.* and rope_scaling \(linear factor=2.0 theta=10000.0 .*\) differ",
+        ),
+        ({"rope_parameters": LLAMA3, "rope_scaling": LLAMA3 | {"rope_theta": 5e5}}, "differ; keep the one"),
+        ({"rope_parameters": LLAMA3, "rope_scaling": {"type": "dynamic"}}, "RoPE type 'dynamic'"),
         ({"num_key_value_heads": 4}, "num_attention_heads 6 is not a multiple of num_key_value_heads 4"),
     ],
 )
 def test_refuses_by_name(folder, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_folder(changed(folder, tmp_path, **changes))
+
+
+def test_one_rope_in_both_forms(folder, tmp_path):
+    """As a file for both versions of transformers has it."""
+    old = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    new = {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}}
+    expected = ModelConfig.from_folder(changed(folder, tmp_path, **new)).rope
+    for theta in (..., 5e5):
+        config = ModelConfig.from_folder(changed(folder, tmp_path, **new, rope_scaling=old, rope_theta=theta))
+        assert config.rope == expected
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read: Is a directory"):
+        ModelConfig.from_folder(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
+        ModelConfig.from_folder(tmp_path / "deep")
 
 
 def test_no_folder(tmp_path):

@@ -96,6 +96,58 @@ def test_digest_is_remembered(whole, cache):
     assert base_digest(whole) == "remembered"
 
 
+def test_digest_sees_a_file_whose_size_and_time_are_restored(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    digest, file = base_digest(folder), folder / "model.safetensors"
+    stat = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x7f")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert base_digest(folder) != digest
+
+
+def test_what_is_never_read_changes_no_digest(tmp_path):
+    """Older files carry the frequencies of RoPE, and some the lm_head of a model that is tied."""
+    folder = tiny.tiny_llama(tmp_path / "model", tie=True)
+    digest, expected = base_digest(folder), logits(folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    save_file(tensors | more | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file)
+    assert base_digest(folder) == digest and torch.equal(logits(folder), expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lm_head.weight_scale", "model.layers.0.self_attn.q_proj.bias", "model.layers.3.mlp.up_proj.weight", "lm_head.q"],
+)
+def test_tensors_that_nothing_reads_are_refused(whole, tmp_path, name):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    save_file(load_file(whole / "model.safetensors") | {name: torch.ones(8)}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"has 1 tensors that .* does not read, {name} for one"):
+        load_model(folder, "float32")
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_quantised_tensors_are_refused(whole, tmp_path, dtype, stored):
+    folder, name = shutil.copytree(whole, tmp_path / "copy"), "model.layers.1.mlp.up_proj.weight"
+    tensors = load_file(whole / "model.safetensors")
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"tensor {name} is stored as {stored}; quantized"):
+        load_model(folder, "float32")
+
+
+def test_values_that_the_dtype_cannot_hold(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    tensors = load_file(whole / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight has values beyond float16"):
+        load_model(folder, "float16")
+    load_model(folder, "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [

@@ -16,6 +16,9 @@ from observability.expressions import (
     rule_expressions,
 )
 
+from icarus.rpc.loop_collector import TIMEOUT_SECONDS
+
+CONFIGURATION = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
 UNIT_TESTS = Path(__file__).parent / "alerts_test.yml"
 EVERYTHING = [*panel_expressions(), *rule_expressions()]
 DOCUMENTED = re.compile(r"^\| `(icarus_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
@@ -46,6 +49,12 @@ def test_promtool_accepts_configuration_and_rules():
 
 def test_alerts_fire_when_they_should():
     promtool("test", "rules", UNIT_TESTS)
+
+
+def test_a_scrape_outlasts_a_hung_event_loop():
+    """Or a gateway whose loop hangs would be up and down by turns, and neither alert would fire."""
+    (interval,) = re.fullmatch(r"(\d+)s", CONFIGURATION["global"]["scrape_interval"]).groups()
+    assert int(interval) > TIMEOUT_SECONDS + 1
 
 
 def test_every_alert_is_tested_both_ways():

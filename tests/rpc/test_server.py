@@ -171,6 +171,20 @@ async def test_a_dead_peer_is_unavailable():
     assert isinstance(error_from_rpc(caught.value), errors.UnavailableError)
 
 
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.INTERNAL, "RST_STREAM (Received RST_STREAM with error code 2)"),
+        (grpc.StatusCode.UNKNOWN, "Received RST_STREAM with error code 1"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received RST_STREAM with error code 11"),
+        (grpc.StatusCode.INTERNAL, "Data frame with END_STREAM flag received"),
+    ],
+)
+def test_a_stream_that_was_reset_on_its_way_is_unavailable(code, details):
+    nothing = grpc.aio.Metadata()
+    assert isinstance(error_from_rpc(grpc.aio.AioRpcError(code, nothing, nothing, details)), errors.UnavailableError)
+
+
 async def test_a_message_beyond_the_limit_is_bad_input():
     async with running() as (_, channel, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -247,6 +261,22 @@ async def test_health_and_reflection():
         await drain
 
 
+async def test_calls_beyond_the_limit_are_refused():
+    server = make_server("127.0.0.1:0", [Service.of(Generation())], max_calls=2)
+    await server.start()
+    async with open_channel(server.address) as channel:
+        generation = generation_service_pb2_grpc.GenerationServiceStub(channel)
+        held = [generation.Generate(generation_service_pb2.GenerateRequest(model="wait")) for _ in range(2)]
+        for call in held:
+            await call.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await generation.Generate(generation_service_pb2.GenerateRequest(model="fine")).read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for call in held:
+            call.cancel()
+    await server.drain(0)
+
+
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_drain(which):
     generation = Generation()
@@ -254,7 +284,7 @@ async def test_signals_drain(which):
         "127.0.0.1:0",
         [Service.of(generation)],
     )
-    serving = asyncio.create_task(serve_until_signal(server))
+    serving = asyncio.create_task(serve_until_signal(server, grace_seconds=5))
     async with open_channel(server.address) as channel:
         await call_unary_stream(channel, "fine")
     os.kill(os.getpid(), which)
@@ -268,3 +298,6 @@ def test_log_lines():
     line = KeyValueFormatter().format(record)
     assert line.endswith(r'level=info logger=a.b msg="turn done" tokens=3 path="a \"b\""')
     assert "\n" not in KeyValueFormatter().format(logging.makeLogRecord({"msg": "two\nlines"}))
+    record = logging.makeLogRecord({"msg": "m", "model": "x" * 100_000})
+    assert KeyValueFormatter().format(record).endswith('x... (100000 characters)"')
+    assert len(KeyValueFormatter().format(record)) < 1200

@@ -72,7 +72,7 @@ TURNS = {
     "a stop token outside the vocabulary": ({"stop_token_ids": [VOCABULARY]}, "stop_token_ids[0] is 320"),
     "a token outside the vocabulary": ({"token_ids": [5, VOCABULARY]}, "token_ids[1] is 320", "[0, 320)"),
     "an empty prompt": ({"token_ids": []}, "token_ids is empty"),
-    "an empty text": ({"token_ids": None, "prompt": ""}, "text is empty"),
+    "an empty text": ({"token_ids": None, "text": ""}, "text is empty"),
     "no messages": ({"token_ids": None, "messages": []}, "messages is empty"),
     "an unknown role": (
         {"token_ids": None, "messages": [{"role": "wizard", "content": "x"}]},
@@ -94,11 +94,8 @@ def test_turns(system, client, wrong, fragments):
         return
     session = client.create_session(token_ids=PROMPT)
     refused(InvalidInputError, lambda: client.generate("s0", **wrong).result(), *fragments)
-    in_session = dict(wrong)
-    if "prompt" in in_session:
-        in_session["text"] = in_session.pop("prompt")
     with pytest.raises(InvalidInputError):
-        session.generate("s0", **in_session).result()
+        session.generate("s0", **wrong).result()
     assert list(session.token_ids()) == PROMPT
     session.delete()
     check_good_turn(system, client)

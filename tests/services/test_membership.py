@@ -153,7 +153,7 @@ def test_a_worker_that_is_stopped_takes_leave(members):
 
 def test_a_worker_whose_engine_hangs_ends_although_its_thread_does_not(members, specialists):
     first, _ = members.gateways
-    flags = ("--cache-num-blocks=4096", "--engine-max-step-seconds=2")
+    flags = ("--cache-num-blocks=4096", "--engine-max-step-seconds=2", "--worker-drain-seconds=2")
     members.start_decode("hung", *flags, program=("-c", HUNG))
     members.wait_for(first, "hung")
     prompt = ids(50, 4)

@@ -9,7 +9,7 @@ from training.conftest import chat_line, write_lines
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli import main as cli
 from icarus.model.digest import base_digest
-from icarus.training.adapted import load_base
+from icarus.training.lora_model import load_base
 from icarus.training.oracle import Oracle, load_oracle
 from icarus.training.settings import DEFAULT_TARGETS
 from icarus.types import AdapterMode
@@ -50,12 +50,26 @@ def test_the_serving_path_and_the_oracle_agree(base, data, tmp_path, capsys):
     assert "train.jsonl: exact 0.0% [0.0%, 0.0%] over 12 examples" in (adapter / "README.md").read_text()
 
 
-def test_the_base_has_a_score_and_a_loss_too(base, data, tmp_path, capsys):
-    argv = ["eval", "--model", str(base), "--data", str(data), "--metric", "exact", "--max-tokens", "4", "--limit", "3"]
+def test_the_base_of_a_config_file_has_a_score_and_a_loss_too(base, data, tmp_path, capsys):
+    config = tmp_path / "own.toml"
+    config.write_text(f'[model]\npath = "{base}"\n')
+    argv = [
+        "eval",
+        "--config",
+        str(config),
+        "--data",
+        str(data),
+        "--metric",
+        "exact",
+        "--max-tokens",
+        "4",
+        "--limit",
+        "3",
+    ]
     argv += ["--model-dtype", "float32", "--oracle", "--nll", "--json", str(tmp_path / "report")]
     assert cli.main(argv) == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "report").read_text())
-    assert report["adapter"] == "" and 3 < report["answer_loss"] < 20
+    assert (report["adapter"], report["model"]) == ("", str(base)) and 3 < report["answer_loss"] < 20
 
 
 def test_an_example_that_the_gateway_refuses_is_named(base, tmp_path, capsys):
@@ -67,7 +81,13 @@ def test_an_example_that_the_gateway_refuses_is_named(base, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("more", "reason"),
-    [(["--card"], "give --adapter"), (["--limit", "0"], "at least 1"), (["--oracle", "--gateway", "x"], "not both")],
+    [
+        (["--card"], "give --adapter"),
+        (["--limit", "0"], "at least 1"),
+        (["--oracle", "--gateway", "x:1"], "not both"),
+        (["--gateway", "x:1", "--model", "m", "--cache-num-blocks", "9"], "leave out --model, --cache-num-blocks"),
+        (["--gateway", "x:1", "--nll", "--model", "m", "--engine-num-threads", "1"], "leave out --engine-num-threads"),
+    ],
 )
 def test_bad_flags(data, more, reason, capsys):
     assert cli.main(["eval", "--data", str(data), "--metric", "exact", *more]) == 2

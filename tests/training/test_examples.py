@@ -10,7 +10,8 @@ from training.conftest import chat_line, write_lines
 from icarus.errors import InvalidInputError
 from icarus.model.hub import resolve_model
 from icarus.training.batches import DataOrder, collate, split_step
-from icarus.training.examples import Example, Renderer, fit
+from icarus.training.data import fit
+from icarus.training.examples import Example, Renderer
 from icarus.training.records import Record, read_records
 from icarus.training.schedule import learning_rate
 

@@ -9,9 +9,9 @@ from tiny import load_reference, tiny_adapter
 from torch.nn import functional as F
 
 from icarus.errors import ConfigError
-from icarus.training.adapted import add_lora, check_two_streams, load_base
 from icarus.training.batches import collate
 from icarus.training.examples import Example
+from icarus.training.lora_model import add_lora, check_two_streams, load_base
 from icarus.training.loss import answer_loss, checkpoint_layers, num_shared_tokens
 from icarus.training.settings import DEFAULT_TARGETS
 from icarus.types import AdapterMode

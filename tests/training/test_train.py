@@ -19,12 +19,14 @@ from icarus.adapters.peft_folder import load_peft_folder
 from icarus.errors import AlreadyExistsError, InvalidInputError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
-from icarus.training import train as train_module
+from icarus.training import run as run_module
 from icarus.training.examples import Renderer
 from icarus.training.loss import answer_loss
-from icarus.training.measure import mean_answer_loss
+from icarus.training.mean_loss import mean_answer_loss
+from icarus.training.observer import Observer
 from icarus.training.records import read_records
-from icarus.training.train import DivergedError, Observer, train
+from icarus.training.run import DivergedError
+from icarus.training.train import train
 from icarus.types import AdapterMode
 
 
@@ -32,12 +34,13 @@ class Stopped(BaseException):
     """Stands for the process's sudden end."""
 
 
-def stop_after(step):
-    def observe(figures):
-        if figures.step == step:
-            raise Stopped
+class StopAfter(Observer):
+    def __init__(self, last):
+        self._last = last
 
-    return Observer(step=observe)
+    def step(self, figures):
+        if figures.step == self._last:
+            raise Stopped
 
 
 def curve(folder):
@@ -84,7 +87,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(settings, tmp_pa
     changes = {"dropout": 0.1, "gradient_checkpointing": stop == 3}
     whole = train(settings(**changes), tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(settings(**changes), tmp_path / "cut", observer=stop_after(stop))
+        train(settings(**changes), tmp_path / "cut", observer=StopAfter(stop))
     cut = train(settings(**changes), tmp_path / "cut", resume=True)
     assert curve(cut) == curve(whole) and len(curve(whole)) == 6
     assert (cut / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
@@ -95,7 +98,7 @@ def test_bfloat16_trains_float32_weights(settings, tmp_path):
     losses = [line["loss"] for line in curve(folder)]
     assert sum(losses[-3:]) < sum(losses[:3])
     with pytest.raises(Stopped):
-        train(settings(dtype="bfloat16"), tmp_path / "cut", observer=stop_after(2))
+        train(settings(dtype="bfloat16"), tmp_path / "cut", observer=StopAfter(2))
     (file,) = (tmp_path / "cut" / "checkpoints").glob("*.pt")
     state = torch.load(file, weights_only=True)
     assert {weight.dtype for weight in state["weights"].values()} == {torch.float32}
@@ -109,19 +112,19 @@ def test_accumulation_does_not_change_the_curve(settings, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(settings, tmp_path, monkeypatch):
-    good = train_module.Run._accumulate
+    good = run_module.TrainingRun._accumulate
 
     def spoil(run, examples, answer_tokens):
         spoil.calls += 1
         return good(run, examples, answer_tokens) if spoil.calls < 4 else float("nan")
 
     spoil.calls = 0
-    monkeypatch.setattr(train_module.Run, "_accumulate", spoil)
+    monkeypatch.setattr(run_module.TrainingRun, "_accumulate", spoil)
     with pytest.raises(DivergedError, match="step 4 has loss nan"):
         train(settings(), tmp_path / "out")
     assert [file.name for file in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-000002.pt"]
     assert len(curve(tmp_path / "out")) == 3 and not (tmp_path / "out" / "adapter_model.safetensors").exists()
-    monkeypatch.setattr(train_module.Run, "_accumulate", good)
+    monkeypatch.setattr(run_module.TrainingRun, "_accumulate", good)
     train(settings(learning_rate=5e-3), tmp_path / "out", resume=True)
     assert [line["learning_rate"] > 5e-3 for line in curve(tmp_path / "out")] == [True, True, *[False] * 4]
     assert json.loads((tmp_path / "out" / "train.json").read_text())["learning_rate"] == 5e-3
@@ -129,7 +132,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(settings, 
 
 def test_a_validation_loss_that_is_no_number_stops(settings, data, tmp_path, monkeypatch):
     losses = iter([1.0, float("nan")])
-    monkeypatch.setattr(train_module, "mean_answer_loss", lambda *args: next(losses))
+    monkeypatch.setattr(run_module, "mean_answer_loss", lambda *args: next(losses))
     with pytest.raises(DivergedError, match=r"after step 4 the validation loss is nan.*step-000002\.pt is kept"):
         train(settings(validation=str(data)), tmp_path / "out")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
@@ -137,7 +140,7 @@ def test_a_validation_loss_that_is_no_number_stops(settings, data, tmp_path, mon
 
 def test_an_epoch_has_no_step_too_many():
     """1 / (16 / 784) is a little more than 49 in floating point."""
-    assert train_module.count_steps(1.0, 784, 16) == 49 and train_module.count_steps(1.0, 785, 16) == 50
+    assert run_module.count_steps(1.0, 784, 16) == 49 and run_module.count_steps(1.0, 785, 16) == 50
 
 
 def test_a_rate_that_is_far_too_high_leaves_no_checkpoint(settings, tmp_path):
@@ -149,7 +152,7 @@ def test_a_rate_that_is_far_too_high_leaves_no_checkpoint(settings, tmp_path):
 
 def test_a_folder_that_is_taken(settings, tmp_path):
     with pytest.raises(Stopped):
-        train(settings(), tmp_path / "out", observer=stop_after(3))
+        train(settings(), tmp_path / "out", observer=StopAfter(3))
     with pytest.raises(AlreadyExistsError, match=r"--resume.*--overwrite"):
         train(settings(), tmp_path / "out")
     with pytest.raises(InvalidInputError, match=r"rank 4, this command 8"):

@@ -49,7 +49,7 @@ async def serve(config: Config) -> None:
     try:
         server = build_server(config, model, workers, store, registry)
         with MetricsServer(config.metrics.address, registry):
-            await serve_until_signal(server)
+            await serve_until_signal(server, config.gateway.drain_seconds, before_drain=workers.stop_listening)
     finally:
         sweeping.cancel()
         await workers.close()
@@ -60,6 +60,8 @@ def _load_model(config: Config) -> ServedModel:
     model = load_served_model(folder, config.model.served_name)
     if model.chat is not None and model.chat.problem:
         log.warning("no messages in sessions", extra={"model": model.name, "reason": model.chat.problem})
+    if model.template_problem:
+        log.warning("no messages", extra={"model": model.name, "reason": model.template_problem})
     return model
 
 
@@ -90,7 +92,12 @@ def build_server(
     labels = ModelLabels(model.name, workers.adapters)
     metrics = GatewayMetrics.register(registry)
     driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_stage, metrics, labels)
-    runs = TurnRuns(settings.max_remembered_turns, settings.remember_turn_seconds, settings.resume_grace_seconds)
+    runs = TurnRuns(
+        settings.max_remembered_turns,
+        settings.max_remembered_tokens,
+        settings.remember_turn_seconds,
+        settings.resume_grace_seconds,
+    )
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
     services = [
@@ -100,4 +107,5 @@ def build_server(
         Service.of(ClusterServicer(workers)),
         Service.of(RegistryServicer(workers, reports)),
     ]
-    return make_server(settings.address, services, [MetricsInterceptor(RpcMetrics.register(registry))])
+    interceptors = [MetricsInterceptor(RpcMetrics.register(registry))]
+    return make_server(settings.address, services, interceptors, settings.max_calls)

@@ -49,4 +49,8 @@ class GatewayState:
         events.add_metric(["forked"], self._conversations.num_forked)
         events.add_metric(["expired"], counts.expired)
         events.add_metric(["deleted"], counts.deleted)
-        return [GaugeMetricFamily("icarus_sessions", "Sessions that are kept.", counts.live), events]
+        events.add_metric(["displaced"], counts.displaced)
+        events.add_metric(["refused"], counts.refused)
+        live = GaugeMetricFamily("icarus_sessions", "Sessions that are kept.", counts.live)
+        limit = GaugeMetricFamily("icarus_sessions_limit", "Most sessions that are kept.", counts.limit)
+        return [live, limit, events]

@@ -1,1 +1,1 @@
-"""LoRA adapters: PEFT folders, what is loaded, and segments of a batch."""
+"""LoRA adapters: PEFT folders, their weights, and what is loaded."""

@@ -1,4 +1,4 @@
-"""Random adapters in PEFT's format: specialists for the demo and the tests, until there are trained ones."""
+"""Random adapters in PEFT's format: for tests, benchmarks, and the demo's other specialists."""
 
 import json
 from collections.abc import Mapping, Sequence

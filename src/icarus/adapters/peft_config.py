@@ -34,11 +34,12 @@ class PeftConfig:
 
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Mapping[re.Pattern[str], int]
+    alpha_pattern: Mapping[re.Pattern[str], float]
     use_rslora: bool
     targets: frozenset[str]
-    """Names that every layer must have, or empty where the configuration picks layers or modules by a pattern."""
+    """Names that every layer must have, where the base has them at all; empty where the configuration picks layers or
+    modules by a pattern."""
 
     def rank_of(self, module: str) -> int:
         """`module` is a path like "model.layers.0.self_attn.q_proj"."""
@@ -50,9 +51,27 @@ class PeftConfig:
         return _match(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _match(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+def _match(pattern: Mapping[re.Pattern[str], Any], module: str, default: Any) -> Any:
     """The value of the first key that is, as a regular expression, the whole module path or a dotted end of it."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    return next((value for key, value in pattern.items() if key.match(module)), default)
+
+
+_ATOM = r"(?:[\w-]|\.|\\[.dw-]|\[[\w-]+\])"
+_KEY = re.compile(rf"\^?(?:{_ATOM}[*+?]?|\((?:\?:)?{_ATOM}+(?:\|{_ATOM}+)*\)|\|)*\$?")
+_MAX_CHOICES = 3
+_MAX_KEYS = 1024
+
+
+def _compile_key(key: str) -> re.Pattern[str]:
+    """Raises ValueError for what is more than PEFT writes: an expression that backtracks can take years.
+
+    Names, dots, classes of characters, `a|b`, and few of `*`, `+`, `?` after one character and of `(a|b)`.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError("more than names, dots, \\d, \\w, (a|b) and *, + or ? after one of them")
+    if sum(map(key.replace("(?:", "(").count, "*+?(")) > _MAX_CHOICES:
+        raise ValueError(f"more than {_MAX_CHOICES} of *, +, ? and (a|b)")
+    return re.compile(rf"(.*\.)?({key})$")
 
 
 def read_config(folder: Path, name: str, max_rank: int) -> PeftConfig:
@@ -83,16 +102,19 @@ def read_config(folder: Path, name: str, max_rank: int) -> PeftConfig:
             raise refuse(f"{key} is {value!r}; it must be a finite number")
         return float(value)
 
-    def check_pattern(key: str, check: Any) -> dict[str, Any]:
+    def check_pattern(key: str, check: Any) -> dict[re.Pattern[str], Any]:
         pattern = fields.get(key) or {}
         if not isinstance(pattern, dict):
             raise refuse(f"{key} is {pattern!r}; it must be an object of module names")
-        for module in pattern:
-            try:
-                re.compile(rf"(.*\.)?({module})$")
-            except re.error as error:
-                raise refuse(f"{key} has the name {module!r}, which is no regular expression: {error}") from None
-        return {module: check(f"{key}[{module!r}]", value) for module, value in pattern.items()}
+        if len(pattern) > _MAX_KEYS:
+            raise refuse(f"{key} names {len(pattern)} modules; at most {_MAX_KEYS} are supported")
+        return {compiled(key, module): check(f"{key}[{module!r}]", value) for module, value in pattern.items()}
+
+    def compiled(key: str, module: str) -> re.Pattern[str]:
+        try:
+            return _compile_key(module)
+        except (ValueError, re.error) as error:
+            raise refuse(f"{key} has the name {module!r}, which is not supported: {error}") from None
 
     return PeftConfig(
         rank=check_rank("r", fields.get("r")),

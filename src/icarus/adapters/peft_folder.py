@@ -28,6 +28,7 @@ PARENTS = {
 }
 """The modules that may carry LoRA weights, and where in a layer they are."""
 _WRITES_KV = {"k_proj", "v_proj"}
+_NO_LAYER = {"embed_tokens", "lm_head"}
 
 _KEY_PATTERN = re.compile(r"base_model\.model\.model\.layers\.(0|[1-9][0-9]{0,4})\.(\w+)\.(\w+)\.lora_([AB])\.weight")
 _REFUSED_KEYS = (
@@ -115,7 +116,8 @@ def _read_tensors(
                 rank, (out_size, in_size) = config.rank_of(_path(layer, module)), shapes[module]
                 expected = [rank, in_size] if half == "A" else [out_size, rank]
                 _check_stored(name, file.get_slice(_key(layer, module, half)), _key(layer, module, half), expected)
-            _check_complete(name, keys, config.targets, num_layers)
+            targets = config.targets & (shapes.keys() | _NO_LAYER)  # as PEFT skips names that the base has not
+            _check_complete(name, keys, targets, num_layers)
             modules = sorted({(layer, module) for layer, module, _ in keys})
             return {at: (_copy(file, _key(*at, "A")), _copy(file, _key(*at, "B"))) for at in modules}
     except (SafetensorError, OSError) as error:

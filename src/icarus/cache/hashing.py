@@ -7,10 +7,12 @@ own token ids. Workers and the gateway compute the same names from the same inpu
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from icarus.types import BlockHash
 
 _VERSION = b"icarus-block-v1"
+_HASH_BYTES = hashlib.sha256().digest_size
 
 
 def _encode(*parts: bytes) -> bytes:
@@ -52,7 +54,31 @@ def block_hashes(root: BlockHash, token_ids: Sequence[int], block_size: int) -> 
     return list(_chain(root, token_ids, block_size))
 
 
-def _chain(parent: BlockHash, token_ids: Sequence[int], block_size: int) -> Iterable[BlockHash]:
-    for end in range(block_size, len(token_ids) + 1, block_size):
+@dataclass(frozen=True)
+class BlockNames:
+    """The names of a prompt's full blocks, kept so that a longer prompt's need not all be computed again."""
+
+    root: BlockHash
+    block_size: int
+    packed: bytes = b""
+
+    @property
+    def hashes(self) -> list[BlockHash]:
+        return [BlockHash(self.packed[i : i + _HASH_BYTES]) for i in range(0, len(self.packed), _HASH_BYTES)]
+
+    def first(self, num_tokens: int) -> "BlockNames":
+        """Those of the first `num_tokens` tokens."""
+        return replace(self, packed=self.packed[: num_tokens // self.block_size * _HASH_BYTES])
+
+    def extended(self, token_ids: Sequence[int]) -> "BlockNames":
+        """The names of `token_ids`, which begins with the tokens that are named here or is a beginning of them."""
+        known = self.first(len(token_ids)).packed
+        parent = BlockHash(known[-_HASH_BYTES:]) if known else self.root
+        start = len(known) // _HASH_BYTES * self.block_size
+        return replace(self, packed=known + b"".join(_chain(parent, token_ids, self.block_size, start)))
+
+
+def _chain(parent: BlockHash, token_ids: Sequence[int], block_size: int, start: int = 0) -> Iterable[BlockHash]:
+    for end in range(start + block_size, len(token_ids) + 1, block_size):
         parent = child_hash(parent, token_ids[end - block_size : end])
         yield parent

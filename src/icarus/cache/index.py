@@ -4,11 +4,14 @@ A worker numbers its changes one by one; the index follows each worker by number
 it says may be stale: the owner of a block has the last word.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from icarus.cache.changes import BlockChange
 from icarus.types import BlockHash, WorkerId
+
+_CHANGES_A_STEP = 2000  # some 10 ms
 
 
 @dataclass
@@ -27,38 +30,61 @@ class PrefixIndex:
         self._mirrors: dict[WorkerId, _Mirror] = {}
         self._holders: dict[BlockHash, set[WorkerId]] = {}
 
-    def apply(self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Sequence[BlockChange]) -> int:
+    def apply(self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Iterable[BlockChange]) -> int:
         """Takes in changes numbered from `first_sequence` and returns the next number it expects.
 
         After a gap nothing changes. Changes seen before are skipped. A new instance begins empty at 0.
         """
+        for _ in self.applying(worker, instance_id, first_sequence, changes):
+            pass
+        return self.sequence(worker)
+
+    def applying(
+        self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Iterable[BlockChange]
+    ) -> Iterator[None]:
+        """`apply`, with a pause every so many changes. Ends early where the worker is dropped meanwhile; to be run to
+        its end before other reports of the worker."""
         mirror = self._mirror(worker, instance_id)
         num_seen = mirror.next_sequence - first_sequence
         if num_seen < 0:
-            return mirror.next_sequence
-        for change in changes[num_seen:]:
+            return
+        for number, change in enumerate(islice(changes, num_seen, None), 1):
             if change.removed:
                 self._remove(worker, mirror, change.block_hash)
             else:
                 self._add(worker, mirror, change.block_hash)
             mirror.next_sequence += 1
-        return mirror.next_sequence
+            if number % _CHANGES_A_STEP == 0:
+                yield
+                if self._mirrors.get(worker) is not mirror:
+                    return
 
     def replace(self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]) -> int:
         """Takes in a snapshot: exactly `hashes` after the changes before `sequence`. Returns the next number expected.
 
         A snapshot older than what is known changes nothing.
         """
+        for _ in self.replacing(worker, instance_id, sequence, hashes):
+            pass
+        return self.sequence(worker)
+
+    def replacing(
+        self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]
+    ) -> Iterator[None]:
+        """`replace`, with pauses as `applying` has them."""
         mirror = self._mirror(worker, instance_id)
         if sequence < mirror.next_sequence:
-            return mirror.next_sequence
+            return
         snapshot = set(hashes)
-        for block_hash in mirror.hashes - snapshot:
-            self._remove(worker, mirror, block_hash)
-        for block_hash in snapshot - mirror.hashes:
-            self._add(worker, mirror, block_hash)
+        gone = ((self._remove, block_hash) for block_hash in mirror.hashes - snapshot)
+        new = ((self._add, block_hash) for block_hash in snapshot - mirror.hashes)
+        for number, (change, block_hash) in enumerate(chain(gone, new), 1):
+            change(worker, mirror, block_hash)
+            if number % _CHANGES_A_STEP == 0:
+                yield
+                if self._mirrors.get(worker) is not mirror:
+                    return
         mirror.next_sequence = sequence
-        return sequence
 
     def drop(self, worker: WorkerId) -> None:
         """Forgets a worker; nothing if it is not known."""

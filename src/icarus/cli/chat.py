@@ -6,18 +6,15 @@ is a message or a command, and the first turn that fails ends the program.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
-
-from rich.console import Console
 
 from icarus.cli.ctrl_c import on_ctrl_c
 from icarus.cli.gateway import connect
-from icarus.cli.models import models_table
+from icarus.cli.models import show_models
 from icarus.cli.standard_input import decoding
 from icarus.client import Client, Session, TurnStream
 from icarus.client.messages import Sampling
-from icarus.errors import ConflictError, IcarusError, InvalidInputError, NotFoundError
+from icarus.errors import IcarusError, InvalidInputError, NotFoundError
 from icarus.types import FinishReason, Usage
 
 _SAMPLING = tuple(Sampling.__annotations__)
@@ -31,8 +28,6 @@ _HELP = """\
 //text        a message that begins with a slash
 Ctrl-C stops an answer; that turn is then no part of the conversation.
 """
-_FREED_WITHIN_SECONDS = 10.0
-"""How long the gateway may take to give a conversation free after a turn was stopped."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +43,7 @@ class Chat:
         self._client = client
         self._plain = args.plain
         self._sampling = Sampling(**{name: value for name, value in vars(args).items() if name in _SAMPLING})
-        self._model = self._known(args.model) if args.model else next(m.name for m in client.models() if m.is_base)
+        self._model = self._known(args.model) if args.model else client.models().base.name
         self._session = self._open(args.session, args.system)
 
     def run(self, read_lines: Callable[[Callable[[], str]], Iterator[str]]) -> None:
@@ -95,19 +90,12 @@ class Chat:
 
     def _stream(self, text: str) -> TurnStream:
         """Shows an answer as it comes. Ctrl-C stops it."""
-        patience = time.monotonic() + _FREED_WITHIN_SECONDS
-        while True:
-            stream = self._generate(text)
-            try:
-                with on_ctrl_c(stream.cancel):
-                    for delta in stream:
-                        sys.stdout.write(delta.text)
-                        sys.stdout.flush()
-                return stream
-            except ConflictError:  # the gateway is still ending the turn before this one
-                if stream.token_ids or time.monotonic() > patience:
-                    raise
-                time.sleep(0.1)
+        stream = self._generate(text)
+        with on_ctrl_c(stream.cancel):
+            for delta in stream:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+        return stream
 
     def _generate(self, text: str) -> TurnStream:
         if self._plain:
@@ -127,9 +115,9 @@ class Chat:
         return session
 
     def _known(self, name: str) -> str:
-        names = [model.name for model in self._client.models()]
-        if name not in names:
-            raise NotFoundError(f"there is no model {name!r}; there are {', '.join(names)}")
+        models = self._client.models()
+        if name not in models:
+            raise NotFoundError(f"there is no model {name!r}; there are {', '.join(models.names)}")
         return name
 
     def _change_model(self, name: str) -> None:
@@ -139,7 +127,7 @@ class Chat:
         _say(f"{name} answers from here on")
 
     def _list_models(self, _: str) -> None:
-        Console(stderr=True).print(models_table(self._client.models()))
+        show_models(self._client.models(), stderr=True)
 
     def _fork(self, _: str) -> None:
         original, self._session = self._session, self._session.fork()

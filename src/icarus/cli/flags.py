@@ -63,13 +63,14 @@ def _to_flag(option: str, value: Any) -> list[str]:
 def _add_flag(group: Any, section: str, field: dataclasses.Field[Any], hint: Any) -> None:
     keywords: dict[str, Any] = {"dest": f"{section}.{field.name}", "default": argparse.SUPPRESS}
     text = field.metadata["help"]
+    metavar = field.metadata["metavar"] or {int: "N", float: "X"}.get(hint, "TEXT")
     if hint is bool:
         keywords["action"] = argparse.BooleanOptionalAction
     elif isinstance(hint, types.GenericAlias):
-        keywords |= {"action": "append", "metavar": "TEXT"}
+        keywords |= {"action": "append", "metavar": metavar}
         text += "; may be repeated"
     else:
-        keywords |= {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint]}
+        keywords |= {"type": hint, "metavar": metavar}
     group.add_argument(
         _option(section, field.name), help=(text + _default(field.default)).replace("%", "%%"), **keywords
     )

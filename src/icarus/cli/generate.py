@@ -1,6 +1,8 @@
 """`icarus generate`: one answer, streamed to standard output; what it cost goes to standard error."""
 
 import argparse
+import dataclasses
+import json
 import sys
 
 from icarus.cli.ctrl_c import on_ctrl_c
@@ -16,25 +18,31 @@ _INTERRUPTED = 130
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = args.prompt if args.prompt is not None else _read_stdin()
-    with connect(args) as client, _start(client, args, prompt) as stream:
-        with on_ctrl_c(stream.cancel):
-            for delta in stream:
+    text = args.text if args.text is not None else _read_stdin()
+    with connect(args) as client, _start(client, args, text) as stream, on_ctrl_c(stream.cancel):
+        for delta in stream:
+            if not args.json:
                 sys.stdout.write(delta.text)
                 sys.stdout.flush()
+    is_whole = stream.finish_reason is not FinishReason.CANCELLED
+    if args.json and is_whole:
+        sys.stdout.write(json.dumps(dataclasses.asdict(stream.result()), indent=1) + "\n")
+    elif not args.json:
         sys.stdout.write("\n")
-    sys.stderr.writelines(map(_logprob_line, stream.logprobs))
+        sys.stderr.writelines(map(_logprob_line, stream.logprobs))
     sys.stderr.write(_summary(stream) + "\n")
-    return _INTERRUPTED if stream.finish_reason is FinishReason.CANCELLED else 0
+    return 0 if is_whole else _INTERRUPTED
 
 
 def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        sys.stderr.write("reading the prompt from standard input; Ctrl-D on a line of its own ends it\n")
     with decoding():
         return sys.stdin.read()
 
 
 def _start(client: Client, args: argparse.Namespace, prompt: str) -> TurnStream:
-    model = args.model or next(model.name for model in client.models() if model.is_base)
+    model = args.model or client.models().base.name
     sampling = Sampling(**{name: value for name, value in vars(args).items() if name in _SAMPLING})
     text = None if args.chat else prompt
     messages = [{"role": "user", "content": prompt}] if args.chat else None

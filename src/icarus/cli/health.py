@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from icarus.client.connection import channel_options
+from icarus.client.connection import channel_options, check_address
 from icarus.errors import UnavailableError
 
 SERVING = "SERVING"
@@ -23,8 +23,9 @@ def run(args: argparse.Namespace) -> int:
 def ask_health(address: str, timeout_seconds: float) -> str:
     """What the gateway or worker at `address` says of itself: SERVING, NOT_SERVING.
 
-    Raises UnavailableError where nobody answers in time.
+    Raises UnavailableError where nobody answers in time, and InvalidInputError for what is no address.
     """
+    check_address(address)
     with grpc.insecure_channel(address, options=channel_options(address)) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are made at run time
         try:

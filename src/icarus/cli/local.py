@@ -21,6 +21,8 @@ from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableEr
 from icarus.types import Role
 
 _STOP_SECONDS = 15.0
+_DRAIN_SECONDS = 10.0
+"""The most that a child may take to drain: whoever stops a cluster of one machine waits for it."""
 _POLL_SECONDS = 0.1
 _ERROR_PREFIX = "icarus: error: "
 
@@ -120,7 +122,9 @@ class LocalCluster:
             self.log_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"log folder {self.log_dir} cannot be made: {error.strerror}") from None
-        gateway = dataclasses.replace(config, gateway=dataclasses.replace(config.gateway, address=self.address))
+        drain_seconds = min(config.gateway.drain_seconds, _DRAIN_SECONDS)
+        section = dataclasses.replace(config.gateway, address=self.address, drain_seconds=drain_seconds)
+        gateway = dataclasses.replace(config, gateway=section)
         self._spawn("gateway", "gateway", gateway)
         for role, adapters_of_workers in (
             (Role.PREFILL, [self._prefill_adapters] * self._num_prefill),
@@ -170,7 +174,13 @@ class LocalCluster:
 def _of_child(worker: WorkerSection, name: str, gateway: str, adapters: Sequence[str]) -> WorkerSection:
     """The section for one of several workers here, whatever it says of the name and place of a single one."""
     return dataclasses.replace(
-        worker, id=name, address="127.0.0.1:0", advertise="", gateways=(gateway,), adapters=tuple(adapters)
+        worker,
+        id=name,
+        address="127.0.0.1:0",
+        advertise="",
+        gateways=(gateway,),
+        adapters=tuple(adapters),
+        drain_seconds=min(worker.drain_seconds, _DRAIN_SECONDS),
     )
 
 

@@ -3,7 +3,7 @@
 import argparse
 import importlib
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from icarus import __version__
 from icarus.cli import sections
@@ -19,6 +19,13 @@ _GATEWAY_ADDRESS = GatewaySection().address
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The command's own parser refuses what it does not know, and names its own help."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
     def error(self, message: str) -> NoReturn:
         raise InvalidInputError(f"{message} (see '{self.prog} --help')")
 
@@ -109,7 +116,8 @@ def _add_eval(commands: _Commands) -> None:
     parser = _add(
         commands, "eval", "score a specialist's greedy answers to a test set, as it is served", "evaluate.command"
     )
-    parser.add_argument("--model", default="smollm2", metavar="TEXT", help="the base model, as for icarus train")
+    text = "the base model, as for icarus train (default: [model] path of --config, smollm2 without one)"
+    parser.add_argument("--model", metavar="TEXT", help=text)
     text = "the specialist's folder, or the name it is served by at --gateway (default: the base model)"
     parser.add_argument("--adapter", metavar="FOLDER", help=text)
     parser.add_argument("--data", required=True, metavar="FILE", help="JSONL, as for icarus train")
@@ -148,15 +156,18 @@ def _add_local_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(commands: _Commands) -> None:
-    _add_client_flags(_add(commands, "models", "list what a gateway serves", "models"))
+    parser = _add(commands, "models", "list what a gateway serves", "models")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_client_flags(parser)
 
 
 def _add_generate(commands: _Commands) -> None:
     parser = _add(commands, "generate", "ask a model and print the answer as it comes", "generate")
-    parser.add_argument("prompt", nargs="?", help="the prompt; read from standard input when absent")
+    parser.add_argument("text", nargs="?", help="the prompt; read from standard input when absent")
     parser.add_argument("--model", metavar="NAME", help="a specialist (default: the base model)")
     parser.add_argument("--chat", action="store_true", help="send the prompt as a user's chat message, not as it is")
     parser.add_argument("--session", metavar="ID", help="go on with this session; 'new' opens one and shows its id")
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON when it is there")
     _add_client_flags(parser)
     add_sampling_flags(parser)
 
@@ -164,13 +175,13 @@ def _add_generate(commands: _Commands) -> None:
 def _add_chat(commands: _Commands) -> None:
     parser = _add(commands, "chat", "hold a conversation that passes from specialist to specialist", "chat")
     parser.add_argument("--model", metavar="NAME", help="who answers first (default: the base model)")
-    text = "go on with this conversation (default: a new one)"
-    parser.add_argument("--session", metavar="ID", help=text)
-    parser.add_argument("--system", metavar="TEXT", help="the system message that a new conversation begins with")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--session", metavar="ID", help="go on with this conversation (default: a new one)")
+    start.add_argument("--system", metavar="TEXT", help="the system message that a new conversation begins with")
     text = "send lines as they are, without the model's chat template"
     parser.add_argument("--plain", action="store_true", help=text)
     _add_client_flags(parser)
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, leave_out="logprobs")
 
 
 def _add_doctor(commands: _Commands) -> None:
@@ -204,3 +215,6 @@ def _add_client_flags(parser: argparse.ArgumentParser) -> None:
     text = f"whose sessions and cache (default: {DEFAULT_TENANT})"
     parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help=text)
     parser.add_argument("--timeout", type=float, metavar="X", help="seconds until a call is given up (default: none)")
+    parser.add_argument("--tls", action="store_true", help="speak TLS, as to a proxy before the gateway")
+    text = "a header of every call, such as authorization=...; may be repeated"
+    parser.add_argument("--header", action="append", default=[], metavar="NAME=VALUE", help=text)

@@ -17,17 +17,19 @@ _NUMBERS: tuple[tuple[str, type, str], ...] = (
 )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser, leave_out: str = "") -> None:
     """What is not given stays out of the parsed arguments."""
     group = parser.add_argument_group("sampling", "What is not given is the gateway's default.")
     for name, kind, text in _NUMBERS:
+        if name == leave_out:
+            continue
         metavar = "N" if kind is int else "X"
         group.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
     text = "end the answer before this text; may be repeated"
     group.add_argument("--stop", action="append", default=argparse.SUPPRESS, metavar="TEXT", help=text)
-    text = "end the answer after any of these tokens"
+    text = "end the answer after this token; may be repeated"
     group.add_argument(
-        "--stop-token-ids", type=int, nargs="+", action="extend", default=argparse.SUPPRESS, metavar="ID", help=text
+        "--stop-token-ids", type=int, action="append", default=argparse.SUPPRESS, metavar="ID", help=text
     )
     text = "go on past end-of-sequence tokens"
     group.add_argument("--ignore-eos", action="store_true", default=argparse.SUPPRESS, help=text)

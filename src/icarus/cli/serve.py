@@ -18,6 +18,7 @@ _STOP_SECONDS = 20.0
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
+    signal.signal(signal.SIGTERM, _end_at_once)
     configure_logging(args.log_level)
     configure_tracing(args.role, "" if args.role == "gateway" else config.worker.id, os.environ)
     set_thread_spins(config.engine)
@@ -26,6 +27,12 @@ def run(args: argparse.Namespace) -> int:
     service = importlib.import_module(f"icarus_{args.role}.main")
     asyncio.run(service.serve(config))
     return 0
+
+
+def _end_at_once(*_: object) -> None:
+    """SIGTERM before the service serves, which then waits for it itself: nothing is held yet. The first process of a
+    container would ignore it otherwise, and load its model to the end."""
+    os._exit(128 + signal.SIGTERM)
 
 
 def _stop_with_stdin() -> None:

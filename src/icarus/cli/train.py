@@ -7,7 +7,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
 from icarus.cli.train_flags import read_settings
-from icarus.training.train import Observer, StepFigures, train
+from icarus.training.observer import Observer, StepFigures
+from icarus.training.train import train
 
 _ESTIMATE_SECONDS = 600.0
 """The time that is left is estimated from so many: a step may take a minute."""
@@ -18,12 +19,12 @@ def run(args: argparse.Namespace) -> int:
     disable_progress_bar()
     console = Console(highlight=False, markup=False)
     with TrainingBar(console) as bar:
-        folder = train(settings, args.out, resume=args.resume, overwrite=args.overwrite, observer=bar.observer)
+        folder = train(settings, args.out, resume=args.resume, overwrite=args.overwrite, observer=bar)
     console.print(f"the specialist is in {folder}; serve it: icarus up --worker-adapters NAME={folder}")
     return 0
 
 
-class TrainingBar:
+class TrainingBar(Observer):
     """Steps, loss, tokens a second and the time that is left, on a terminal; a line now and then elsewhere."""
 
     def __init__(self, console: Console):
@@ -38,7 +39,6 @@ class TrainingBar:
         self._task = self._progress.add_task("train", total=None, figures="", visible=False)
         self._tokens, self._seconds = 0, 0.0
         self._num_steps = 0
-        self.observer = Observer(self._console.print, self._begin, self._step)
 
     def __enter__(self) -> "TrainingBar":
         self._progress.start()
@@ -47,11 +47,14 @@ class TrainingBar:
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
-    def _begin(self, num_done: int, num_steps: int) -> None:
+    def note(self, line: str) -> None:
+        self._console.print(line)
+
+    def begin(self, num_done: int, num_steps: int) -> None:
         self._num_steps = num_steps
         self._progress.update(self._task, total=num_steps, completed=num_done, visible=True)
 
-    def _step(self, figures: StepFigures) -> None:
+    def step(self, figures: StepFigures) -> None:
         self._tokens, self._seconds = self._tokens + figures.tokens, self._seconds + figures.seconds
         text = f"loss {figures.loss:.4f}, {self._tokens / self._seconds:.0f} tokens/s"
         self._progress.update(self._task, completed=figures.step, figures=text)

@@ -1,6 +1,9 @@
 """What agent backends import: `Client` and `AsyncClient`, the same calls in two flavours. No torch."""
 
-from icarus.client.aio import AsyncClient, AsyncSession, AsyncTurnStream
+from icarus.client.aio import AsyncClient, AsyncSession
+from icarus.client.connection_aio import AsyncTurnStream
+from icarus.client.connection_sync import TurnStream
+from icarus.client.messages import Sampling
 from icarus.client.results import (
     Appended,
     Cluster,
@@ -15,10 +18,11 @@ from icarus.client.results import (
     Worker,
 )
 from icarus.client.retry import RetryPolicy
-from icarus.client.sync import Client, Session, TurnStream
-from icarus.types import TokenLogprob, TokenLogprobs
+from icarus.client.sync import Client, Session
+from icarus.types import AdapterMode, FinishReason, TokenLogprob, TokenLogprobs, Usage
 
 __all__ = [
+    "AdapterMode",
     "Appended",
     "AsyncClient",
     "AsyncSession",
@@ -26,11 +30,13 @@ __all__ = [
     "Client",
     "Cluster",
     "Delta",
+    "FinishReason",
     "LeftOutWorker",
     "Model",
     "ModelList",
     "RetryPolicy",
     "Route",
+    "Sampling",
     "Session",
     "SessionState",
     "SessionSummary",
@@ -38,5 +44,6 @@ __all__ = [
     "TokenLogprobs",
     "TurnResult",
     "TurnStream",
+    "Usage",
     "Worker",
 ]

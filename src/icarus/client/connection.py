@@ -1,7 +1,17 @@
-"""The stubs of the public API over one channel, sync or asyncio alike."""
+"""How to reach one gateway: what the sync and the asyncio client share of it."""
 
+import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
+from icarus.client.arguments import check_seconds, check_text
+from icarus.client.retry import Attempts, RetryPolicy
+from icarus.errors import FailedPreconditionError, IcarusError, InvalidInputError
+from icarus.rpc.status import error_from_rpc
+from icarus.tracing import Metadata
 from icarus.v1 import (
     cluster_service_pb2_grpc,
     generation_service_pb2_grpc,
@@ -14,6 +24,10 @@ DEFAULT_KEEPALIVE_SECONDS = 20.0
 FAREWELL_SECONDS = 1.0
 """What a closing client waits at most until the gateway knows which turns it has given up."""
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
+_HOST_AND_PORT = re.compile(r"(\[[\w:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
+_HEADER_VALUE = re.compile(r"[ -~]*")
 
 
 class Stubs:
@@ -24,6 +38,76 @@ class Stubs:
         self.generation = generation_service_pb2_grpc.GenerationServiceStub(channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
         self.cluster = cluster_service_pb2_grpc.ClusterServiceStub(channel)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A gateway, for whom, and how patiently. Raises InvalidInputError naming what cannot be."""
+
+    address: str
+    tenant: str
+    timeout: float | None
+    retry: RetryPolicy
+    keepalive_seconds: float
+    credentials: grpc.ChannelCredentials | None
+    metadata: Metadata
+    """Sent with every call."""
+
+    def __post_init__(self) -> None:
+        check_address(self.address)
+        check_text("tenant", self.tenant)
+        check_seconds("timeout", self.timeout)
+        if not 0.001 <= (check_seconds("keepalive_seconds", self.keepalive_seconds) or 0) < math.inf:
+            raise InvalidInputError(f"keepalive_seconds is {self.keepalive_seconds!r}; it is a number above 0")
+        object.__setattr__(self, "metadata", tuple(_header(*pair) for pair in self.metadata))
+
+    def open_channel(self, library: Any) -> Any:
+        """A channel of `grpc` or of `grpc.aio`."""
+        options = channel_options(self.address, self.keepalive_seconds)
+        if self.credentials is None:
+            return library.insecure_channel(self.address, options=options)
+        return library.secure_channel(self.address, self.credentials, options=options)
+
+    def attempts(self, what: str, timeout: float | None) -> Attempts:
+        """Of a call, `what` ("turn 7 at") in messages. `timeout` None takes this target's."""
+        timeout = self.timeout if timeout is None else check_seconds("timeout", timeout)
+        return Attempts(self.retry, timeout, f"{what} {self.address}")
+
+    def error_of(self, error: Any) -> IcarusError:
+        """What a call's status means here."""
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return FailedPreconditionError(
+                f"{self.address} is no Icarus gateway (a worker's or another service's port?), or is of another release"
+            )
+        return error_from_rpc(error, self.address)
+
+
+def closed_error() -> IcarusError:
+    """For calls of a client that was closed."""
+    return FailedPreconditionError("this client is closed; make another")
+
+
+def check_address(address: str) -> str:
+    """The address. Raises InvalidInputError for what is neither HOST:PORT nor a URI as gRPC takes them."""
+    if check_text("address", address).startswith(_SCHEMES):
+        return address
+    match = _HOST_AND_PORT.fullmatch(address)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise InvalidInputError(
+            f"address is {address!r}; it is HOST:PORT, such as {DEFAULT_ADDRESS} or [::1]:7080, its port 1 to 65535"
+        )
+    return address
+
+
+def _header(name: str, value: str) -> tuple[str, str]:
+    """As HTTP/2 takes it: names in lower case."""
+    check_text("metadata", name)
+    check_text("metadata", value)
+    if not _HEADER_NAME.fullmatch(name.lower()) or name.lower().startswith("grpc-") or name.lower().endswith("-bin"):
+        raise InvalidInputError(f"metadata has the name {name!r}; it takes letters, digits and _ . - of an HTTP header")
+    if not _HEADER_VALUE.fullmatch(value):
+        raise InvalidInputError(f"metadata {name} has a character that is not printable ASCII; encode it, as base64")
+    return name.lower(), value
 
 
 def channel_options(address: str, keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS) -> list[tuple[str, int]]:
@@ -40,7 +124,7 @@ def channel_options(address: str, keepalive_seconds: float = DEFAULT_KEEPALIVE_S
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # in truth the limit for one attempt to connect
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
     return [*options, ("grpc.enable_http_proxy", 0)] if address.startswith(_LOOPBACK) else options

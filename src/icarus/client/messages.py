@@ -1,10 +1,12 @@
 """Arguments to messages and messages to results: all that the sync and the asyncio client share."""
 
 import dataclasses
+import os
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict, cast
 
+from icarus.client.arguments import build, check_path, check_text
 from icarus.client.results import (
     Appended,
     Cluster,
@@ -48,22 +50,7 @@ class Sampling(TypedDict, total=False):
     logprobs: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """What a turn asks for, wherever its history is."""
-
-    turn_id: str
-    tenant: str
-    model: str
-    content: pb2.Content | None
-    sampling: pb2.SamplingParams
-    resumable: bool
-
-    def without_session(self, resume_from: int) -> generation_pb2.GenerateRequest:
-        return generation_pb2.GenerateRequest(resume_from=resume_from, **vars(self))
-
-    def of_session(self, session_id: str, resume_from: int) -> session_pb2.GenerateTurnRequest:
-        return session_pb2.GenerateTurnRequest(session_id=session_id, resume_from=resume_from, **vars(self))
+TurnRequest = generation_pb2.GenerateRequest | session_pb2.GenerateTurnRequest
 
 
 def build_turn(
@@ -71,12 +58,32 @@ def build_turn(
     model: str,
     content: pb2.Content | None,
     turn_id: str | None,
+    resume_from: int,
     sampling: Sampling,
     resumable: bool,
-) -> Turn:
+    session_id: str | None = None,
+) -> TurnRequest:
     """Raises InvalidInputError naming what cannot be sent."""
-    turn_id = check_text("turn_id", turn_id or uuid.uuid4().hex)
-    return Turn(turn_id, tenant, check_text("model", model), content, build_sampling(sampling), resumable)
+    fields: dict[str, Any] = {
+        "tenant": tenant,
+        "model": check_text("model", model),
+        "content": content,
+        "turn_id": check_text("turn_id", uuid.uuid4().hex if turn_id in (None, "") else turn_id),
+        "resume_from": resume_from,
+        "sampling": build_sampling(sampling),
+        "resumable": resumable,
+    }
+    if session_id is None:
+        return build(generation_pb2.GenerateRequest, **fields)
+    return build(session_pb2.GenerateTurnRequest, session_id=session_id, **fields)
+
+
+def rest_of(request: TurnRequest, num_received: int) -> TurnRequest:
+    """The request for what comes after so many more output tokens."""
+    rest = type(request)()
+    rest.CopyFrom(request)  # pyright: ignore[reportArgumentType]
+    rest.resume_from += num_received
+    return rest
 
 
 def build_content(text: str | None, messages: Messages | None, token_ids: Sequence[int] | None) -> pb2.Content | None:
@@ -86,7 +93,7 @@ def build_content(text: str | None, messages: Messages | None, token_ids: Sequen
     if text is not None:
         return pb2.Content(text=check_text("text", text))
     if messages is not None:
-        return pb2.Content(messages=pb2.ChatMessages(messages=[_chat_message(message) for message in messages]))
+        return pb2.Content(messages=pb2.ChatMessages(messages=_chat_messages(messages)))
     if token_ids is not None:
         try:
             return pb2.Content(token_ids=pb2.TokenIds(ids=token_ids))
@@ -95,51 +102,51 @@ def build_content(text: str | None, messages: Messages | None, token_ids: Sequen
     return None
 
 
+def _chat_messages(messages: Messages) -> list[pb2.ChatMessage]:
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        raise InvalidInputError(f"messages is {messages!r}; it is a list of messages with 'role' and 'content'")
+    return [_chat_message(message) for message in messages]
+
+
 def _chat_message(message: Mapping[str, str]) -> pb2.ChatMessage:
-    if set(message) != {"role", "content"} or not all(isinstance(value, str) for value in message.values()):
-        raise InvalidInputError(f"a message has 'role' and 'content', both text, not {dict(message)!r}")
+    is_whole = isinstance(message, Mapping) and set(message) == {"role", "content"}
+    if not is_whole or not all(isinstance(value, str) for value in message.values()):
+        raise InvalidInputError(f"a message has 'role' and 'content', both text, not {message!r}")
     return pb2.ChatMessage(**{name: check_text(f"a message's {name}", value) for name, value in message.items()})
-
-
-def check_text(name: str, value: str) -> str:
-    """The value. Raises InvalidInputError for what Python's strings hold and UTF-8 does not."""
-    try:
-        str.encode(value)
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"{name} has {value[error.start]!r} at character {error.start}: half of a surrogate pair, or a byte that "
-            "was not UTF-8; send whole characters"
-        ) from None
-    return value
 
 
 def build_sampling(options: Sampling) -> pb2.SamplingParams:
     """Raises InvalidInputError naming the option that is unknown or of the wrong type."""
-    built = pb2.SamplingParams()
-    for name, value in options.items():
+    for name in options:
         if name not in Sampling.__annotations__:
             raise InvalidInputError(f"unknown option {name!r}; known are {', '.join(Sampling.__annotations__)}")
-        try:
-            built.MergeFrom(pb2.SamplingParams(**{name: [value] if isinstance(value, str) else value}))  # pyright: ignore[reportArgumentType]
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"{name} cannot be {value!r}: {error}") from None
-    return built
+    stop = options.get("stop")
+    listed = {**options, "stop": [stop]} if isinstance(stop, str) else options
+    return build(pb2.SamplingParams, **listed)
 
 
 def build_load_adapter(
-    name: str, path: str, mode: AdapterMode | str | None, workers: Sequence[str], replace: bool, pin: bool
+    name: str,
+    path: str | os.PathLike[str],
+    mode: AdapterMode | str | None,
+    workers: Sequence[str],
+    replace: bool,
+    pin: bool,
 ) -> model_pb2.LoadAdapterRequest:
     modes = {
         None: model_pb2.ADAPTER_MODE_UNSPECIFIED,
         AdapterMode.SHARED: model_pb2.ADAPTER_MODE_SHARED,
         AdapterMode.PRIVATE: model_pb2.ADAPTER_MODE_PRIVATE,
     }
-    if mode not in modes:
+    if not isinstance(mode, str | None) or mode not in modes:
         raise InvalidInputError(f"mode is 'shared', 'private' or None, not {mode!r}")
-    return model_pb2.LoadAdapterRequest(
+    if isinstance(workers, str) or not isinstance(workers, Iterable):
+        raise InvalidInputError(f"workers is {workers!r}; it is a list of workers' ids")
+    return build(
+        model_pb2.LoadAdapterRequest,
         name=check_text("name", name),
-        path=check_text("path", path),
-        mode=modes[mode],
+        path=check_path("path", path),
+        mode=modes[cast(Any, mode)],
         worker_ids=[check_text("workers", worker) for worker in workers],
         replace=replace,
         pin=pin,

@@ -1,7 +1,8 @@
 """What calls answer."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from icarus.types import AdapterMode, FinishReason, Role, TokenLogprobs, Usage
 
@@ -28,15 +29,15 @@ class Route:
 
 @dataclass(frozen=True)
 class TurnResult:
-    """A whole turn. `usage`, `route` and `seed` are None when it was cancelled before its end."""
+    """A whole turn."""
 
     turn_id: str
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
-    usage: Usage | None
-    route: Route | None
-    seed: int | None
+    usage: Usage
+    route: Route
+    seed: int
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One entry a token where `logprobs` was asked for."""
 
@@ -88,14 +89,34 @@ class Model:
 
 
 @dataclass(frozen=True)
-class ModelList:
-    """The base first, then adapters by name."""
+class ModelList(Sequence[Model]):
+    """The base first, then adapters by name. A name is `in` it too."""
 
     models: tuple[Model, ...]
     context_length: int
 
-    def __iter__(self) -> Iterator[Model]:
-        return iter(self.models)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What turns can ask for."""
+        return tuple(model.name for model in self.models)
+
+    @property
+    def base(self) -> Model:
+        """The base model, whom every gateway serves."""
+        return next(model for model in self.models if model.is_base)
+
+    @overload
+    def __getitem__(self, index: int) -> Model: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Model, ...]: ...
+    def __getitem__(self, index: int | slice) -> Model | tuple[Model, ...]:
+        return self.models[index]
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.names or item in self.models
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,14 @@ import random
 import time
 from dataclasses import dataclass
 
-from icarus.errors import IcarusError, InvalidInputError, OverloadedError, UnavailableError
+from icarus.errors import DeadlineError, IcarusError, InvalidInputError, OverloadedError, UnavailableError
 
 _MAX_DOUBLINGS = 1000
 """A float holds no more than 1023."""
+_FOREVER_SECONDS = 10 * 365 * 86_400.0
+"""A longer timeout is none: gRPC's clock has an end."""
+_SLACK_SECONDS = 0.1
+"""Clocks differ by less: who says first that a deadline has passed."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,13 @@ DEFAULT_RETRY = RetryPolicy()
 
 
 class Attempts:
-    """The attempts of one call under one deadline, `timeout` seconds from now (None: no deadline)."""
+    """The attempts of one call, `what` in messages, under one deadline: `timeout` seconds from now, or none."""
 
-    def __init__(self, policy: RetryPolicy, timeout: float | None):
+    def __init__(self, policy: RetryPolicy, timeout: float | None, what: str = "the call"):
         self._policy = policy
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._what = what
+        self._timeout = None if timeout is None or timeout > _FOREVER_SECONDS else timeout
+        self._deadline = None if self._timeout is None else time.monotonic() + self._timeout
         self._failures = 0
 
     def seconds_left(self) -> float | None:
@@ -59,6 +65,12 @@ class Attempts:
 
     def delay_after(self, error: IcarusError, repeatable: bool) -> float:
         """Seconds until the next attempt. Raises the error where there is none, as when it would miss the deadline."""
+        if (
+            isinstance(error, DeadlineError)
+            and (self.seconds_left() or 0) < _SLACK_SECONDS
+            and self._timeout is not None
+        ):
+            raise DeadlineError(f"{self._what} took longer than {self._timeout:g} s")
         if not self._may_repeat(error, repeatable) or self._failures >= self._policy.retries:
             raise error
         grown = self._policy.first_delay_seconds * 2 ** min(self._failures, _MAX_DOUBLINGS)

@@ -1,94 +1,29 @@
-"""The client for threads. `aio.py` is the same for asyncio."""
+"""The client for threads. Written out of `aio.py` by `make client`: change that."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, Unpack, cast
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from typing import Self, Unpack
 
 import grpc
 
 from icarus.client import messages as m
-from icarus.client.connection import (
-    DEFAULT_ADDRESS,
-    DEFAULT_KEEPALIVE_SECONDS,
-    FAREWELL_SECONDS,
-    Stubs,
-    channel_options,
-)
-from icarus.client.results import Appended, Cluster, Delta, Model, ModelList, SessionState, SessionSummary, TurnResult
-from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
-from icarus.client.turn import Abandon, OpenCall, TurnRecord
-from icarus.errors import IcarusError
-from icarus.rpc.status import error_from_rpc
-from icarus.tracing import Metadata
+from icarus.client.arguments import build, check_text
+from icarus.client.connection import DEFAULT_ADDRESS, DEFAULT_KEEPALIVE_SECONDS, Target
+from icarus.client.connection_sync import Connection, TurnStream
+from icarus.client.results import Appended, Cluster, Model, ModelList, SessionState, SessionSummary
+from icarus.client.retry import DEFAULT_RETRY, RetryPolicy
 from icarus.types import DEFAULT_TENANT, AdapterMode
 from icarus.v1 import cluster_service_pb2 as cluster_pb2
-from icarus.v1 import generation_service_pb2 as generation_pb2
 from icarus.v1 import model_service_pb2 as model_pb2
 from icarus.v1 import session_service_pb2 as session_pb2
 
 
-class TurnStream(TurnRecord):
-    """Iterates the deltas of a turn. Leave it early through `with` or `cancel()`, which end the turn.
-
-    A stream that breaks is resumed where it broke, as the client's `retry` says. Iterating and `result()` raise an
-    `icarus.errors` class when the turn fails.
-    """
-
-    def __init__(self, open_call: OpenCall, abandon: Abandon, turn_id: str, attempts: Attempts):
-        super().__init__(open_call, abandon, turn_id, attempts, threading.Event())
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Delta:
-        while self._error is None and not self._cancelled:
-            try:
-                response = self._read()
-            except IcarusError as error:
-                self._recover(error)
-                continue
-            if response is None:
-                break
-            if (delta := self._take(response.event)) is not None:
-                return delta
-        raise StopIteration
-
-    def _read(self) -> Any:
-        """The next message; None at the end."""
-        try:
-            response = next(self._call, None)
-        except grpc.RpcError as error:
-            if self.finish_reason is None:
-                raise error_from_rpc(cast(Any, error)) from None
-            response = None
-        if response is None and self.finish_reason is None:
-            raise self._dropped()
-        return response
-
-    def _recover(self, error: IcarusError) -> None:
-        """Waits, then asks for the rest of the stream. Raises the error where that would not help."""
-        if not self._stop.wait(self._delay_after(error)):
-            self._resume()
-
-    def result(self) -> TurnResult:
-        """Waits for the end of the turn. A cancelled turn gives what had arrived."""
-        for _ in self:
-            pass
-        return self._result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.cancel()
-
-
 class Client:
-    """One gateway, one tenant. Safe to use from several threads.
+    """One gateway, one tenant; safe to use from several threads.
 
     `timeout` (seconds) bounds each call with all its attempts; `retry` says when a call is made again.
     `keepalive_seconds` is shorter than what any proxy on the way takes for idleness; a gateway takes no less than 5.
+    `credentials` make the connection TLS (grpc.ssl_channel_credentials()); `metadata` are headers of every call.
     """
 
     def __init__(
@@ -99,19 +34,26 @@ class Client:
         timeout: float | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
     ):
-        self.address = m.check_text("address", address)
-        self.tenant = m.check_text("tenant", tenant)
-        self.timeout = timeout
-        self.retry = retry
-        self._channel = grpc.insecure_channel(address, options=channel_options(address, keepalive_seconds))
-        self._stubs = Stubs(self._channel)
-        self._farewells: set[Any] = set()
+        target = Target(address, tenant, timeout, retry, keepalive_seconds, credentials, tuple(metadata))
+        self._connection = Connection(target)
+        self._stubs = self._connection.stubs
+        self._call = self._connection.call
+
+    @property
+    def address(self) -> str:
+        return self._connection.target.address
+
+    @property
+    def tenant(self) -> str:
+        return self._connection.target.tenant
 
     def generate(
         self,
         model: str,
-        prompt: str | None = None,
+        text: str | None = None,
         *,
         messages: m.Messages | None = None,
         token_ids: Sequence[int] | None = None,
@@ -120,19 +62,15 @@ class Client:
         timeout: float | None = None,
         **sampling: Unpack[m.Sampling],
     ) -> TurnStream:
-        """Answers one prompt, given in one of three forms. The caller keeps the history.
+        """Answers one prompt: text, messages or token ids. The caller keeps the history.
 
         `turn_id` names the turn: the same call again gives the same stream, and with `resume_from` goes on after that
         many of its output tokens, which the result then leaves out.
         """
-        content = m.build_content(prompt, messages, token_ids)
-        turn = m.build_turn(self.tenant, model, content, turn_id, sampling, self.retry.resumes)
-
-        def open_call(num_received: int, seconds_left: float | None, metadata: Metadata) -> Any:
-            request = turn.without_session(resume_from + num_received)
-            return self._stubs.generation.Generate(request, timeout=seconds_left, metadata=metadata)
-
-        return TurnStream(open_call, self._abandon, turn.turn_id, self._attempts(timeout))
+        content = m.build_content(text, messages, token_ids)
+        resumable = self._connection.target.retry.resumes
+        request = m.build_turn(self.tenant, model, content, turn_id, resume_from, sampling, resumable)
+        return self._connection.stream(self._stubs.generation.Generate, request, timeout)
 
     def create_session(
         self,
@@ -147,19 +85,22 @@ class Client:
 
         It is forgotten after `ttl_seconds` without use; None takes the gateway's setting, which is also the most.
         """
-        request = session_pb2.CreateSessionRequest(
-            tenant=self.tenant, content=m.build_content(text, messages, token_ids), ttl_seconds=ttl_seconds
+        request = build(
+            session_pb2.CreateSessionRequest,
+            tenant=self.tenant,
+            content=m.build_content(text, messages, token_ids),
+            ttl_seconds=ttl_seconds,
         )
         response = self._call(self._stubs.sessions.CreateSession, request, timeout)
-        return Session(self, response.session.session_id)
+        return Session(self._connection, response.session.session_id)
 
     def session(self, session_id: str) -> "Session":
         """A session opened earlier. Asks nobody: an unknown one raises NotFoundError at its first call."""
-        return Session(self, session_id)
+        return Session(self._connection, session_id)
 
     def sessions(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[SessionSummary]:
         """The tenant's sessions, oldest first, asked for `page_size` at a time (0: as many as the gateway likes)."""
-        request = session_pb2.ListSessionsRequest(tenant=self.tenant, page_size=page_size)
+        request = build(session_pb2.ListSessionsRequest, tenant=self.tenant, page_size=page_size)
         while True:
             page = self._call(self._stubs.sessions.ListSessions, request, timeout, repeatable=True)
             for summary in page.sessions:
@@ -177,7 +118,7 @@ class Client:
     def load_adapter(
         self,
         name: str,
-        path: str,
+        path: str | PathLike[str],
         mode: AdapterMode | str | None = None,
         workers: Sequence[str] = (),
         *,
@@ -194,16 +135,17 @@ class Client:
         and why), OverloadedError (every slot is pinned).
         """
         request = m.build_load_adapter(name, path, mode, workers, replace, pin)
-        return m.parse_model(self._call(self._stubs.models.LoadAdapter, request, timeout).model)
+        response = self._call(self._stubs.models.LoadAdapter, request, timeout)
+        return m.parse_model(response.model)
 
     def pin_adapter(self, name: str, pinned: bool = True, *, timeout: float | None = None) -> None:
         """Keeps an adapter's weights in every worker's memory, or lets them be evicted again when slots run out."""
-        request = model_pb2.PinAdapterRequest(name=m.check_text("name", name), pinned=pinned)
+        request = build(model_pb2.PinAdapterRequest, name=check_text("name", name), pinned=pinned)
         self._call(self._stubs.models.PinAdapter, request, timeout, repeatable=True)
 
     def unload_adapter(self, name: str, *, timeout: float | None = None) -> None:
         """Unloads an adapter everywhere. Running turns finish on the weights they began with."""
-        request = model_pb2.UnloadAdapterRequest(name=m.check_text("name", name))
+        request = build(model_pb2.UnloadAdapterRequest, name=check_text("name", name))
         self._call(self._stubs.models.UnloadAdapter, request, timeout)
 
     def cluster(self, *, timeout: float | None = None) -> Cluster:
@@ -213,10 +155,8 @@ class Client:
         )
 
     def close(self) -> None:
-        """Ends the connection and what still runs on it."""
-        for farewell in list(self._farewells):
-            farewell.exception()
-        self._channel.close()
+        """Ends the connection and what still runs on it: turns under way are cancelled."""
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -224,37 +164,16 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _abandon(self, turn_id: str) -> None:
-        """Tells the gateway, without waiting for it, that nobody will come back for a turn."""
-        if self.retry.resumes:
-            request = generation_pb2.CancelTurnRequest(tenant=self.tenant, turn_id=turn_id)
-            farewell = self._stubs.generation.CancelTurn.future(request, timeout=FAREWELL_SECONDS, wait_for_ready=True)
-            self._farewells.add(farewell)
-            farewell.add_done_callback(self._farewells.discard)
-
-    def _attempts(self, timeout: float | None) -> Attempts:
-        return Attempts(self.retry, timeout or self.timeout)
-
-    def _call(
-        self, method: Callable[..., Any], request: Any, timeout: float | None, *, repeatable: bool = False
-    ) -> Any:
-        """`repeatable`: twice is as good as once."""
-        attempts = self._attempts(timeout)
-        while True:
-            try:
-                return method(request, timeout=attempts.seconds_left())
-            except grpc.RpcError as rpc_error:
-                error = error_from_rpc(cast(Any, rpc_error))
-            time.sleep(attempts.delay_after(error, repeatable))
-
 
 class Session:
     """A conversation that many specialists share, kept by the gateway as token ids."""
 
-    def __init__(self, client: Client, session_id: str):
-        self.session_id = m.check_text("session_id", session_id)
-        self._client = client
-        self._stub = client._stubs.sessions
+    def __init__(self, connection: Connection, session_id: str):
+        self.session_id = check_text("session_id", session_id)
+        self._connection = connection
+        self._call = connection.call
+        self._stub = connection.stubs.sessions
+        self._tenant = connection.target.tenant
 
     def append(
         self,
@@ -265,12 +184,13 @@ class Session:
         timeout: float | None = None,
     ) -> Appended:
         """Adds content to the history, without generating."""
-        request = session_pb2.AppendContentRequest(
-            tenant=self._client.tenant,
+        request = build(
+            session_pb2.AppendContentRequest,
+            tenant=self._tenant,
             session_id=self.session_id,
             content=m.build_content(text, messages, token_ids),
         )
-        return m.parse_appended(self._client._call(self._stub.AppendContent, request, timeout))
+        return m.parse_appended(self._call(self._stub.AppendContent, request, timeout))
 
     def generate(
         self,
@@ -292,32 +212,30 @@ class Session:
         many of its output tokens, which the result then leaves out.
         """
         content = m.build_content(text, messages, token_ids)
-        turn = m.build_turn(self._client.tenant, model, content, turn_id, sampling, self._client.retry.resumes)
-
-        def open_call(num_received: int, seconds_left: float | None, metadata: Metadata) -> Any:
-            request = turn.of_session(self.session_id, resume_from + num_received)
-            return self._stub.GenerateTurn(request, timeout=seconds_left, metadata=metadata)
-
-        return TurnStream(open_call, self._client._abandon, turn.turn_id, self._client._attempts(timeout))
+        resumable = self._connection.target.retry.resumes
+        request = m.build_turn(self._tenant, model, content, turn_id, resume_from, sampling, resumable, self.session_id)
+        return self._connection.stream(self._stub.GenerateTurn, request, timeout)
 
     def get(self, *, timeout: float | None = None) -> SessionState:
         """The session's history."""
-        request = session_pb2.GetSessionRequest(tenant=self._client.tenant, session_id=self.session_id)
-        return m.parse_session(self._client._call(self._stub.GetSession, request, timeout, repeatable=True).session)
+        request = build(session_pb2.GetSessionRequest, tenant=self._tenant, session_id=self.session_id)
+        response = self._call(self._stub.GetSession, request, timeout, repeatable=True)
+        return m.parse_session(response.session)
 
     def fork(self, num_tokens: int | None = None, *, timeout: float | None = None) -> "Session":
         """A second session with the same history, or with its first tokens. Both then go their own ways."""
-        request = session_pb2.ForkSessionRequest(
-            tenant=self._client.tenant, session_id=self.session_id, num_tokens=num_tokens
+        request = build(
+            session_pb2.ForkSessionRequest, tenant=self._tenant, session_id=self.session_id, num_tokens=num_tokens
         )
-        response = self._client._call(self._stub.ForkSession, request, timeout)
-        return Session(self._client, response.session.session_id)
+        response = self._call(self._stub.ForkSession, request, timeout)
+        return Session(self._connection, response.session.session_id)
 
     def token_ids(self, *, timeout: float | None = None) -> tuple[int, ...]:
         """Every token of the history."""
-        return self.get(timeout=timeout).token_ids
+        state = self.get(timeout=timeout)
+        return state.token_ids
 
     def delete(self, *, timeout: float | None = None) -> None:
         """Forgets the session."""
-        request = session_pb2.DeleteSessionRequest(tenant=self._client.tenant, session_id=self.session_id)
-        self._client._call(self._stub.DeleteSession, request, timeout)
+        request = build(session_pb2.DeleteSessionRequest, tenant=self._tenant, session_id=self.session_id)
+        self._call(self._stub.DeleteSession, request, timeout)

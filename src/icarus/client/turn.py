@@ -1,41 +1,91 @@
 """What has arrived of a turn; the sync and the asyncio stream add only their way of waiting."""
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from icarus import tracing
-from icarus.client.messages import parse_delta, parse_finish_reason, parse_route, parse_usage
+from icarus.client.connection import Target
+from icarus.client.messages import TurnRequest, parse_delta, parse_finish_reason, parse_route, parse_usage, rest_of
 from icarus.client.results import Delta, Route, TurnResult
 from icarus.client.retry import Attempts
-from icarus.errors import DeadlineError, IcarusError, NotFoundError, UnavailableError
+from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError, NotFoundError, UnavailableError
+from icarus.tracing import Metadata
 from icarus.types import FinishReason, TokenLogprobs, Usage
 from icarus.v1 import generation_pb2 as pb2
 
-OpenCall = Callable[[int, float | None, tracing.Metadata], Any]
-Abandon = Callable[[str], None]
+
+class TurnConnection(Protocol):
+    """What a turn needs of the connection: the sync or the asyncio one."""
+
+    target: Target
+
+    def open(self, method: Callable[..., Any], request: TurnRequest, timeout: float | None, more: Metadata) -> Any:
+        """The call whose answer is the turn's stream; `more` is metadata."""
+        ...
+
+    def give_up(self, call: Any, turn_id: str) -> None:
+        """Ends a call, and tells the gateway that nobody will come back for the turn. Waits for nothing."""
+        ...
+
+    def drop(self, let_go: Callable[[], None]) -> None:
+        """Has it called where that is safe: the collector may be who calls."""
+        ...
+
+
+class _Hold:
+    """What a turn holds at the gateway. Outlives a stream that is dropped, so as to let it go."""
+
+    def __init__(
+        self, connection: TurnConnection, method: Callable[..., Any], request: TurnRequest, attempts: Attempts
+    ):
+        self._connection = connection
+        self._method = method
+        self._request = request
+        self._attempts = attempts
+        self.span = tracing.start_span("generate", "client", {"turn_id": request.turn_id})
+        self.open(0)
+
+    def open(self, num_received: int) -> None:
+        """Sends the turn, or asks for its stream from an output token on."""
+        request = rest_of(self._request, num_received)
+        metadata = tracing.outgoing(self.span)
+        self.call = self._connection.open(self._method, request, self._attempts.seconds_left(), metadata)
+
+    def let_go(self) -> None:
+        """Nobody wants the turn any more."""
+        self.span.end()
+        self._connection.give_up(self.call, self._request.turn_id)
 
 
 class TurnRecord:
     """A turn under way. Everything here may be read at any time.
 
-    `open_call(resume_from, timeout, metadata)` sends the turn, or asks for its stream from an output token on;
-    `abandon(turn_id)` tells the gateway that nobody wants it any more. `stop` is an event (of threading or asyncio)
-    that ends a wait. Where the program traces, the turn is a span from here to its end.
+    `stop` is an event (of threading or asyncio) that ends a wait. A turn whose record is dropped is cancelled.
+    Where the program traces, the turn is a span from here to its end.
     """
 
-    def __init__(self, open_call: OpenCall, abandon: Abandon, turn_id: str, attempts: Attempts, stop: Any):
-        self.turn_id = turn_id
+    def __init__(
+        self,
+        connection: TurnConnection,
+        method: Callable[..., Any],
+        request: TurnRequest,
+        attempts: Attempts,
+        stop: Any,
+    ):
+        self.turn_id: str = request.turn_id
         self.finish_reason: FinishReason | None = None
         """None while the turn runs, and where it failed."""
         self.usage: Usage | None = None
         self.route: Route | None = None
         self.seed: int | None = None
-        self._open_call = open_call
-        self._abandon = abandon
+        self._error_of = connection.target.error_of
         self._attempts = attempts
         self._stop = stop
-        self._span = tracing.start_span("generate", "client", {"turn_id": turn_id})
-        self._call = open_call(0, attempts.seconds_left(), tracing.outgoing(self._span))
+        self._hold = _Hold(connection, method, request, attempts)
+        self._on_drop = weakref.finalize(self, connection.drop, self._hold.let_go)
+        """Alive until the turn ends."""
+        self._on_drop.atexit = False
         self._error: IcarusError | None = None
         self._broken: IcarusError | None = None
         """Why the stream was last resumed."""
@@ -64,12 +114,15 @@ class TurnRecord:
         """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended."""
         if self.finish_reason is None and self._error is None:
             self.finish_reason = FinishReason.CANCELLED
-            self._span.end()
             self._stop.set()
-            self._call.cancel()
-            self._abandon(self.turn_id)
+            if self._on_drop.detach():
+                self._hold.let_go()
 
     close = cancel
+
+    @property
+    def _call(self) -> Any:
+        return self._hold.call
 
     @property
     def _cancelled(self) -> bool:
@@ -84,7 +137,7 @@ class TurnRecord:
             self._has_last_text = not delta.token_ids
             self._attempts.succeeded()
             if not self._token_ids:
-                self._span.add_event("first_token")
+                self._hold.span.add_event("first_token")
             self._token_ids += delta.token_ids
             self._logprobs += delta.logprobs
             self._text.append(delta.text)
@@ -94,7 +147,8 @@ class TurnRecord:
             self.usage = parse_usage(event.finished.usage)
             self.route = parse_route(event.finished.route)
             self.seed = event.finished.seed
-            self._span.end()
+            if self._on_drop.detach():
+                self._hold.span.end()
         return None
 
     def _delay_after(self, error: IcarusError) -> float:
@@ -103,28 +157,25 @@ class TurnRecord:
             raise self._failed(UnavailableError(f"{self._broken}; then, when the turn was to be resumed: {error}"))
         try:
             delay = self._attempts.delay_after(error, repeatable=True)
-        except IcarusError:
-            self._failed(error)
-            if isinstance(error, DeadlineError):
-                self._abandon(self.turn_id)
-            raise
+        except IcarusError as last:
+            raise self._failed(last) from None
         self._broken = error
         return delay
 
     def _failed(self, error: IcarusError) -> IcarusError:
-        """Records how the turn ended."""
+        """Records how the turn ended. One that missed its deadline may go on at the gateway."""
         self._error = error
-        tracing.fail(self._span, error)
-        self._span.end()
+        tracing.fail(self._hold.span, error)
+        if self._on_drop.detach():
+            self._hold.let_go() if isinstance(error, DeadlineError) else self._hold.span.end()
         return error
 
     def _resume(self) -> None:
         """Asks for the rest of the stream."""
-        self._span.add_event("resumed")
-        metadata = tracing.outgoing(self._span)
-        self._call = self._open_call(len(self._token_ids), self._attempts.seconds_left(), metadata)
+        self._hold.span.add_event("resumed")
+        self._hold.open(len(self._token_ids))
         if self._cancelled:  # meanwhile, and the call before this one was cancelled
-            self._call.cancel()
+            self._hold.let_go()
 
     def _dropped(self) -> IcarusError:
         """What it means that a stream ends without a status that says why."""
@@ -133,7 +184,10 @@ class TurnRecord:
     def _result(self) -> TurnResult:
         if self._error is not None:
             raise self._error
-        assert self.finish_reason is not None
+        if self.finish_reason is None or self.usage is None or self.route is None or self.seed is None:
+            raise FailedPreconditionError(
+                f"turn {self.turn_id} was cancelled; what had arrived is in the stream's text and token_ids"
+            )
         return TurnResult(
             self.turn_id,
             self.text,

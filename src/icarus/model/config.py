@@ -62,7 +62,7 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "ModelConfig":
-        """Reads config.json and generation_config.json. ConfigError names what is missing or not supported."""
+        """Reads config.json. ConfigError names what is missing or not supported."""
         folder = Path(path)
         file = ConfigFile.read(folder / "config.json")
         family = _family(file)
@@ -94,7 +94,7 @@ class ModelConfig:
 
 
 def _family(file: ConfigFile) -> Family:
-    names = file.get("architectures") or ["none"]
+    names = file.names("architectures") or ["none"]
     if names[0] not in FAMILIES:
         raise file.error(f"architecture {names[0]} is not supported; supported are {', '.join(sorted(FAMILIES))}")
     return FAMILIES[names[0]]

@@ -1,6 +1,7 @@
 """Reading a model's config.json: every failure names the file, the key and the value. No torch."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ class ConfigFile:
             value = json.loads(file.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{file} does not exist; a model folder has config.json and safetensors files") from None
-        except ValueError as error:
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{file} is not valid JSON: {error}") from None
         if not isinstance(value, dict):
             raise ConfigError(f"{file} holds a {type(value).__name__}, not an object")
@@ -53,9 +56,16 @@ class ConfigFile:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise self.error(f"{key} is {value!r}; it must be a positive number")
         return float(value)
+
+    def names(self, key: str) -> list[str] | None:
+        """A list of text; None where absent."""
+        value = self.get(key)
+        if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise self.error(f"{key} is {value!r}; it must be a list of names")
+        return value
 
     def flag(self, key: str) -> bool:
         """False where absent."""

@@ -9,32 +9,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from icarus.errors import ConfigError
+from icarus.model.config_file import ConfigFile
 from icarus.model.hub import cache_folder, write_atomically
-from icarus.model.weights import weight_files
+from icarus.model.weights import is_never_read, weight_files
 
 _VERSION = "icarus-base-v1"
 
 
 def base_digest(folder: str | Path) -> str:
-    """SHA-256 over (name, dtype, shape, bytes) of the stored tensors, sorted by name; hex.
+    """SHA-256 over (name, dtype, shape, bytes) of the stored tensors that are read, sorted by name; hex.
 
-    Remembered in the user's cache folder by the files' paths, sizes and modification times.
+    Remembered in the user's cache folder by what tells the files from others, and from their own earlier content.
     """
-    files = weight_files(Path(folder).resolve())
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([_VERSION, stats]).encode()).hexdigest()
+    folder = Path(folder).resolve()
+    files, tied = weight_files(folder), ConfigFile.read(folder / "config.json").flag("tie_word_embeddings")
+    key = hashlib.sha256(json.dumps([_VERSION, tied, [_identity(file) for file in files]]).encode()).hexdigest()
     cached = cache_folder() / "digests" / key
     if cached.exists():
         return cached.read_text()
-    digest = compute_base_digest(files)
+    digest = _compute(files, tied)
     write_atomically(cached, digest)
     return digest
 
 
-def compute_base_digest(files: list[Path]) -> str:
-    """The digest of the tensors in `files`, without the cache."""
+def _identity(file: Path) -> list[str | int]:
+    """The time of change too: whoever restores the one of modification cannot restore that."""
+    stat = file.stat()
+    return [str(file), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _compute(files: list[Path], tied: bool) -> str:
     with ThreadPoolExecutor() as threads:  # hashlib lets go of the GIL
-        lines = [line for file in files for line in threads.map(_hash_tensor, _tensors(file))]
+        read = (tensor for file in files for tensor in _tensors(file) if not is_never_read(tensor[0], tied))
+        lines = list(threads.map(_hash_tensor, read))
     return hashlib.sha256("\n".join([_VERSION, *sorted(lines)]).encode()).hexdigest()
 
 

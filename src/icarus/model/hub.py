@@ -31,12 +31,12 @@ def resolve_model(path: str, progress: Report | None = None) -> Path:
     """
     report = progress or (lambda line: None)
     if path == SMOLLM2:
-        return _convert_once(_find_smollm2(), report)
+        return _convert_once(_find_smollm2(), Path(_SMOLLM2_HUB_ID).name, report)
     local = Path(path).expanduser()
     if local.suffix == ".gguf":
         if not local.is_file():
             raise ConfigError(f"model file {path} does not exist")
-        return _convert_once(local, report)
+        return _convert_once(local, local.stem, report)
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise ConfigError(f"model folder {path} has no config.json")
@@ -77,12 +77,12 @@ def _find_smollm2() -> Path:
     )
 
 
-def _convert_once(file: Path, report: Report) -> Path:
-    """The converted folder, found by the file's content. Its own name is the model's."""
+def _convert_once(file: Path, name: str, report: Report) -> Path:
+    """The converted folder, found by the file's content. `name` is the model's and the folder's."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     parent = cache_folder() / "models" / f"{digest[:16]}-{_CONVERSION}"
-    folder = parent / file.name.split(".")[0]
+    folder = parent / name
     if folder.is_dir():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,10 @@ def _convert(file: Path, folder: Path) -> None:
 
             convert_gguf(file, whole)
         except ImportError as error:
-            raise ConfigError(f"reading {file.name} needs more packages: pip install 'icarus-serve[demo]'") from error
+            advice = "in a checkout, pip install -c constraints.txt '.[demo]'"
+            raise ConfigError(f"reading {file.name} needs more packages: {advice}") from error
+        except ConfigError:
+            raise
         except Exception as error:  # gguf's and transformers' errors have no common base
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"{file} cannot be converted: {reason}; is it a whole GGUF file of a model?") from error

@@ -12,7 +12,7 @@ from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus.model.layers import Attention, DecoderLayer, GatedMLP, Linear, Norm
 from icarus.model.two_stream import TwoStreamModel
-from icarus.model.weights import Progress, load_tensors
+from icarus.model.weights import Progress, is_never_read, load_tensors
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -34,15 +34,19 @@ def load_model(
     if device == "cpu":
         compile_cpu_kernels(DTYPES[dtype])
     tensors = load_tensors(Path(folder), DTYPES[dtype], device, progress)
-    return _build(config, _Checked(tensors, folder))
+    checked = _Checked(tensors, folder)
+    model = _build(config, checked)
+    checked.require_all_read(config.tied)
+    return model
 
 
 class _Checked:
-    """Tensors by name, with a message for the missing and the misshapen."""
+    """Tensors by name, with a message for the missing, the misshapen and those that nothing reads."""
 
     def __init__(self, tensors: Mapping[str, Tensor], folder: str | Path):
         self._tensors = tensors
         self._folder = folder
+        self._read: set[str] = set()
 
     def get(self, name: str, *shape: int) -> Tensor:
         if name not in self._tensors:
@@ -52,7 +56,17 @@ class _Checked:
             raise ConfigError(
                 f"model {self._folder}: tensor {name} is {list(tensor.shape)}, config.json makes it {list(shape)}"
             )
+        self._read.add(name)
         return tensor
+
+    def require_all_read(self, tied: bool) -> None:
+        """A tensor more than the architecture has (a scale, a bias, a layer) makes it another model."""
+        unread = sorted(name for name in self._tensors.keys() - self._read if not is_never_read(name, tied))
+        if unread:
+            raise ConfigError(
+                f"model {self._folder} has {len(unread)} tensors that the model of its config.json does not read, "
+                f"{unread[0]} for one; it is quantized, or config.json is not its own"
+            )
 
 
 def _build(config: ModelConfig, tensors: _Checked) -> TwoStreamModel:

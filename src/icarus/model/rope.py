@@ -50,8 +50,18 @@ class RopeConfig:
 
 def read_rope(file: ConfigFile, head_dim: int) -> RopeConfig:
     """transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`. ConfigError names what is
-    not supported."""
-    parameters = file.part("rope_parameters" if file.get("rope_parameters") else "rope_scaling")
+    not supported, and two that differ."""
+    new, old = file.part("rope_parameters"), file.part("rope_scaling")
+    rope = _read(file, new if new.raw else old, head_dim, 10000.0)
+    if new.raw and old.raw and (other := _read(file, old, head_dim, rope.theta)) != rope:
+        raise file.error(
+            f"rope_parameters ({rope.canonical()}) and rope_scaling ({other.canonical()}) differ; keep the one that "
+            "the model was trained with"
+        )
+    return rope
+
+
+def _read(file: ConfigFile, parameters: ConfigFile, head_dim: int, default_theta: float) -> RopeConfig:
     if nested := [key for key, value in parameters.raw.items() if isinstance(value, dict)]:
         raise parameters.error(f"one RoPE for each kind of layer ({', '.join(nested)}) is not supported")
     fraction = parameters.get("partial_rotary_factor", file.get("partial_rotary_factor", 1.0))
@@ -59,7 +69,7 @@ def read_rope(file: ConfigFile, head_dim: int) -> RopeConfig:
         raise file.error(f"partial_rotary_factor {fraction} is not supported; supported is 1.0")
     if head_dim % 2:
         raise file.error(f"head_dim {head_dim} is odd; RoPE needs an even one")
-    theta = parameters.number("rope_theta", file.number("rope_theta", 10000.0))
+    theta = parameters.number("rope_theta", file.number("rope_theta", default_theta))
     return RopeConfig(theta, head_dim, _read_scaling(parameters))
 
 

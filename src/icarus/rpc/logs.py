@@ -9,6 +9,9 @@ from contextvars import ContextVar
 from types import MappingProxyType
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_MAX_VALUE = 1024
+_MAX_TRACEBACK = 16_384
+"""In characters. Values may be a caller's."""
 _task_fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
 
 
@@ -30,9 +33,14 @@ class KeyValueFormatter(logging.Formatter):
         }
         fields |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         fields |= _task_fields.get()
+        values = {key: _cut(str(value), _MAX_VALUE) for key, value in fields.items()}
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return " ".join(f"{key}={_quote(str(value))}" for key, value in fields.items())
+            values["traceback"] = _cut(self.formatException(record.exc_info), _MAX_TRACEBACK)
+        return " ".join(f"{key}={_quote(value)}" for key, value in values.items())
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def _quote(text: str) -> str:

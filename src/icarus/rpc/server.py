@@ -63,7 +63,7 @@ class Server:
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
-    async def drain(self, grace_seconds: float = 10.0) -> None:
+    async def drain(self, grace_seconds: float) -> None:
         """Health says NOT_SERVING, new calls are refused, running ones have `grace_seconds` to end."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
@@ -74,16 +74,20 @@ class Server:
 
 
 def make_server(
-    address: str, services: Sequence[Service], interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    address: str,
+    services: Sequence[Service],
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    max_calls: int | None = None,
 ) -> Server:
     """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection. `interceptors` see
-    calls as gRPC does: bytes in, and an error as the status that it became.
+    calls as gRPC does: bytes in, and an error as the status that it became. Beyond `max_calls` at once, calls are
+    RESOURCE_EXHAUSTED.
 
     Raises ConfigError where the address cannot be listened on. Call within a running event loop.
     """
     host = address.rpartition(":")[0]
     chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor())
-    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=max_calls)
     for service in services:
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -138,11 +142,12 @@ async def stop_signal() -> str:
 
 async def serve_until_signal(
     server: Server,
-    grace_seconds: float = 10.0,
+    grace_seconds: float,
     before_drain: Callable[[], None] = lambda: None,
     trouble: Coroutine[Any, Any, None] | None = None,
 ) -> None:
-    """Starts the server, waits for SIGTERM or SIGINT, calls `before_drain`, then drains the server.
+    """Starts the server, waits for SIGTERM or SIGINT, calls `before_drain`, then drains the server, which gives calls
+    under way `grace_seconds` to end.
 
     `trouble` runs beside the server; when it ends the server is drained as well, and what it raised is raised.
     """

@@ -30,6 +30,9 @@ _CODES: dict[type[errors.IcarusError], grpc.StatusCode] = {
 _CLASSES = {code: cls for cls, code in _CODES.items()}
 _MAX_MESSAGE_BYTES = 1500
 _TOO_LARGE = "larger than max"  # gRPC says RESOURCE_EXHAUSTED of these too; a retry cannot help
+_RESETS = ("RST_STREAM", "END_STREAM flag")
+"""What gRPC says where a stream was reset on its way, by a proxy for example, under a code that it makes up."""
+_CODES_OF_RESETS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def code_of(error: errors.IcarusError) -> grpc.StatusCode:
@@ -60,6 +63,8 @@ def error_from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> errors.Icarus
     """The error that the other side raised. `peer`, where given, is named in front of the message."""
     details = error.details() or error.code().name
     message = f"{peer}: {details}" if peer else details
+    if error.code() in _CODES_OF_RESETS and any(words in details for words in _RESETS):
+        return errors.UnavailableError(message)
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         if _TOO_LARGE in details:
             return errors.InvalidInputError(message)

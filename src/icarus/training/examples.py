@@ -1,6 +1,6 @@
 """From records to token ids, as the gateway makes them: what is trained is what is served."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,27 +112,3 @@ def _end_ids(folder: Path, tokenizer: Any) -> list[int]:
             continue
         found += entry if isinstance(entry, list) else [entry]
     return list(dict.fromkeys(token_id for token_id in found if token_id is not None))
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Examples that are short enough."""
-
-    examples: list[Example]
-    num_truncated: int
-    num_left_out: int
-
-
-def fit(examples: Iterable[Example], max_length: int, truncate: bool) -> Fitted:
-    """Cuts the beginning of prompts that are too long, or leaves their examples out. A prompt keeps its last token."""
-    kept, num_truncated, num_left_out = [], 0, 0
-    for example in examples:
-        room = max_length - len(example.answer_ids)
-        if len(example) <= max_length:
-            kept.append(example)
-        elif truncate and room >= 1:
-            kept.append(Example(example.prompt_ids[-room:], example.answer_ids))
-            num_truncated += 1
-        else:
-            num_left_out += 1
-    return Fitted(kept, num_truncated, num_left_out)

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from icarus.training.adapted import load_base
+from icarus.training.lora_model import load_base
 from icarus.training.loss import backbone_of, causal_of, decode_rows
 from icarus.types import AdapterMode
 

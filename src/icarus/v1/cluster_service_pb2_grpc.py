@@ -48,7 +48,6 @@ class ClusterServiceServicer:
 
     def GetCluster(self, request, context):
         """Asks every worker that still reports for its state, now.
-        INTERNAL: a worker's books do not balance.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,5 +39,7 @@ class CancelTurnRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ...) -> None: ...
 
 class CancelTurnResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("finished",)
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    finished: _generation_pb2.TurnFinished
+    def __init__(self, finished: _Optional[_Union[_generation_pb2.TurnFinished, _Mapping]] = ...) -> None: ...

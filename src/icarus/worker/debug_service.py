@@ -29,7 +29,8 @@ class DebugServicer(pb_grpc.DebugServiceServicer):
     async def CheckIntegrity(
         self, request: pb.CheckIntegrityRequest, context: grpc.aio.ServicerContext
     ) -> pb.CheckIntegrityResponse:
-        state = await asyncio.wrap_future(self._worker.engine.call(Engine.check))
+        read = Engine.state if request.skip_check else Engine.check
+        state = await asyncio.wrap_future(self._worker.engine.call(read))
         return pb.CheckIntegrityResponse(
             total_blocks=state.pool.total,
             free_blocks=state.pool.free,

@@ -45,6 +45,9 @@ class GatewayLink:
         """The number of the first change that the gateway has not been told."""
         self._needs_snapshot = True
         self._wake = asyncio.Event()
+        self._draining = False
+        self._hurry = asyncio.Event()
+        """A heartbeat is due now."""
         self._heard = False
         self._trouble = ""
         """Why the gateway was lost or would not have us, last time."""
@@ -54,12 +57,17 @@ class GatewayLink:
         """Registers, then reports until cancelled; begins again whenever the gateway is lost or forgets us."""
         async with open_channel(self._gateway_address) as channel:
             registry = pb_grpc.RegistryServiceStub(channel)
-            while True:
+            while not _is_cancelled():  # a group of tasks with errors raises these alone
                 try:
                     await self._serve(registry)
                 except* grpc.aio.AioRpcError as errors:
                     self._lost(errors.exceptions[0])
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    def announce_drain(self) -> None:
+        """Heartbeats go on and say from now on that this worker takes nothing new."""
+        self._draining = True
+        self._hurry.set()
 
     async def take_leave(self) -> None:
         """Has the gateway forget this worker now rather than miss its heartbeats. To be called once `run` has ended."""
@@ -109,10 +117,12 @@ class GatewayLink:
     async def _send_heartbeats(self, registry: pb_grpc.RegistryServiceStub, interval_seconds: float) -> None:
         """Once it has answered, an engine that hangs does not stop the heartbeats: their `engine_age_seconds` tells."""
         state = await self._engine_state()
-        query = asyncio.ensure_future(self._engine_state())
+        query = self._query_engine()
         while True:
             if query.done():
-                state, query = query.result(), asyncio.ensure_future(self._engine_state())
+                state = state if query.exception() else query.result()  # a failed engine ends the worker
+                query = self._query_engine()
+            self._hurry.clear()
             await registry.Heartbeat(
                 pb.HeartbeatRequest(
                     **self._names,
@@ -122,9 +132,17 @@ class GatewayLink:
                     available_blocks=state.pool.free + state.pool.cached,
                     adapters=self._adapters(),
                     adapters_revision=self._worker.adapters.revision,
+                    draining=self._draining,
                 )
             )
-            await asyncio.sleep(interval_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval_seconds):
+                    await self._hurry.wait()
+
+    def _query_engine(self) -> "asyncio.Task[EngineState]":
+        query = asyncio.ensure_future(self._engine_state())
+        query.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask any more by then
+        return query
 
     async def _engine_state(self) -> EngineState:
         return await asyncio.wrap_future(self._worker.engine.post(Engine.state))
@@ -173,6 +191,11 @@ class GatewayLink:
 def _snapshot(engine: Engine) -> tuple[int, list[BlockHash]]:
     """(number of the next change, every name) at one moment. Runs on the engine thread."""
     return engine.pool.changes.next_sequence, engine.pool.named()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _is_unavailable(error: grpc.aio.AioRpcError) -> bool:

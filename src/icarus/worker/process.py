@@ -69,22 +69,23 @@ def _end_without_threads() -> NoReturn:
 
 
 async def _serve(config: Config, worker: Worker, changes: ChangeFeed, server: Server) -> None:
-    """Serves, known to the gateways, until a signal or trouble. While it drains no gateway hears of it any more, and at
-    the end they forget it."""
+    """Serves, known to the gateways, until a signal or trouble. While it drains they send it nothing new, and at its
+    end they forget it."""
     own_address = config.worker.advertise or server.address
     links = [GatewayLink(gateway, worker, changes, own_address) for gateway in config.worker.gateways]
     reporting = [asyncio.create_task(link.run()) for link in links]
 
-    def fall_silent() -> None:
-        for task in reporting:
-            task.cancel()
+    def announce_drain() -> None:
+        for link in links:
+            link.announce_drain()
 
     max_quarantined = int(config.transfer.max_quarantined_fraction * config.cache.num_blocks)
     trouble = watch(worker.engine, worker.transfer, max_quarantined, config.engine.max_step_seconds)
     try:
-        await serve_until_signal(server, before_drain=fall_silent, trouble=trouble)
+        await serve_until_signal(server, config.worker.drain_seconds, announce_drain, trouble)
     finally:
-        fall_silent()
+        for task in reporting:
+            task.cancel()
         await asyncio.gather(*reporting, return_exceptions=True)
         await asyncio.gather(*(link.take_leave() for link in links))
 

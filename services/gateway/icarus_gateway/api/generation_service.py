@@ -7,10 +7,10 @@ from typing import Any
 from icarus.v1 import generation_service_pb2 as pb
 from icarus.v1 import generation_service_pb2_grpc as pb_grpc
 from icarus_gateway.api.turn_call import parse_turn_call
-from icarus_gateway.api.validation import parse_content, parse_sampling, parse_tenant
+from icarus_gateway.api.validation import parse_content, parse_model, parse_sampling, parse_tenant, parse_turn_id
 from icarus_gateway.sessions.conversations import Conversations
 from icarus_gateway.text.served_model import ServedModel
-from icarus_gateway.turns.events import event_to_wire
+from icarus_gateway.turns.events import end_to_wire, event_to_wire
 
 
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
@@ -21,8 +21,8 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         turn = self._conversations.generate(
             parse_turn_call(request),
-            request.model,
-            parse_content(request.content, self._model.vocab_size),
+            parse_model(request.model),
+            parse_content(request.content, self._model.vocab_size, self._model.context_length),
             parse_sampling(request.sampling, self._model.eos_token_ids, self._model.vocab_size),
         )
         async with aclosing(turn) as events:
@@ -30,5 +30,5 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
                 yield pb.GenerateResponse(event=event_to_wire(event))
 
     async def CancelTurn(self, request: pb.CancelTurnRequest, context: Any) -> pb.CancelTurnResponse:
-        self._conversations.cancel(parse_tenant(request.tenant), request.turn_id)
-        return pb.CancelTurnResponse()
+        end = await self._conversations.cancel(parse_tenant(request.tenant), parse_turn_id(request.turn_id))
+        return pb.CancelTurnResponse(finished=None if end is None else end_to_wire(end))

@@ -32,7 +32,10 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         heartbeat = Heartbeat(
-            request.engine_age_seconds, request.running_requests + request.waiting_requests, request.available_blocks
+            request.engine_age_seconds,
+            request.running_requests + request.waiting_requests,
+            request.available_blocks,
+            request.draining,
         )
         adapters, revision = _adapters(request.adapters), request.adapters_revision
         self._workers.beat(WorkerId(request.worker_id), request.instance_id, heartbeat, adapters, revision)
@@ -44,9 +47,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         key = (worker.worker_id, worker.info.instance_id, request.first_sequence)
         if request.HasField("snapshot"):
             hashes = map(BlockHash, request.snapshot.block_hashes)
-            return pb.ReportBlocksResponse(next_sequence=self._reports.snapshot(*key, hashes))
-        changes = [BlockChange(BlockHash(change.block_hash), change.removed) for change in request.changes]
-        return pb.ReportBlocksResponse(next_sequence=self._reports.changes(*key, changes))
+            return pb.ReportBlocksResponse(next_sequence=await self._reports.snapshot(*key, hashes))
+        changes = (BlockChange(BlockHash(change.block_hash), change.removed) for change in request.changes)
+        return pb.ReportBlocksResponse(next_sequence=await self._reports.changes(*key, changes))
 
     async def Deregister(self, request: pb.DeregisterRequest, context: Any) -> pb.DeregisterResponse:
         worker_id = WorkerId(request.worker_id)

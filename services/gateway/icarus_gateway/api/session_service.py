@@ -7,8 +7,9 @@ from typing import Any
 from icarus.errors import InvalidInputError
 from icarus.v1 import session_service_pb2 as pb
 from icarus.v1 import session_service_pb2_grpc as pb_grpc
+from icarus_gateway.api.content import Content
 from icarus_gateway.api.turn_call import parse_turn_call
-from icarus_gateway.api.validation import parse_content, parse_sampling, parse_tenant
+from icarus_gateway.api.validation import parse_content, parse_model, parse_sampling, parse_session_id, parse_tenant
 from icarus_gateway.sessions.conversations import Conversations
 from icarus_gateway.sessions.store import Session
 from icarus_gateway.text.served_model import ServedModel
@@ -25,12 +26,12 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Any) -> pb.CreateSessionResponse:
         ttl_seconds = request.ttl_seconds if request.HasField("ttl_seconds") else None
-        session = self._conversations.create(parse_tenant(request.tenant), self._content(request), ttl_seconds)
+        session = await self._conversations.create(parse_tenant(request.tenant), self._content(request), ttl_seconds)
         return pb.CreateSessionResponse(session=_to_wire(session))
 
     async def AppendContent(self, request: pb.AppendContentRequest, context: Any) -> pb.AppendContentResponse:
-        content = parse_content(request.content, self._model.vocab_size)
-        appended, total = self._conversations.append(parse_tenant(request.tenant), request.session_id, content)
+        tenant, session_id = parse_tenant(request.tenant), parse_session_id(request.session_id)
+        appended, total = await self._conversations.append(tenant, session_id, self._parse_content(request))
         return pb.AppendContentResponse(num_appended_tokens=appended, num_tokens=total)
 
     async def GenerateTurn(
@@ -38,8 +39,8 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
     ) -> AsyncIterator[pb.GenerateTurnResponse]:
         turn = self._conversations.generate_turn(
             parse_turn_call(request),
-            request.session_id,
-            request.model,
+            parse_session_id(request.session_id),
+            parse_model(request.model),
             self._content(request),
             parse_sampling(request.sampling, self._model.eos_token_ids, self._model.vocab_size),
         )
@@ -49,7 +50,8 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Any) -> pb.ForkSessionResponse:
         num_tokens = request.num_tokens if request.HasField("num_tokens") else None
-        session = self._conversations.fork(parse_tenant(request.tenant), request.session_id, num_tokens)
+        session_id = parse_session_id(request.session_id)
+        session = self._conversations.fork(parse_tenant(request.tenant), session_id, num_tokens)
         return pb.ForkSessionResponse(session=_to_wire(session))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
@@ -61,15 +63,18 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
         )
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
-        session = self._conversations.get(parse_tenant(request.tenant), request.session_id)
+        session = self._conversations.get(parse_tenant(request.tenant), parse_session_id(request.session_id))
         return pb.GetSessionResponse(session=_to_wire(session))
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Any) -> pb.DeleteSessionResponse:
-        self._conversations.delete(parse_tenant(request.tenant), request.session_id)
+        await self._conversations.delete(parse_tenant(request.tenant), parse_session_id(request.session_id))
         return pb.DeleteSessionResponse()
 
-    def _content(self, request: pb.CreateSessionRequest | pb.GenerateTurnRequest) -> Any:
-        return parse_content(request.content, self._model.vocab_size) if request.HasField("content") else None
+    def _content(self, request: pb.CreateSessionRequest | pb.GenerateTurnRequest) -> Content | None:
+        return self._parse_content(request) if request.HasField("content") else None
+
+    def _parse_content(self, request: Any) -> Content:
+        return parse_content(request.content, self._model.vocab_size, self._model.context_length)
 
 
 def _parse_page_size(page_size: int) -> int:
@@ -98,7 +103,7 @@ def _to_wire(session: Session) -> pb.Session:
 def _summary_to_wire(session: Session) -> pb.SessionSummary:
     return pb.SessionSummary(
         session_id=session.session_id,
-        num_tokens=len(session.history.token_ids),
+        num_tokens=session.history.num_tokens,
         num_turns=session.history.end.num_turns,
         expires_in_seconds=session.expires_in_seconds,
     )

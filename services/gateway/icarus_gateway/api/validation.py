@@ -26,18 +26,28 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
-def parse_content(message: generation_pb2.Content, vocab_size: int) -> Content:
-    """Raises InvalidInputError for content that is absent, empty or holds an id outside [0, vocab_size)."""
+def parse_content(message: generation_pb2.Content, vocab_size: int, context_length: int) -> Content:
+    """Raises InvalidInputError for content that is absent, empty, longer than the context or holds an id outside
+    [0, vocab_size). Counts come first: they cost nothing, however much was sent."""
     form = message.WhichOneof("form")
     if form == "messages":
+        _check_count("messages", len(message.messages.messages), context_length)
         return Messages(_parse_messages(message.messages))
     if form == "text":
         if not message.text:
             raise InvalidInputError("content.text is empty; give at least one character")
         return Text(message.text)
     if form == "token_ids":
+        _check_count("token_ids", len(message.token_ids.ids), context_length)
         return Tokens(_parse_token_ids(message.token_ids, vocab_size))
     raise InvalidInputError("content is empty; give one of messages, text or token_ids")
+
+
+def _check_count(form: str, count: int, context_length: int) -> None:
+    if count > context_length:
+        raise InvalidInputError(
+            f"content.{form} has {count} entries, and the context {context_length} tokens; send fewer"
+        )
 
 
 def _parse_messages(message: generation_pb2.ChatMessages) -> tuple[ChatMessage, ...]:
@@ -46,7 +56,7 @@ def _parse_messages(message: generation_pb2.ChatMessages) -> tuple[ChatMessage, 
     for index, item in enumerate(message.messages):
         if item.role not in _ROLES:
             raise InvalidInputError(
-                f"content.messages[{index}].role is {item.role!r}; it must be one of {', '.join(_ROLES)}"
+                f"content.messages[{index}].role is {item.role[:20]!r}; it must be one of {', '.join(_ROLES)}"
             )
     return tuple(ChatMessage(item.role, item.content) for item in message.messages)
 
@@ -127,6 +137,17 @@ def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -
 def parse_tenant(tenant: str) -> str:
     _require(len(tenant) <= _MAX_NAME_LENGTH, "the length of tenant", len(tenant), f"at most {_MAX_NAME_LENGTH}")
     return tenant or DEFAULT_TENANT
+
+
+def parse_model(model: str) -> str:
+    _require(len(model) <= _MAX_NAME_LENGTH, "the length of model", len(model), f"at most {_MAX_NAME_LENGTH}")
+    return model
+
+
+def parse_session_id(session_id: str) -> str:
+    length = len(session_id)
+    _require(length <= _MAX_NAME_LENGTH, "the length of session_id", length, f"at most {_MAX_NAME_LENGTH}")
+    return session_id
 
 
 def parse_turn_id(turn_id: str) -> str:

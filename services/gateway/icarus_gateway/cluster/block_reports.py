@@ -1,7 +1,7 @@
 """Workers' reports of their blocks, and who waits for one."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 from icarus.cache.changes import BlockChange
 from icarus.cache.index import PrefixIndex
@@ -9,19 +9,30 @@ from icarus.types import BlockHash, WorkerId
 
 
 class BlockReports:
-    """Feeds the index and wakes whoever waits until it has come far enough."""
+    """Feeds the index, one report after the other, and wakes whoever waits until it has come far enough. Other tasks
+    run during a long report."""
 
     def __init__(self, index: PrefixIndex):
         self.index = index
+        self._feeding = asyncio.Lock()
         self._news: asyncio.Future[None] | None = None
 
-    def changes(self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Sequence[BlockChange]) -> int:
+    async def changes(
+        self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Iterable[BlockChange]
+    ) -> int:
         """Returns the next sequence number expected of the worker."""
-        return self._wake(self.index.apply(worker, instance_id, first_sequence, changes))
+        return await self._feed(worker, self.index.applying(worker, instance_id, first_sequence, changes))
 
-    def snapshot(self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]) -> int:
+    async def snapshot(self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]) -> int:
         """Returns the next sequence number expected of the worker."""
-        return self._wake(self.index.replace(worker, instance_id, sequence, hashes))
+        return await self._feed(worker, self.index.replacing(worker, instance_id, sequence, hashes))
+
+    async def _feed(self, worker: WorkerId, steps: Iterator[None]) -> int:
+        async with self._feeding:
+            for _ in steps:
+                await asyncio.sleep(0)
+        self._wake()
+        return self.index.sequence(worker)
 
     async def wait_for(self, worker: WorkerId, sequence: int, timeout_seconds: float) -> bool:
         """Waits until the worker's changes before `sequence` are known. False where that took too long."""
@@ -35,8 +46,7 @@ class BlockReports:
             return False
         return True
 
-    def _wake(self, next_sequence: int) -> int:
+    def _wake(self) -> None:
         if self._news is not None:
             self._news.set_result(None)
             self._news = None
-        return next_sequence

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from icarus.cache.hashing import block_hashes, root_hash
+from icarus.cache.hashing import BlockNames, root_hash
 from icarus.cache.index import PrefixIndex
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, UnavailableError
 from icarus.types import AdapterInfo, AdapterMode, BlockSource, Role, WorkerId
@@ -19,6 +19,8 @@ class Route:
     prefill: Worker | None
     decode_sources: tuple[BlockSource, ...]
     prefill_sources: tuple[BlockSource, ...]
+    names: BlockNames
+    """Of the prompt's blocks."""
 
 
 class Router:
@@ -50,9 +52,14 @@ class Router:
         raise NotFoundError(f"model {model!r} is not here; there are: {known}")
 
     def route(
-        self, tenant: str, token_ids: Sequence[int], adapter: AdapterInfo | None, excluded: Collection[str] = ()
+        self,
+        tenant: str,
+        token_ids: Sequence[int],
+        adapter: AdapterInfo | None,
+        excluded: Collection[str] = (),
+        known: BlockNames | None = None,
     ) -> Route:
-        """Picks workers for a prompt, those of `excluded` (instance ids) left out.
+        """Picks workers for a prompt, those of `excluded` (instance ids) left out. `known`: names of its blocks.
 
         Raises UnavailableError where no decode worker is left that has the adapter, FailedPreconditionError where its
         name stands for other weights by now.
@@ -65,7 +72,10 @@ class Router:
         block_size = decoders[0].info.block_size
         root = root_hash(decoders[0].info.cache_fingerprint, tenant, private.digest if private else "")
         live = {worker.worker_id: worker for worker in self._workers.live()}
-        matched = self._index.match(block_hashes(root, token_ids, block_size))
+        if known is None or (known.root, known.block_size) != (root, block_size):
+            known = BlockNames(root, block_size)
+        names = known.extended(token_ids)
+        matched = self._index.match(names.hashes)
         num_blocks = {worker_id: count for worker_id, count in matched.items() if worker_id in live}
         placement = place(
             len(token_ids),
@@ -84,6 +94,7 @@ class Router:
             prefill=live[placement.prefill] if placement.prefill else None,
             decode_sources=sources(placement.decode),
             prefill_sources=sources(placement.prefill) if placement.prefill else (),
+            names=names,
         )
 
     def _nobody(self, adapter: AdapterInfo | None) -> IcarusError:

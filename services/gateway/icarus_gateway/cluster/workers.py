@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from icarus.rpc.messages import PROTOCOL_VERSION
@@ -46,6 +47,8 @@ class Heartbeat:
     """Running and waiting."""
     available_blocks: int | None = None
     """None before the first one."""
+    draining: bool = False
+    """It ends what it has and takes nothing new."""
 
 
 @dataclass
@@ -103,6 +106,7 @@ class WorkerTable:
         self._clock = clock
         self._workers: dict[WorkerId, Worker] = {}
         self._closing: list[WorkerConnection] = []
+        self._listens = True
 
     def register(
         self, info: WorkerInfo, protocol_version: int, adapters: Sequence[AdapterInfo], adapters_revision: int = 0
@@ -173,28 +177,44 @@ class WorkerTable:
 
     def instance(self, worker_id: WorkerId, instance_id: str) -> Worker:
         """The worker if it is still this instance; raises NotFoundError otherwise."""
-        worker = self._workers.get(worker_id)
-        if worker is None or worker.info.instance_id != instance_id:
+        if not self.has(worker_id, instance_id):
             raise NotFoundError(f"worker {worker_id!r} (instance {instance_id!r}) is not registered; register first")
-        return worker
+        return self._workers[worker_id]
+
+    def has(self, worker_id: WorkerId, instance_id: str) -> bool:
+        """Whether the worker is registered, and still this instance."""
+        worker = self._workers.get(worker_id)
+        return worker is not None and worker.info.instance_id == instance_id
 
     def is_live(self, worker: Worker) -> bool:
         """Whether new work may go to it."""
-        return not worker.failed and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
+        return not worker.failed and not worker.heartbeat.draining and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
 
     def is_lost(self, worker: Worker) -> bool:
         """Whether work that it has now should be given up."""
         return self._workers.get(worker.worker_id) is not worker or not self._is_heard(worker, _MISSED_UNTIL_LOST)
 
+    async def wait_on(self, worker: Worker, answer: "asyncio.Future[Any]") -> None:
+        """Returns once the worker's answer is there, or an error. Raises UnavailableError where the worker is lost."""
+        was_lost = False
+        while not answer.done():
+            await asyncio.wait((answer,), timeout=self.heartbeat_seconds)
+            lost = not answer.done() and self.is_lost(worker)
+            if lost and was_lost:  # once may be this process, too busy to have taken in the heartbeats that came
+                raise UnavailableError(f"worker {worker.worker_id} was not heard of any more")
+            was_lost = lost
+
     def _is_there(self, worker: Worker) -> bool:
         """Whether it was heard of lately, however it is."""
         return self.silent_seconds(worker) <= _MISSED_UNTIL_LOST * self.heartbeat_seconds
 
+    def stop_listening(self) -> None:
+        """The gateway drains and refuses heartbeats: silence says nothing any more; a dead worker's connection does."""
+        self._listens = False
+
     def _is_heard(self, worker: Worker, missed: int) -> bool:
-        return (
-            self.silent_seconds(worker) <= missed * self.heartbeat_seconds
-            and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
-        )
+        is_silent = self._listens and self.silent_seconds(worker) > missed * self.heartbeat_seconds
+        return not is_silent and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
 
     def known(self) -> list[Worker]:
         """Every worker that registered and was not forgotten since, by name."""
@@ -258,9 +278,9 @@ class WorkerTable:
 
 def _require_same_model(info: WorkerInfo, other: WorkerInfo) -> None:
     for name in ("base_digest", "block_size", "cache_fingerprint"):
-        mine, theirs = getattr(info, name), getattr(other, name)
-        if mine != theirs:
+        mine = getattr(info, name)
+        if mine != getattr(other, name):
             raise FailedPreconditionError(
                 f"worker {info.worker_id} ({info.base_model}) has {name} {mine}, but worker {other.worker_id} "
-                f"({other.base_model}) has {theirs}; workers of one gateway serve the same model with the same settings"
+                f"({other.base_model}) has another; workers of one gateway serve the same model with the same settings"
             )

@@ -9,11 +9,12 @@ from icarus_gateway.api.content import Content
 from icarus_gateway.api.turn_call import TurnCall
 from icarus_gateway.api.validation import Sampling, check_length
 from icarus_gateway.sessions.history import History
+from icarus_gateway.sessions.holders import SessionHolders
 from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
-from icarus_gateway.text.prompt import append, open_answer, stateless_prompt
+from icarus_gateway.text.prompt import open_answer, tokenise_more, tokenise_prompt
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.driver import TurnDriver
-from icarus_gateway.turns.events import Delta, TurnEvent, TurnRequest
+from icarus_gateway.turns.events import Delta, End, TurnEvent, TurnRequest
 from icarus_gateway.turns.runs import TurnKey, TurnRuns
 
 
@@ -23,23 +24,25 @@ class Conversations:
     def __init__(self, model: ServedModel, store: SessionStore, driver: TurnDriver, runs: TurnRuns):
         self._model = model
         self._store = store
+        self._holders = SessionHolders(store)
         self._driver = driver
         self._runs = runs
         self.num_forked = 0
 
-    def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
-        history = History() if content is None else append(self._model, History(), content)
+    async def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
+        history = History() if content is None else await tokenise_more(self._model, History(), content)
         self._check_history(history)
         return self._store.create(tenant, history, ttl_seconds)
 
-    def append(self, tenant: str, session_id: str, content: Content) -> tuple[int, int]:
+    async def append(self, tenant: str, session_id: str, content: Content) -> tuple[int, int]:
         """(tokens appended, tokens in the history now). Raises ConflictError while a turn is under way."""
-        with self._store.hold(tenant, session_id) as session:
-            before = len(session.history.token_ids)
-            history = append(self._model, session.history, content)
+        await self._holders.settle(tenant, session_id)
+        with self._holders.hold(tenant, session_id) as session:
+            before = session.history.num_tokens
+            history = await tokenise_more(self._model, session.history, content)
             self._check_history(history)
             session.commit(history)
-            return len(history.token_ids) - before, len(history.token_ids)
+            return history.num_tokens - before, history.num_tokens
 
     def fork(self, tenant: str, session_id: str, num_tokens: int | None) -> Session:
         """A session of its own, with the same ttl. A turn under way is not part of it."""
@@ -55,7 +58,8 @@ class Conversations:
     def list(self, tenant: str, after: int, limit: int) -> SessionPage:
         return self._store.list(tenant, after, limit)
 
-    def delete(self, tenant: str, session_id: str) -> None:
+    async def delete(self, tenant: str, session_id: str) -> None:
+        await self._holders.settle(tenant, session_id)
         self._store.delete(tenant, session_id)
 
     def generate_turn(
@@ -67,9 +71,9 @@ class Conversations:
     def generate(self, call: TurnCall, model: str, content: Content, sampling: Sampling) -> AsyncGenerator[TurnEvent]:
         return self._watch(call, "", lambda: self._turn(call, model, content, sampling))
 
-    def cancel(self, tenant: str, turn_id: str) -> None:
-        """Ends a turn, if it is under way, however many listen."""
-        self._runs.cancel(tenant, turn_id)
+    async def cancel(self, tenant: str, turn_id: str) -> End | None:
+        """Ends a turn, if it is under way, however many listen. The End of one that had finished before."""
+        return await self._runs.cancel(tenant, turn_id)
 
     async def _watch(
         self, call: TurnCall, session_id: str, source: Callable[[], AsyncGenerator[TurnEvent]]
@@ -87,12 +91,16 @@ class Conversations:
     async def _turn_of_session(
         self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
-        with self._store.hold(call.tenant, session_id) as session:
-            history = session.history if content is None else append(self._model, session.history, content)
+        await self._holders.settle(call.tenant, session_id)
+        with self._holders.hold(call.tenant, session_id) as session:
+            history = session.history
+            if content is not None:
+                history = await tokenise_more(self._model, history, content)
             history = open_answer(self._model, history)
-            self._check_turn(history.token_ids, sampling)
+            self._check_turn(history.num_tokens, sampling)
+            prompt = history.token_ids
             request = TurnRequest(
-                call.tenant, call.turn_id, model, history.token_ids, sampling, session_id, history.mark
+                call.tenant, call.turn_id, model, prompt, sampling, session_id, history.mark, history.names
             )
             output: list[int] = []
             async with aclosing(self._driver.run(request)) as events:
@@ -101,23 +109,23 @@ class Conversations:
                         output += event.token_ids
                     else:
                         longer = history.extended(output, finishes_turn=True)
-                        session.commit(replace(longer, mark=event.mark))
+                        session.commit(replace(longer, mark=event.mark, names=event.names))
                     yield event
 
     async def _turn(
         self, call: TurnCall, model: str, content: Content, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
-        prompt = stateless_prompt(self._model, content)
-        self._check_turn(prompt, sampling)
+        prompt = await tokenise_prompt(self._model, content)
+        self._check_turn(len(prompt), sampling)
         request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling)
         async with aclosing(self._driver.run(request)) as events:
             async for event in events:
                 yield event
 
-    def _check_turn(self, prompt: tuple[int, ...], sampling: Sampling) -> None:
-        check_length(len(prompt), sampling.params.max_tokens, self._model.context_length)
+    def _check_turn(self, num_prompt_tokens: int, sampling: Sampling) -> None:
+        check_length(num_prompt_tokens, sampling.params.max_tokens, self._model.context_length)
 
     def _check_history(self, history: History) -> None:
         """A history that leaves no room for a single answer token is of no use."""
-        if history.token_ids:
-            check_length(len(history.token_ids), 1, self._model.context_length)
+        if history.num_tokens:
+            check_length(history.num_tokens, 1, self._model.context_length)

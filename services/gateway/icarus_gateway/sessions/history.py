@@ -1,9 +1,11 @@
 """A session's truth: token ids, append-only, and what is known of where in a conversation they end."""
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from icarus.cache.hashing import BlockNames
 from icarus.errors import InvalidInputError
 from icarus.types import WorkerId
 
@@ -13,6 +15,7 @@ class BlockMark:
     """Where a turn left its blocks: all of them are known once the worker's changes before `sequence` are."""
 
     worker_id: WorkerId
+    instance_id: str
     sequence: int
 
 
@@ -33,15 +36,34 @@ class Place:
 class History:
     """Never changed in place: a turn builds the next one and it is committed or forgotten."""
 
-    token_ids: tuple[int, ...] = ()
+    packed: bytes = b""
+    """The token ids, four bytes each: tens of thousands of histories are kept."""
     places: tuple[Place, ...] = (Place(),)
     """Where each piece ended; the first is the beginning, the last the end."""
     mark: BlockMark | None = None
     """Of the last turn."""
+    names: BlockNames | None = None
+    """Of as many of its blocks as the last turn named."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return _unpack(self.packed)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end.num_tokens
 
     @property
     def end(self) -> Place:
         return self.places[-1]
+
+    def last(self, num_tokens: int) -> tuple[int, ...]:
+        """Its last tokens: `num_tokens` of them, or all."""
+        return _unpack(self.packed[-num_tokens * _TOKEN_BYTES :]) if num_tokens else ()
+
+    def starts_with(self, other: "History") -> bool:
+        """Whether it has the other's tokens at its beginning."""
+        return self.packed.startswith(other.packed)
 
     def extended(
         self,
@@ -52,23 +74,22 @@ class History:
         finishes_turn: bool = False,
     ) -> "History":
         """With one more piece. An answer that is open stays open unless `answer_open` says otherwise."""
-        longer = (*self.token_ids, *token_ids)
         end = Place(
-            len(longer),
+            self.num_tokens + len(token_ids),
             self.end.num_turns + finishes_turn,
             after_messages,
             self.end.answer_open if answer_open is None else answer_open,
         )
-        return replace(self, token_ids=longer, places=(*self.places, end))
+        return replace(self, packed=self.packed + array("I", token_ids).tobytes(), places=(*self.places, end))
 
     def first(self, num_tokens: int) -> "History":
         """Its first `num_tokens` tokens. Cut within a piece, an answer on either side of the cut counts as open.
 
         Raises InvalidInputError where it has not that many.
         """
-        if not 0 <= num_tokens <= len(self.token_ids):
-            raise InvalidInputError(f"num_tokens is {num_tokens}; the session has {len(self.token_ids)} tokens")
-        if num_tokens == len(self.token_ids):
+        if not 0 <= num_tokens <= self.num_tokens:
+            raise InvalidInputError(f"num_tokens is {num_tokens}; the session has {self.num_tokens} tokens")
+        if num_tokens == self.num_tokens:
             return self
         index = bisect_left(self.places, num_tokens, key=lambda place: place.num_tokens)
         if self.places[index].num_tokens == num_tokens:
@@ -77,4 +98,12 @@ class History:
             before, after = self.places[index - 1], self.places[index]
             cut = Place(num_tokens, before.num_turns, answer_open=before.answer_open or after.answer_open)
             places = (*self.places[:index], cut)
-        return replace(self, token_ids=self.token_ids[:num_tokens], places=places)
+        names = self.names.first(num_tokens) if self.names else None
+        return replace(self, packed=self.packed[: num_tokens * _TOKEN_BYTES], places=places, names=names)
+
+
+_TOKEN_BYTES = array("I").itemsize
+
+
+def _unpack(packed: bytes) -> tuple[int, ...]:
+    return tuple(array("I", packed))

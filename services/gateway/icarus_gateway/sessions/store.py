@@ -25,12 +25,17 @@ class Session:
 
 @dataclass(frozen=True)
 class SessionCounts:
-    """Sessions that are kept, and those made and ended since the start."""
+    """Sessions that are kept and may be, and those made and ended since the start."""
 
     live: int = 0
+    limit: int = 0
     created: int = 0
     expired: int = 0
     deleted: int = 0
+    displaced: int = 0
+    """Empty ones that made room for others."""
+    refused: int = 0
+    """Never made, for lack of room."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,10 @@ class SessionStore(Protocol):
     """
 
     def create(self, tenant: str, history: History, ttl_seconds: float | None = None) -> Session:
-        """Raises OverloadedError where there is no room, InvalidInputError for a ttl beyond the store's own."""
+        """Where there is no room, the session without tokens that was not used for longest makes room.
+
+        Raises OverloadedError where there is none either, InvalidInputError for a ttl beyond the store's own.
+        """
         ...
 
     def get(self, tenant: str, session_id: str) -> Session: ...
@@ -92,7 +100,7 @@ class _Entry:
         self.held = False
 
     def commit(self, history: History) -> None:
-        if history.token_ids[: len(self.history.token_ids)] != self.history.token_ids:
+        if not history.starts_with(self.history):
             raise ValueError("a session's history is append-only")
         self.history = history
 
@@ -112,7 +120,7 @@ class MemorySessionStore:
         self._max_sessions = max_sessions
         self._ttl_seconds = ttl_seconds
         self._clock = clock
-        self._num_created = self._num_expired = self._num_deleted = 0
+        self._num_created = self._num_expired = self._num_deleted = self._num_displaced = self._num_refused = 0
         self._tenants: dict[str, dict[str, _Entry]] = {}
         """Each tenant's sessions, oldest first."""
 
@@ -120,7 +128,8 @@ class MemorySessionStore:
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         if not 0 < ttl <= self._ttl_seconds:
             raise InvalidInputError(f"ttl_seconds is {ttl}; it must be above 0 and at most {self._ttl_seconds}")
-        if self._is_full() and (self.sweep() == 0 or self._is_full()):
+        if self._is_full() and (self.sweep() == 0 or self._is_full()) and not self._displace_empty():
+            self._num_refused += 1
             raise OverloadedError(f"the gateway keeps at most {self._max_sessions} sessions; delete some", 10.0)
         session_id = secrets.token_hex(12)
         self._num_created += 1
@@ -172,7 +181,30 @@ class MemorySessionStore:
         return len(expired)
 
     def counts(self) -> SessionCounts:
-        return SessionCounts(self._num_live, self._num_created, self._num_expired, self._num_deleted)
+        return SessionCounts(
+            live=self._num_live,
+            limit=self._max_sessions,
+            created=self._num_created,
+            expired=self._num_expired,
+            deleted=self._num_deleted,
+            displaced=self._num_displaced,
+            refused=self._num_refused,
+        )
+
+    def _displace_empty(self) -> bool:
+        """Makes room; False where every session has tokens or is in use."""
+        empty = [
+            (entry.used_at, entry.number, tenant, session_id)
+            for tenant, entries in self._tenants.items()
+            for session_id, entry in entries.items()
+            if not entry.held and not entry.history.num_tokens
+        ]
+        if not empty:
+            return False
+        _, _, tenant, session_id = min(empty)
+        self._forget(tenant, session_id)
+        self._num_displaced += 1
+        return True
 
     def _use(self, tenant: str, session_id: str) -> _Entry:
         now = self._clock()

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
@@ -26,6 +29,10 @@ _USER = ChatMessage("user", "icarus-dummy-question")
 _ASSISTANT = ChatMessage("assistant", "icarus-dummy-answer")
 
 
+class InvalidTemplateError(ConfigError):
+    """A template that cannot be used at all."""
+
+
 class ChatTemplate:
     """A model's template, as text.
 
@@ -35,11 +42,11 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None):
-        """Raises ConfigError where `source` is not a template."""
+        """Raises InvalidTemplateError where `source` is not a template."""
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
-            raise ConfigError(f"the model's chat template is not valid: {error}") from None
+            raise InvalidTemplateError(f"the model's chat template is not valid: {error}") from None
         self._special_tokens = dict(special_tokens or {})
         self._closing = self._generation_prompt = ""
         self.answer_gap = ""
@@ -48,11 +55,14 @@ class ChatTemplate:
         self.delta_problem = self._find_delta_problem()
 
     def full(self, messages: Sequence[ChatMessage], generation_prompt: bool = False) -> str:
-        """The whole conversation, from its very beginning. Raises InvalidInputError where the template objects."""
+        """The whole conversation, from its very beginning. Raises InvalidInputError where the template objects, or
+        has no place for a message."""
         try:
-            return self._render(messages, generation_prompt)
+            text = self._render(messages, generation_prompt)
         except _RENDER_ERRORS as error:
             raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
+        self._require_rendered([], messages)
+        return text
 
     def first(self, messages: Sequence[ChatMessage]) -> str:
         """The beginning of a session: as `full`, if deltas can follow it."""
@@ -72,9 +82,11 @@ class ChatTemplate:
         """(a dummy conversation, what `messages` add to it). Raises InvalidInputError where they cannot follow one."""
         self._require_deltas()
         try:
-            return self._split(messages)
+            before, added = self._split(messages)
         except _RENDER_ERRORS as error:
             raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
+        self._require_rendered(self._dummies(messages), messages)
+        return before, added
 
     @property
     def closing(self) -> str:
@@ -99,11 +111,28 @@ class ChatTemplate:
             **self._special_tokens,
         )
 
+    def _require_rendered(self, before: Sequence[ChatMessage], messages: Sequence[ChatMessage]) -> None:
+        """Raises InvalidInputError for a message that would leave no trace: of a role that the template does not know,
+        or where it expects none. Marks in place of what is said show it."""
+        marks = [replace(message, content=f"icarus-mark-{i}-") for i, message in enumerate(messages)]
+        try:
+            text = self._render([*before, *marks])
+        except _RENDER_ERRORS:  # a template that looks into what is said
+            return
+        for message, mark in zip(messages, marks, strict=True):
+            if message.content.strip() and mark.content not in text:
+                raise InvalidInputError(
+                    f"the model's chat template renders nothing for a message of role {message.role!r} in this place"
+                )
+
+    def _dummies(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        return [_USER] if messages[0].role == "assistant" else [_USER, _ASSISTANT]  # some insist on alternation
+
     def _split(self, messages: Sequence[ChatMessage]) -> tuple[str, str]:
-        if messages[0].role == "assistant":  # for templates that insist on alternation
-            before, whole = self._render([_USER]), self._render([_USER, *messages])
+        whole = self._render([*(dummies := self._dummies(messages)), *messages])
+        if dummies == [_USER]:
+            before = self._render(dummies)
         else:
-            whole = self._render([_USER, _ASSISTANT, *messages])
             before = "".join(whole.partition(_ASSISTANT.content)[:2]) + self._closing
         if not whole.startswith(before):
             roles = ", ".join(message.role for message in messages)
@@ -166,7 +195,7 @@ _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, Attribu
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
 
     def refuse(message: str) -> None:
@@ -174,21 +203,50 @@ def _environment() -> jinja2.Environment:
 
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = _to_json
     return environment
 
 
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers has it, argument by argument."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: transformers' mark of what the model wrote, for training. Here it is what it encloses."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """The template of a model's folder: chat_template.jinja, else tokenizer_config.json. None where there is none."""
+    """The template of a model's folder: chat_template.jinja, else tokenizer_config.json. None where there is none.
+
+    Raises InvalidTemplateError where there is one that is not valid.
+    """
     config = read_json(folder / "tokenizer_config.json")
     jinja_file = folder / "chat_template.jinja"
-    source = jinja_file.read_text(encoding="utf-8") if jinja_file.is_file() else _pick(config.get("chat_template"))
+    try:
+        source = jinja_file.read_text(encoding="utf-8") if jinja_file.is_file() else _pick(config.get("chat_template"))
+    except (OSError, ValueError) as error:
+        raise InvalidTemplateError(f"{jinja_file} cannot be read: {error}") from None
     return None if source is None else ChatTemplate(source, special_tokens(folder))
 
 
 def _pick(entry: Any) -> str | None:
     """A template given as text, or as a list of named ones."""
-    if isinstance(entry, list):
-        named = {item["name"]: item["template"] for item in entry}
-        return named.get("default") or next(iter(named.values()), None)
+    if isinstance(entry, list) and all(isinstance(item, dict) for item in entry):
+        named = {item.get("name"): item.get("template") for item in entry}
+        entry = named.get("default") or next(iter(named.values()), None)
+    if not isinstance(entry, str | None):
+        raise InvalidTemplateError(f"tokenizer_config.json: chat_template is a {type(entry).__name__}, not text")
     return entry

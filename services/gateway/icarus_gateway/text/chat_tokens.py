@@ -23,6 +23,7 @@ class ChatTokens:
         self._tokenizer = tokenizer
         specials = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
+        self._plain = {text: tokenizer.encode_plain(text) for text in specials}
         self._closing: tuple[int, ...] = ()
         self._generation_prompt: tuple[int, ...] = ()
         self.problem = template.delta_problem or self._find_problem()
@@ -81,7 +82,7 @@ class ChatTokens:
         ids: list[int] = []
         for i, piece in enumerate(quoted.place_holder.split(text)):
             if i % 2:
-                ids += self._tokenizer.encode_plain(quoted.texts[int(piece)])
+                ids += self._plain[quoted.texts[int(piece)]]
             elif piece:
                 ids += self._tokenizer.encode(piece)
         return tuple(ids)

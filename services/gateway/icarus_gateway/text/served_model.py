@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
-from icarus_gateway.text.chat_template import ChatTemplate, load_chat_template
+from icarus_gateway.text.chat_template import ChatTemplate, InvalidTemplateError, load_chat_template
 from icarus_gateway.text.chat_tokens import ChatTokens
 from icarus_gateway.text.model_files import read_json, special_tokens
 from icarus_gateway.text.tokenizer import Tokenizer
@@ -19,6 +20,8 @@ class ServedModel:
     eos_token_ids: frozenset[int]
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    template_problem: str | None = None
+    """Why there is no template although the model's folder has one."""
 
     @cached_property
     def chat(self) -> ChatTokens | None:
@@ -30,13 +33,19 @@ def load_served_model(folder: Path, name: str) -> ServedModel:
     """Raises ConfigError where the folder lacks something or the architecture is not supported."""
     config = ModelConfig.from_folder(folder)
     tokenizer = Tokenizer.from_folder(folder)
+    template, problem = None, None
+    try:
+        template = load_chat_template(folder)
+    except InvalidTemplateError as error:
+        problem = str(error)
     return ServedModel(
         name=name,
         vocab_size=config.vocab_size,
         context_length=config.context_length,
         eos_token_ids=_eos_token_ids(folder, tokenizer),
         tokenizer=tokenizer,
-        template=load_chat_template(folder),
+        template=template,
+        template_problem=problem,
     )
 
 
@@ -45,7 +54,10 @@ def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     found: set[int] = set()
     for file in ("generation_config.json", "config.json"):
         entry = read_json(folder / file).get("eos_token_id")
-        found.update([entry] if isinstance(entry, int) else entry or ())
+        ids = entry if isinstance(entry, list) else [] if entry is None else [entry]
+        if not all(isinstance(token_id, int) for token_id in ids):
+            raise ConfigError(f"{folder / file}: eos_token_id is {entry!r}; it must be a token id or a list of them")
+        found.update(ids)
     eos = special_tokens(folder).get("eos_token")
     eos_id = tokenizer.id_of(eos) if eos else None
     return frozenset(found if eos_id is None else found | {eos_id})

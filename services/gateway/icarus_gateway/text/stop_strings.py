@@ -1,6 +1,7 @@
 """Where a turn's text ends: stop strings, matched over token borders."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from icarus_gateway.text.tokenizer import Detokenizer
 
@@ -9,7 +10,7 @@ class StopStrings:
     """Passes text on, except what may be the beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]):
-        self._stops = tuple(stops)
+        self._stops = [_StopString(stop) for stop in stops]
         self._held = ""
         self.matched = False
 
@@ -20,13 +21,13 @@ class StopStrings:
         """
         if self.matched:
             return ""
-        num_held, text = len(self._held), self._held + text
-        found = (text.find(stop, max(0, num_held - len(stop) + 1)) for stop in self._stops if may_match)
-        starts = [start for start in found if start >= 0]
+        num_held, new, text = len(self._held), text, self._held + text
+        found = [stop.push(new, may_match) for stop in self._stops]
+        starts = [num_held + start for start in found if start is not None]
         if starts:
             self.matched, self._held = True, ""
             return text[: min(starts)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((stop.num_matched for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -36,9 +37,44 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with; shorter than `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+class _StopString:
+    """One stop string and how far the text so far matches it: a step a character, however long it is (Knuth, Morris
+    and Pratt)."""
+
+    def __init__(self, stop: str):
+        self._stop = stop
+        self._shorter = _borders(stop)
+        self.num_matched = 0
+        """Characters at the text's end that the stop string begins with; fewer than it has."""
+
+    def push(self, text: str, may_match: bool) -> int | None:
+        """Where the stop string begins that `text` completes first, from the beginning of `text` (so perhaps negative).
+        None where it completes none."""
+        for position, character in enumerate(text):
+            self.num_matched = self._step(character)
+            if self.num_matched == len(self._stop):
+                if may_match:
+                    return position + 1 - len(self._stop)
+                self.num_matched = self._shorter[-1]
+        return None
+
+    def _step(self, character: str) -> int:
+        matched = self.num_matched
+        while matched and self._stop[matched] != character:
+            matched = self._shorter[matched - 1]
+        return matched + (self._stop[matched] == character)
+
+
+@lru_cache(maxsize=1024)
+def _borders(stop: str) -> tuple[int, ...]:
+    """For each beginning of `stop`: the longest shorter one that it also ends with, in characters."""
+    borders = [0] * len(stop)
+    for end in range(1, len(stop)):
+        border = borders[end - 1]
+        while border and stop[border] != stop[end]:
+            border = borders[border - 1]
+        borders[end] = border + (stop[border] == stop[end])
+    return tuple(borders)
 
 
 class OutputText:

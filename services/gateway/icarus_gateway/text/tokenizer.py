@@ -1,16 +1,20 @@
 """Text to token ids and back."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 from icarus.errors import ConfigError
+from icarus_gateway.text.model_files import control_tokens
 
 _UNFINISHED = "\ufffd"
 _MAX_HELD_TOKENS = 8  # no character takes more; what is held longer is not UTF-8
+_MAX_BYTES = 4  # of a character
 _CONTEXT_TOKENS = 6
+_MAX_CONTEXT_TOKENS = 32
 
 
 class Tokenizer:
@@ -21,18 +25,26 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Raises ConfigError where the folder has no readable tokenizer.json."""
+        """Truncation and padding that were saved do not count; what tokenizer_config.json names as special tokens are.
+
+        Raises ConfigError where the folder has no readable tokenizer.json.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ConfigError(f"{folder} has no tokenizer.json; the gateway needs the model's fast tokenizer")
         try:
-            return cls(RawTokenizer.from_file(str(path)))
+            raw = RawTokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise ConfigError(f"{path} cannot be read: {error}") from None
+        raw.no_truncation()
+        raw.no_padding()
+        _make_special(raw, control_tokens(folder))
+        return cls(raw)
 
     def encode(self, text: str, begin: bool = False) -> list[int]:
         """Token ids of `text`. `begin` adds what the tokenizer puts around a fresh text (BOS, for some models)."""
-        return self._raw.encode(text, add_special_tokens=begin).ids
+        (encoding,) = self._raw.encode_batch([text], add_special_tokens=begin)  # unlike `encode` it lets go of the GIL
+        return encoding.ids
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of `text`, none of them special: what it would say if it were not a control token."""
@@ -59,18 +71,32 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         return self._raw.token_to_id(token)
 
+    def token_of(self, token_id: int) -> str | None:
+        return self._raw.id_to_token(token_id)
+
+
+def _make_special(raw: RawTokenizer, texts: Collection[str]) -> None:
+    """Makes control tokens of those that have an id."""
+    added = {token.content: token for token in raw.get_added_tokens_decoder().values()}
+    for text in sorted(texts):
+        if raw.token_to_id(text) is not None:
+            token = added.get(text, AddedToken(text, normalized=False))
+            token.special = True
+            raw.add_special_tokens([token])
+
 
 class Detokenizer:
     """Turns a stream of tokens into text, piece by piece; holds back a character until all its bytes are there.
 
-    A few tokens before the stream give the context in which the first one is read (its leading space, for one).
+    The tokens of the last piece, at first those before the stream, give the context in which the next one is read
+    (its leading space, for one). A context holds whole characters: a tokenizer with byte fallback spoils the whole run
+    of bytes otherwise. A character that the stream completes comes whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._context = list(before[-_CONTEXT_TOKENS:])
+        self._context, self._held = _whole_characters(tokenizer, before)
         self._context_text = tokenizer.decode(self._context)
-        self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain; may be empty."""
@@ -85,8 +111,23 @@ class Detokenizer:
         return self._release(self._tokenizer.decode(self._context + self._held)) if self._held else ""
 
     def _release(self, text: str) -> str:
-        new = text[len(self._context_text) :]
-        self._context = (self._context + self._held)[-_CONTEXT_TOKENS:]
+        spoiled = not text.startswith(self._context_text)
+        new = self._tokenizer.decode(self._held) if spoiled else text[len(self._context_text) :]
+        self._context = self._held if new else (self._context + self._held)[:_MAX_CONTEXT_TOKENS]
         self._context_text = self._tokenizer.decode(self._context)
         self._held = []
         return new
+
+
+def _whole_characters(tokenizer: Tokenizer, token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(the last tokens that are whole characters together, those of an unfinished character behind them)"""
+
+    def is_whole(ids: Sequence[int]) -> bool:
+        return _UNFINISHED not in tokenizer.decode(ids)
+
+    for size in range(_CONTEXT_TOKENS, _CONTEXT_TOKENS + _MAX_BYTES):
+        last = list(token_ids[-size:])
+        if any(is_whole(last[: n + 1]) for n in range(_MAX_BYTES)):  # it begins with one
+            end = next((end for end in range(len(last), 0, -1) if is_whole(last[:end])), 0)
+            return (last[:end], last[end:]) if len(last) - end < _MAX_BYTES else (last, [])
+    return list(token_ids[-_CONTEXT_TOKENS:]), []

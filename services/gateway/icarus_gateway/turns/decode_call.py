@@ -54,13 +54,7 @@ class DecodeCall:
     async def wait_readable(self) -> "asyncio.Future[Any]":
         """Returns once `read` will not block. May be cancelled without harm to the stream."""
         reading = self._next = self._next or asyncio.ensure_future(self._call.read())
-        was_lost = False
-        while not reading.done():
-            await asyncio.wait((reading,), timeout=self._workers.heartbeat_seconds)
-            lost = not reading.done() and self._workers.is_lost(self._worker)
-            if lost and was_lost:  # once may be this process, too busy to have taken in the heartbeats that came
-                raise UnavailableError(f"{self._name} was not heard of any more")
-            was_lost = lost
+        await self._workers.wait_on(self._worker, reading)
         return reading
 
     async def close(self) -> None:

@@ -63,8 +63,8 @@ class TurnDriver:
 
     async def _run(self, request: TurnRequest, meter: TurnMeter) -> AsyncGenerator[TurnEvent]:
         adapter = self._router.adapter(request.model)
-        if request.after is not None:
-            await self._reports.wait_for(request.after.worker_id, request.after.sequence, _INDEX_WAIT_SECONDS)
+        if (mark := request.after) is not None and self._workers.has(mark.worker_id, mark.instance_id):
+            await self._reports.wait_for(mark.worker_id, mark.sequence, _INDEX_WAIT_SECONDS)
         sampling = request.sampling
         text = OutputText(Detokenizer(self._tokenizer, request.prompt), sampling.stop, sampling.params.min_tokens)
         progress = TurnProgress(request, adapter, text, meter)
@@ -93,10 +93,15 @@ class TurnDriver:
         request = progress.request
         try:
             route = self._router.route(
-                request.tenant, (*request.prompt, *progress.output), progress.adapter, excluded=progress.tried
+                request.tenant,
+                (*request.prompt, *progress.output),
+                progress.adapter,
+                excluded=progress.tried | progress.failed_prefills,
+                known=progress.names or request.names,
             )
         except UnavailableError as error:
             raise failure or error from None
+        progress.names = route.names
         names = {"decode": route.decode.worker_id, "prefill": route.prefill.worker_id if route.prefill else ""}
         log.debug("turn routed", extra=names)
         return route

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from icarus.cache.hashing import BlockNames
 from icarus.rpc.messages import finish_reason_to_wire, logprobs_to_wire, usage_to_wire
 from icarus.types import FinishReason, TokenLogprobs, Usage, WorkerId
 from icarus.v1 import generation_pb2
@@ -22,9 +23,11 @@ class TurnRequest:
     session_id: str = ""
     after: BlockMark | None = None
     """Where the session's last turn left its blocks."""
+    names: BlockNames | None = None
+    """Of blocks of the prompt, as far as they are known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New tokens, and the text that is certain by now.
 
@@ -48,6 +51,8 @@ class End:
     prefill_worker: WorkerId | None
     mark: BlockMark | None
     """Unknown where the worker died after its last token."""
+    names: BlockNames
+    """Of blocks of the turn's tokens, from the first on."""
 
 
 TurnEvent = Delta | End
@@ -68,12 +73,13 @@ def event_to_wire(event: TurnEvent) -> generation_pb2.TurnEvent:
         return generation_pb2.TurnEvent(
             delta=generation_pb2.TurnDelta(token_ids=event.token_ids, text=event.text, logprobs=logprobs)
         )
-    route = generation_pb2.Route(decode_worker=event.decode_worker, prefill_worker=event.prefill_worker)
-    return generation_pb2.TurnEvent(
-        finished=generation_pb2.TurnFinished(
-            finish_reason=finish_reason_to_wire(event.reason),
-            usage=usage_to_wire(event.usage),
-            route=route,
-            seed=event.seed,
-        )
+    return generation_pb2.TurnEvent(finished=end_to_wire(event))
+
+
+def end_to_wire(end: End) -> generation_pb2.TurnFinished:
+    return generation_pb2.TurnFinished(
+        finish_reason=finish_reason_to_wire(end.reason),
+        usage=usage_to_wire(end.usage),
+        route=generation_pb2.Route(decode_worker=end.decode_worker, prefill_worker=end.prefill_worker),
+        seed=end.seed,
     )

@@ -8,7 +8,7 @@ from icarus.rpc.messages import source_to_wire
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
 from icarus_gateway.cluster.routing import Route
-from icarus_gateway.cluster.workers import WorkerTable
+from icarus_gateway.cluster.workers import Worker, WorkerTable
 from icarus_gateway.turns.decode_call import DecodeCall
 from icarus_gateway.turns.progress import TurnProgress
 from icarus_gateway.turns.staged_lease import StagedLease
@@ -61,14 +61,15 @@ class PrefillStage:
         )
         try:
             with self._workers.assigned(worker):
-                connection, timeout = worker.connection, self._timeout_seconds
-                answer = await connection.ask(connection.prefill.Prefill, message, timeout)
+                answer = await self._ask(worker, message)
         except IcarusError as error:
+            progress.failed_prefills.add(worker.info.instance_id)
             worker.failed = worker.failed or isinstance(error, UnavailableError)
             log.warning("prefill failed", extra={"worker": worker.worker_id, "reason": str(error)})
             lease.give_back()
             return None
         lease.granted(worker.connection, answer.grant.lease_id)
+        progress.learn_found(max(answer.num_cached_tokens, first_block * worker.info.block_size))
         progress.add_cost(answer)
         progress.prefill_worker = worker.worker_id
         return decode_pb.StagedBlocks(
@@ -77,3 +78,14 @@ class PrefillStage:
             grant=answer.grant,
             num_cached_tokens=answer.num_cached_tokens,
         )
+
+    async def _ask(self, worker: Worker, request: prefill_pb.PrefillRequest) -> prefill_pb.PrefillResponse:
+        """Raises what the worker raised, and UnavailableError where it is lost."""
+        connection = worker.connection
+        asking = asyncio.ensure_future(connection.ask(connection.prefill.Prefill, request, self._timeout_seconds))
+        try:
+            await self._workers.wait_on(worker, asking)
+            return asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from icarus.cache.hashing import BlockNames
 from icarus.rpc.messages import generated_logprobs_from_wire
 from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
@@ -25,9 +26,16 @@ class TurnProgress:
     meter: TurnMeter
     sources: PromptSources | None = None
     """Where the prompt came from, by the last attempt that said so."""
+    num_found: int | None = None
+    """Leading tokens of the prompt that were cached when the turn came: what later attempts find beyond is its own
+    work. None before a worker has said."""
     output: list[int] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     """Instance ids of workers that failed it."""
+    failed_prefills: set[str] = field(default_factory=set)
+    """Instance ids of workers that did not prefill it when asked."""
+    names: BlockNames | None = None
+    """Of the blocks of its tokens, as far as an attempt needed them."""
     renewed: bool = False
     """Whether the adapter's name was looked up again."""
     num_resumed: int = 0
@@ -42,8 +50,15 @@ class TurnProgress:
         self.transfer_reads += answer.transfer_reads
         self.transfer_bytes += answer.transfer_bytes
 
+    def learn_found(self, num_tokens: int) -> None:
+        """An attempt found so many leading tokens in caches."""
+        self.num_found = num_tokens if self.num_found is None else min(self.num_found, num_tokens)
+
     def learn_sources(self, message: decode_pb.PromptUsage) -> None:
-        self.sources = prompt_sources(message, self.num_resumed)
+        sources = prompt_sources(message, self.num_resumed)
+        self.learn_found(sources.local + sources.remote)
+        assert self.num_found is not None
+        self.sources = sources.capped(self.num_found)
         self.meter.prompt_used(self.sources)
 
     def take(self, tokens: decode_pb.TokensGenerated) -> Iterator[Delta]:
@@ -75,9 +90,11 @@ class TurnProgress:
             reason = reason or FinishReason(finished.reason)
         assert reason is not None
         worker = route.decode
-        mark = BlockMark(worker.worker_id, finished.block_sequence) if finished is not None else None
+        mark = None
+        if finished is not None:
+            mark = BlockMark(worker.worker_id, worker.info.instance_id, finished.block_sequence)
         seed = self.request.sampling.params.seed
-        return [*events, End(reason, self._usage(), seed, worker.worker_id, self.prefill_worker, mark)]
+        return [*events, End(reason, self._usage(), seed, worker.worker_id, self.prefill_worker, mark, route.names)]
 
     def _usage(self) -> Usage:
         """What the last attempt used. What a worker wrote that died is not known and not in `kv_written_tokens`."""

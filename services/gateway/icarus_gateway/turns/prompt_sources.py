@@ -1,4 +1,4 @@
-"""Where the KV of a turn's prompt came from, as its last attempt tells."""
+"""Where the KV of a turn's prompt came from, as its attempts tell."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +16,12 @@ class PromptSources:
     written_under: Mapping[str, int] = field(default_factory=dict)
     """Of local and remote, by the other specialist whose turn wrote them first ("" for the base)."""
 
+    def capped(self, num_found: int) -> "PromptSources":
+        """With at most `num_found` tokens from caches: what else was found there, this turn had computed before."""
+        excess = max(0, self.local + self.remote - num_found)
+        remote, local = _deduct(excess, (self.remote, self.local))
+        return PromptSources(self.computed + excess, local, remote, _at_most(local + remote, self.written_under))
+
     @property
     def cross_adapter(self) -> int:
         return sum(self.written_under.values())
@@ -26,7 +32,8 @@ def prompt_sources(message: pb.PromptUsage, num_resumed: int) -> PromptSources:
     prompt: they are deducted."""
     parts = (message.computed_tokens, message.remote_tokens, message.local_tokens)
     computed, remote, local = _deduct(num_resumed, parts)
-    return PromptSources(computed, local, remote, _at_most(local + remote, message.written_under))
+    written_under = {entry.writer: entry.tokens for entry in message.written_under}
+    return PromptSources(computed, local, remote, _at_most(local + remote, written_under))
 
 
 def _deduct(amount: int, parts: Iterable[int]) -> list[int]:
@@ -39,10 +46,10 @@ def _deduct(amount: int, parts: Iterable[int]) -> list[int]:
     return rest
 
 
-def _at_most(total: int, written: Iterable[pb.WrittenTokens]) -> dict[str, int]:
+def _at_most(total: int, written: Mapping[str, int]) -> dict[str, int]:
     kept: dict[str, int] = {}
-    for entry in written:
-        if taken := min(entry.tokens, total):
-            kept[entry.writer] = taken
+    for writer, tokens in written.items():
+        if taken := min(tokens, total):
+            kept[writer] = taken
             total -= taken
     return kept

@@ -47,6 +47,11 @@ class TurnRun:
         return self.error is not None
 
     @property
+    def size(self) -> int:
+        """What is remembered of it, in tokens and log-probabilities."""
+        return len(self._deltas) + sum(1 + len(entry.top) for delta in self._deltas for entry in delta.logprobs)
+
+    @property
     def cancelling(self) -> bool:
         """Cancelled, and not done with it."""
         return self._cancel_requested and not self.task.done()
@@ -140,16 +145,21 @@ class _Record:
 class TurnRuns:
     """The turns that can be found by their id. A turn that failed or was cancelled is forgotten: its id is free again.
 
-    A finished turn is remembered for `keep_seconds`, and at most `max_kept` of a tenant are, the latest ones.
+    A finished turn is remembered for `keep_seconds`, and the latest ones only: at most `max_kept` of a tenant, and of
+    all together `max_size`, in tokens and log-probabilities.
     """
 
-    def __init__(self, max_kept: int, keep_seconds: float, grace_seconds: float):
+    def __init__(self, max_kept: int, max_size: int, keep_seconds: float, grace_seconds: float):
         self._max_kept = max_kept
+        self._max_size = max_size
         self._keep_seconds = keep_seconds
         self._grace_seconds = grace_seconds
         self._running: dict[tuple[str, str], _Record] = {}
         self._kept: dict[str, OrderedDict[str, _Record]] = {}
         """Finished turns by tenant, oldest first."""
+        self._ages: OrderedDict[tuple[str, str], int] = OrderedDict()
+        """The sizes of all finished turns, oldest first."""
+        self._size = 0
 
     def start(self, source: AsyncGenerator[TurnEvent]) -> TurnRun:
         """A turn that nobody can name."""
@@ -181,10 +191,16 @@ class TurnRuns:
             )
         return record.run
 
-    def cancel(self, tenant: str, turn_id: str) -> None:
-        """Ends the turn of this id if it is under way (CancelTurn)."""
-        if (record := self._running.get((tenant, turn_id))) is not None:
+    async def cancel(self, tenant: str, turn_id: str) -> End | None:
+        """Ends the turn of this id if it is under way, and waits until it has ended (CancelTurn). Its End where it had
+        finished before."""
+        record = self._find((tenant, turn_id))
+        if record is None:
+            return None
+        if not record.run.task.done():
             record.run.cancel()
+            await asyncio.wait((record.run.task,))
+        return record.run.end
 
     def _find(self, name: tuple[str, str]) -> _Record | None:
         tenant, turn_id = name
@@ -197,12 +213,17 @@ class TurnRuns:
             return
         kept = self._kept.setdefault(tenant, OrderedDict())
         kept[turn_id] = record
+        self._ages[name] = record.run.size
+        self._size += record.run.size
         record.forget = asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, tenant, turn_id)
         if len(kept) > self._max_kept:
             self._forget(tenant, next(iter(kept)))
+        while self._size > self._max_size:
+            self._forget(*next(iter(self._ages)))
 
     def _forget(self, tenant: str, turn_id: str) -> None:
         record = self._kept[tenant].pop(turn_id)
+        self._size -= self._ages.pop((tenant, turn_id))
         if record.forget is not None:
             record.forget.cancel()
         if not self._kept[tenant]:

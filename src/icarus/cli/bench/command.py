@@ -26,16 +26,21 @@ _IN_PROCESS = ("engine",)
 def run(args: argparse.Namespace) -> int:
     if args.benchmark in _IN_PROCESS:
         set_thread_spins(read_config(args).engine)
-    from icarus_benchmarks.machine import describe_machine
-    from icarus_benchmarks.plot import require_plotting, save_panels
-    from icarus_benchmarks.report import write_json
+    from icarus_benchmarks.plot import require_plotting
 
-    json_path = writable("--json", args.json) if args.json else None
     if args.plot:
         require_plotting(Path(args.plot))
-    plot_path = writable("--plot", args.plot) if args.plot else None
+    with writable("--json", args.json) as json_path, writable("--plot", args.plot) as plot_path:
+        return _run(args, json_path, plot_path)
+
+
+def _run(args: argparse.Namespace, json_path: Path | None, plot_path: Path | None) -> int:
+    from icarus_benchmarks.machine import describe_machine
+    from icarus_benchmarks.plot import save_panels
+    from icarus_benchmarks.report import write_json
+
     console = Console(highlight=False, markup=False)
-    report = _RUN[args.benchmark](args, lambda line: console.print(line, style="dim"))
+    report = _BENCHMARKS[args.benchmark](args, lambda line: console.print(line, style="dim"))
     for table in report.tables:
         console.print(table)
         console.print()
@@ -52,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace, progress: Progress) -> "Report":
-    from icarus_benchmarks.engine import EngineJob, run
+    from icarus_benchmarks.engine.benchmark import run
+    from icarus_benchmarks.engine.figures import EngineJob
 
     job = EngineJob(
         prefill_tokens=args.prefill_tokens,
@@ -133,7 +139,7 @@ def _kernels(args: argparse.Namespace, progress: Progress) -> "Report":
     return run(job, progress)
 
 
-_RUN: dict[str, Callable[[argparse.Namespace, Progress], "Report"]] = {
+_BENCHMARKS: dict[str, Callable[[argparse.Namespace, Progress], "Report"]] = {
     "engine": _engine,
     "agents": _agents,
     "transfer": _transfer,

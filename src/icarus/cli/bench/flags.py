@@ -73,7 +73,8 @@ def _add_peer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", action="append", choices=PEER_SERVERS, help=text)
     _add(parser, "--workflows", _count, 8, "workflows of the agents job, side by side")
     _add(parser, "--turns", _count, 8, "turns of each")
-    _add(parser, "--kv-gib", _rate, 3.0, "memory of each worker's pool; serve.sh gives vLLM 3")
+    text = "memory of the pools of a server's workers together; serve.sh gives vLLM 3"
+    _add(parser, "--kv-gib", _rate, 3.0, text)
     _add(parser, "--startup-seconds", _rate, 300.0, "limit for each start of our processes")
 
 

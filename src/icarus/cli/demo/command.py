@@ -44,8 +44,11 @@ _TITLES = {
 
 
 def run(args: argparse.Namespace) -> int:
-    config = read_config(args)
-    json_path = writable("--json", args.json) if args.json else None
+    with writable("--json", args.json) as json_path:
+        return _run(args, read_config(args), json_path)
+
+
+def _run(args: argparse.Namespace, config: Config, json_path: Path | None) -> int:
     console = Console(highlight=False, markup=False)
     with tempfile.TemporaryDirectory(prefix="icarus-demo-") as folder:
         config = _prepare(config, console)

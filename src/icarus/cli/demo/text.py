@@ -174,4 +174,4 @@ CONTEXT = tuple(
 """About a thousand tokens in which nobody of the crew has spoken yet."""
 
 WARM_UP = tuple({**message, "content": " ".join(reversed(message["content"].split()))} for message in CONTEXT[:8])
-"""Long enough for a prefill worker, and not a block in common."""
+"""Long enough for a prefill worker, and one block in common: the first of the template's default system turn."""

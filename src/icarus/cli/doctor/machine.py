@@ -14,7 +14,8 @@ from icarus.model.hub import cache_folder
 
 _RDMA_DEVICES = Path("/sys/class/infiniband")
 _SHARED_MEMORY = Path("/dev/shm")
-_ENGINE = "workers need it: pip install 'icarus-serve[engine]'; the gateway and the client do not"
+INSTALL = "in a checkout, pip install -c constraints.txt '.[engine]'"
+_ENGINE = f"workers need it: {INSTALL}; the gateway and the client do not"
 _MIN_SHARED_MEMORY = 64 * 2**20
 _MIN_DISK = 2**30
 
@@ -25,7 +26,7 @@ def examine_machine() -> Iterator[Finding]:
         "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     )
     yield ok("icarus", __version__)
-    yield _package("grpcio", "reinstall icarus-serve: nothing works without it", fail)
+    yield _package("grpcio", "reinstall Icarus: nothing works without it", fail)
     yield _package("torch", _ENGINE, warn)
     yield _package("nixl", _ENGINE, warn)
     yield _gpu()

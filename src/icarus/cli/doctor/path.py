@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from icarus.cli.doctor.finding import Finding, fail, ok, size, warn
-from icarus.cli.doctor.machine import is_installed
+from icarus.cli.doctor.machine import INSTALL, is_installed
 
 METADATA, RESULT = "metadata ", "result "
 """How the lines of the two processes begin: UCX's report is in between."""
@@ -20,15 +20,15 @@ _LIMIT_SECONDS = 180.0
 _NAME = "measured path"
 _CMA = "shared memory: the reader copies from the owner's memory"
 _SHARE = (
-    "no shared memory between processes here: containers need a common ipc and pid namespace and CAP_SYS_PTRACE "
-    "(--ipc, --pid); UCX_TLS, where set, must allow it"
+    "no shared memory between processes here: containers need a common ipc and pid namespace (--ipc, --pid) and one "
+    "user, and CAP_SYS_PTRACE only where kernel.yama.ptrace_scope is on; UCX_TLS, where set, must allow it"
 )
 
 
 def examine_path(read_mib: int) -> Iterator[Finding]:
     """NIXL's plugins, then the bytes a second at which one process read another one's, and over which transport."""
     if not is_installed("nixl"):
-        yield warn(_NAME, "not measured: nixl is not installed", "pip install 'icarus-serve[engine]'")
+        yield warn(_NAME, "not measured: nixl is not installed", INSTALL)
         return
     yield _plugins()
     yield _measure(max(read_mib * 2**20 // (_NUM_BLOCKS * _BLOCK_BYTES), 1))

@@ -68,11 +68,10 @@ async def _model(client: AsyncClient, args: argparse.Namespace) -> AsyncIterator
     """The name to ask for. An adapter's folder is loaded for the time of the evaluation, unless a name is served."""
     models = await client.models()
     if not args.adapter:
-        yield next(model.name for model in models if model.is_base)
+        yield models.base.name
         return
-    served = {model.name for model in models}
     for name in (args.adapter, _NAME):
-        if name in served:
+        if name in models:
             yield name
             return
     folder = str(Path(args.adapter).resolve())
@@ -104,7 +103,6 @@ async def _ask(client: AsyncClient, model: str, record: Record, max_tokens: int)
             continue
         except IcarusError as error:
             raise type(error)(f"the example in line {record.line}: {error}") from None
-        num_prompt_tokens = result.usage.prompt_tokens if result.usage else 0
         finished = result.finish_reason is FinishReason.STOP
-        return Answer(result.text, num_prompt_tokens, len(result.token_ids), finished)
+        return Answer(result.text, result.usage.prompt_tokens, len(result.token_ids), finished)
     raise AssertionError("the loop returns or raises")

@@ -14,11 +14,11 @@ from icarus.cli.flags import read_config
 from icarus.errors import InvalidInputError
 from icarus.model.digest import base_digest
 from icarus.model.hub import resolve_model
-from icarus.training.adapted import load_base
 from icarus.training.evaluate import Answer
 from icarus.training.examples import Renderer
+from icarus.training.lora_model import load_base
 from icarus.training.loss import answer_loss
-from icarus.training.measure import mean_answer_loss
+from icarus.training.mean_loss import mean_answer_loss
 from icarus.training.model_config import check_window
 from icarus.training.oracle import Oracle, load_oracle
 from icarus.training.records import Record

@@ -15,8 +15,10 @@ def read_windows(file: ConfigFile) -> tuple[int | None, ...]:
     num_layers, window = file.integer("num_hidden_layers"), None
     if file.flag("use_sliding_window") and file.get("sliding_window") is not None:
         window = file.integer("sliding_window")
-    if (kinds := file.get("layer_types")) is None:
+    if (kinds := file.names("layer_types")) is None:
         first = file.get("max_window_layers", 28)
+        if not isinstance(first, int):
+            raise file.error(f"max_window_layers is {first!r}; it must be an integer")
         return tuple(window if layer >= first else None for layer in range(num_layers))
     if len(kinds) != num_layers:
         raise file.error(f"layer_types names {len(kinds)} layers and num_hidden_layers is {num_layers}")

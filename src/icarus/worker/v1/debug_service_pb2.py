@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$icarus/worker/v1/debug_service.proto\x12\x10icarus.worker.v1\">\n\x10HoldPhaseRequest\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.icarus.worker.v1.TurnPhase\"\x13\n\x11HoldPhaseResponse\">\n\x10\x41waitHeldRequest\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.icarus.worker.v1.TurnPhase\"\x13\n\x11\x41waitHeldResponse\"A\n\x13ReleasePhaseRequest\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.icarus.worker.v1.TurnPhase\"\x16\n\x14ReleasePhaseResponse\"\x17\n\x15\x43heckIntegrityRequest\"\x94\x03\n\x16\x43heckIntegrityResponse\x12\x14\n\x0ctotal_blocks\x18\x01 \x01(\x03\x12\x13\n\x0b\x66ree_blocks\x18\x02 \x01(\x03\x12\x15\n\rcached_blocks\x18\x03 \x01(\x03\x12\x13\n\x0bused_blocks\x18\x04 \x01(\x03\x12\x1a\n\x12quarantined_blocks\x18\x05 \x01(\x03\x12\x15\n\rleased_blocks\x18\x06 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x07 \x01(\x03\x12\x19\n\x11kv_written_tokens\x18\x08 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\t \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\n \x01(\x03\x12\x18\n\x10running_requests\x18\x0b \x01(\x05\x12\x18\n\x10waiting_requests\x18\x0c \x01(\x05\x12\x17\n\x0fleases_released\x18\r \x01(\x03\x12\x16\n\x0eleases_expired\x18\x0e \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0f \x01(\x03\x12\x16\n\x0e\x65victed_blocks\x18\x10 \x01(\x03*\xc2\x01\n\tTurnPhase\x12\x1a\n\x16TURN_PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11TURN_PHASE_QUEUED\x10\x01\x12\x17\n\x13TURN_PHASE_RESERVED\x10\x02\x12\x1b\n\x17TURN_PHASE_TRANSFERRING\x10\x03\x12\x19\n\x15TURN_PHASE_PREFILLING\x10\x04\x12\x17\n\x13TURN_PHASE_DECODING\x10\x05\x12\x18\n\x14TURN_PHASE_STREAMING\x10\x06\x32\xfe\x02\n\x0c\x44\x65\x62ugService\x12\x63\n\x0e\x43heckIntegrity\x12\'.icarus.worker.v1.CheckIntegrityRequest\x1a(.icarus.worker.v1.CheckIntegrityResponse\x12T\n\tHoldPhase\x12\".icarus.worker.v1.HoldPhaseRequest\x1a#.icarus.worker.v1.HoldPhaseResponse\x12T\n\tAwaitHeld\x12\".icarus.worker.v1.AwaitHeldRequest\x1a#.icarus.worker.v1.AwaitHeldResponse\x12]\n\x0cReleasePhase\x12%.icarus.worker.v1.ReleasePhaseRequest\x1a&.icarus.worker.v1.ReleasePhaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$icarus/worker/v1/debug_service.proto\x12\x10icarus.worker.v1\">\n\x10HoldPhaseRequest\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.icarus.worker.v1.TurnPhase\"\x13\n\x11HoldPhaseResponse\">\n\x10\x41waitHeldRequest\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.icarus.worker.v1.TurnPhase\"\x13\n\x11\x41waitHeldResponse\"A\n\x13ReleasePhaseRequest\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.icarus.worker.v1.TurnPhase\"\x16\n\x14ReleasePhaseResponse\"+\n\x15\x43heckIntegrityRequest\x12\x12\n\nskip_check\x18\x01 \x01(\x08\"\x94\x03\n\x16\x43heckIntegrityResponse\x12\x14\n\x0ctotal_blocks\x18\x01 \x01(\x03\x12\x13\n\x0b\x66ree_blocks\x18\x02 \x01(\x03\x12\x15\n\rcached_blocks\x18\x03 \x01(\x03\x12\x13\n\x0bused_blocks\x18\x04 \x01(\x03\x12\x1a\n\x12quarantined_blocks\x18\x05 \x01(\x03\x12\x15\n\rleased_blocks\x18\x06 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\x07 \x01(\x03\x12\x19\n\x11kv_written_tokens\x18\x08 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\t \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\n \x01(\x03\x12\x18\n\x10running_requests\x18\x0b \x01(\x05\x12\x18\n\x10waiting_requests\x18\x0c \x01(\x05\x12\x17\n\x0fleases_released\x18\r \x01(\x03\x12\x16\n\x0eleases_expired\x18\x0e \x01(\x03\x12\x13\n\x0bpreemptions\x18\x0f \x01(\x03\x12\x16\n\x0e\x65victed_blocks\x18\x10 \x01(\x03*\xc2\x01\n\tTurnPhase\x12\x1a\n\x16TURN_PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11TURN_PHASE_QUEUED\x10\x01\x12\x17\n\x13TURN_PHASE_RESERVED\x10\x02\x12\x1b\n\x17TURN_PHASE_TRANSFERRING\x10\x03\x12\x19\n\x15TURN_PHASE_PREFILLING\x10\x04\x12\x17\n\x13TURN_PHASE_DECODING\x10\x05\x12\x18\n\x14TURN_PHASE_STREAMING\x10\x06\x32\xfe\x02\n\x0c\x44\x65\x62ugService\x12\x63\n\x0e\x43heckIntegrity\x12\'.icarus.worker.v1.CheckIntegrityRequest\x1a(.icarus.worker.v1.CheckIntegrityResponse\x12T\n\tHoldPhase\x12\".icarus.worker.v1.HoldPhaseRequest\x1a#.icarus.worker.v1.HoldPhaseResponse\x12T\n\tAwaitHeld\x12\".icarus.worker.v1.AwaitHeldRequest\x1a#.icarus.worker.v1.AwaitHeldResponse\x12]\n\x0cReleasePhase\x12%.icarus.worker.v1.ReleasePhaseRequest\x1a&.icarus.worker.v1.ReleasePhaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'icarus.worker.v1.debug_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TURNPHASE']._serialized_start=752
-  _globals['_TURNPHASE']._serialized_end=946
+  _globals['_TURNPHASE']._serialized_start=772
+  _globals['_TURNPHASE']._serialized_end=966
   _globals['_HOLDPHASEREQUEST']._serialized_start=58
   _globals['_HOLDPHASEREQUEST']._serialized_end=120
   _globals['_HOLDPHASERESPONSE']._serialized_start=122
@@ -46,9 +46,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASEPHASERESPONSE']._serialized_start=295
   _globals['_RELEASEPHASERESPONSE']._serialized_end=317
   _globals['_CHECKINTEGRITYREQUEST']._serialized_start=319
-  _globals['_CHECKINTEGRITYREQUEST']._serialized_end=342
-  _globals['_CHECKINTEGRITYRESPONSE']._serialized_start=345
-  _globals['_CHECKINTEGRITYRESPONSE']._serialized_end=749
-  _globals['_DEBUGSERVICE']._serialized_start=949
-  _globals['_DEBUGSERVICE']._serialized_end=1331
+  _globals['_CHECKINTEGRITYREQUEST']._serialized_end=362
+  _globals['_CHECKINTEGRITYRESPONSE']._serialized_start=365
+  _globals['_CHECKINTEGRITYRESPONSE']._serialized_end=769
+  _globals['_DEBUGSERVICE']._serialized_start=969
+  _globals['_DEBUGSERVICE']._serialized_end=1351
 # @@protoc_insertion_point(module_scope)

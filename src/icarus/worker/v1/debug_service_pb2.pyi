@@ -53,8 +53,10 @@ class ReleasePhaseResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class CheckIntegrityRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("skip_check",)
+    SKIP_CHECK_FIELD_NUMBER: _ClassVar[int]
+    skip_check: bool
+    def __init__(self, skip_check: _Optional[bool] = ...) -> None: ...
 
 class CheckIntegrityResponse(_message.Message):
     __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "used_blocks", "quarantined_blocks", "leased_blocks", "block_bytes", "kv_written_tokens", "transfer_reads", "transfer_bytes", "running_requests", "waiting_requests", "leases_released", "leases_expired", "preemptions", "evicted_blocks")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'icarus/worker/v1/registry_service.proto\x12\x10icarus.worker.v1\"e\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x10\n\x08resident\x18\x05 \x01(\x08\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\"\xbe\x02\n\x0fRegisterRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x18\n\x10protocol_version\x18\x05 \x01(\x05\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x07 \x01(\t\x12\x19\n\x11\x63\x61\x63he_fingerprint\x18\x08 \x01(\t\x12\x12\n\nblock_size\x18\t \x01(\x05\x12\x12\n\nnum_blocks\x18\n \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x0b \x01(\x05\x12+\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x19.icarus.worker.v1.Adapter\x12\x19\n\x11\x61\x64\x61pters_revision\x18\r \x01(\x03\"6\n\x10RegisterResponse\x12\"\n\x1aheartbeat_interval_seconds\x18\x01 \x01(\x01\"\xec\x01\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x1a\n\x12\x65ngine_age_seconds\x18\x03 \x01(\x01\x12\x18\n\x10running_requests\x18\x04 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x05 \x01(\x05\x12\x18\n\x10\x61vailable_blocks\x18\x06 \x01(\x05\x12+\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32\x19.icarus.worker.v1.Adapter\x12\x19\n\x11\x61\x64\x61pters_revision\x18\x08 \x01(\x03\"\x13\n\x11HeartbeatResponse\";\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"\xca\x01\n\x13ReportBlocksRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x03\x12.\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x1d.icarus.worker.v1.BlockChange\x12\x36\n\x08snapshot\x18\x05 \x01(\x0b\x32\x1f.icarus.worker.v1.BlockSnapshotH\x00\x88\x01\x01\x42\x0b\n\t_snapshot\"2\n\x0b\x42lockChange\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x0f\n\x07removed\x18\x02 \x01(\x08\"%\n\rBlockSnapshot\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"-\n\x14ReportBlocksResponse\x12\x15\n\rnext_sequence\x18\x01 \x01(\x03\x32\xf2\x02\n\x0fRegistryService\x12Q\n\x08Register\x12!.icarus.worker.v1.RegisterRequest\x1a\".icarus.worker.v1.RegisterResponse\x12T\n\tHeartbeat\x12\".icarus.worker.v1.HeartbeatRequest\x1a#.icarus.worker.v1.HeartbeatResponse\x12]\n\x0cReportBlocks\x12%.icarus.worker.v1.ReportBlocksRequest\x1a&.icarus.worker.v1.ReportBlocksResponse\x12W\n\nDeregister\x12#.icarus.worker.v1.DeregisterRequest\x1a$.icarus.worker.v1.DeregisterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'icarus/worker/v1/registry_service.proto\x12\x10icarus.worker.v1\"e\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x10\n\x08resident\x18\x05 \x01(\x08\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\"\xbe\x02\n\x0fRegisterRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x18\n\x10protocol_version\x18\x05 \x01(\x05\x12\x12\n\nbase_model\x18\x06 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x07 \x01(\t\x12\x19\n\x11\x63\x61\x63he_fingerprint\x18\x08 \x01(\t\x12\x12\n\nblock_size\x18\t \x01(\x05\x12\x12\n\nnum_blocks\x18\n \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x0b \x01(\x05\x12+\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x19.icarus.worker.v1.Adapter\x12\x19\n\x11\x61\x64\x61pters_revision\x18\r \x01(\x03\"6\n\x10RegisterResponse\x12\"\n\x1aheartbeat_interval_seconds\x18\x01 \x01(\x01\"\xfe\x01\n\x10HeartbeatRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x1a\n\x12\x65ngine_age_seconds\x18\x03 \x01(\x01\x12\x18\n\x10running_requests\x18\x04 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x05 \x01(\x05\x12\x18\n\x10\x61vailable_blocks\x18\x06 \x01(\x05\x12+\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32\x19.icarus.worker.v1.Adapter\x12\x19\n\x11\x61\x64\x61pters_revision\x18\x08 \x01(\x03\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"\x13\n\x11HeartbeatResponse\";\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"\xca\x01\n\x13ReportBlocksRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x03\x12.\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x1d.icarus.worker.v1.BlockChange\x12\x36\n\x08snapshot\x18\x05 \x01(\x0b\x32\x1f.icarus.worker.v1.BlockSnapshotH\x00\x88\x01\x01\x42\x0b\n\t_snapshot\"2\n\x0b\x42lockChange\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x0f\n\x07removed\x18\x02 \x01(\x08\"%\n\rBlockSnapshot\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"-\n\x14ReportBlocksResponse\x12\x15\n\rnext_sequence\x18\x01 \x01(\x03\x32\xf2\x02\n\x0fRegistryService\x12Q\n\x08Register\x12!.icarus.worker.v1.RegisterRequest\x1a\".icarus.worker.v1.RegisterResponse\x12T\n\tHeartbeat\x12\".icarus.worker.v1.HeartbeatRequest\x1a#.icarus.worker.v1.HeartbeatResponse\x12]\n\x0cReportBlocks\x12%.icarus.worker.v1.ReportBlocksRequest\x1a&.icarus.worker.v1.ReportBlocksResponse\x12W\n\nDeregister\x12#.icarus.worker.v1.DeregisterRequest\x1a$.icarus.worker.v1.DeregisterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,21 +38,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERRESPONSE']._serialized_start=485
   _globals['_REGISTERRESPONSE']._serialized_end=539
   _globals['_HEARTBEATREQUEST']._serialized_start=542
-  _globals['_HEARTBEATREQUEST']._serialized_end=778
-  _globals['_HEARTBEATRESPONSE']._serialized_start=780
-  _globals['_HEARTBEATRESPONSE']._serialized_end=799
-  _globals['_DEREGISTERREQUEST']._serialized_start=801
-  _globals['_DEREGISTERREQUEST']._serialized_end=860
-  _globals['_DEREGISTERRESPONSE']._serialized_start=862
-  _globals['_DEREGISTERRESPONSE']._serialized_end=882
-  _globals['_REPORTBLOCKSREQUEST']._serialized_start=885
-  _globals['_REPORTBLOCKSREQUEST']._serialized_end=1087
-  _globals['_BLOCKCHANGE']._serialized_start=1089
-  _globals['_BLOCKCHANGE']._serialized_end=1139
-  _globals['_BLOCKSNAPSHOT']._serialized_start=1141
-  _globals['_BLOCKSNAPSHOT']._serialized_end=1178
-  _globals['_REPORTBLOCKSRESPONSE']._serialized_start=1180
-  _globals['_REPORTBLOCKSRESPONSE']._serialized_end=1225
-  _globals['_REGISTRYSERVICE']._serialized_start=1228
-  _globals['_REGISTRYSERVICE']._serialized_end=1598
+  _globals['_HEARTBEATREQUEST']._serialized_end=796
+  _globals['_HEARTBEATRESPONSE']._serialized_start=798
+  _globals['_HEARTBEATRESPONSE']._serialized_end=817
+  _globals['_DEREGISTERREQUEST']._serialized_start=819
+  _globals['_DEREGISTERREQUEST']._serialized_end=878
+  _globals['_DEREGISTERRESPONSE']._serialized_start=880
+  _globals['_DEREGISTERRESPONSE']._serialized_end=900
+  _globals['_REPORTBLOCKSREQUEST']._serialized_start=903
+  _globals['_REPORTBLOCKSREQUEST']._serialized_end=1105
+  _globals['_BLOCKCHANGE']._serialized_start=1107
+  _globals['_BLOCKCHANGE']._serialized_end=1157
+  _globals['_BLOCKSNAPSHOT']._serialized_start=1159
+  _globals['_BLOCKSNAPSHOT']._serialized_end=1196
+  _globals['_REPORTBLOCKSRESPONSE']._serialized_start=1198
+  _globals['_REPORTBLOCKSRESPONSE']._serialized_end=1243
+  _globals['_REGISTRYSERVICE']._serialized_start=1246
+  _globals['_REGISTRYSERVICE']._serialized_end=1616
 # @@protoc_insertion_point(module_scope)

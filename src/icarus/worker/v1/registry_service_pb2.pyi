@@ -59,7 +59,7 @@ class RegisterResponse(_message.Message):
     def __init__(self, heartbeat_interval_seconds: _Optional[float] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("worker_id", "instance_id", "engine_age_seconds", "running_requests", "waiting_requests", "available_blocks", "adapters", "adapters_revision")
+    __slots__ = ("worker_id", "instance_id", "engine_age_seconds", "running_requests", "waiting_requests", "available_blocks", "adapters", "adapters_revision", "draining")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class HeartbeatRequest(_message.Message):
     AVAILABLE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_REVISION_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     instance_id: str
     engine_age_seconds: float
@@ -76,7 +77,8 @@ class HeartbeatRequest(_message.Message):
     available_blocks: int
     adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
     adapters_revision: int
-    def __init__(self, worker_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., engine_age_seconds: _Optional[float] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., available_blocks: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., adapters_revision: _Optional[int] = ...) -> None: ...
+    draining: bool
+    def __init__(self, worker_id: _Optional[str] = ..., instance_id: _Optional[str] = ..., engine_age_seconds: _Optional[float] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., available_blocks: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., adapters_revision: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ()

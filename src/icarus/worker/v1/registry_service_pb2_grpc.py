@@ -63,7 +63,7 @@ class RegistryServiceServicer:
 
     def Register(self, request, context):
         """Announces a worker. Called at start and again whenever a heartbeat answers NOT_FOUND.
-        FAILED_PRECONDITION: another protocol version, or a model that does not match the gateway's.
+        FAILED_PRECONDITION: another protocol version, or a model that does not match the gateway's other workers'.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,7 +4,6 @@ The kinds that are compared, each on the same model with a pool of its own, take
 step by step, so that whatever else the machine does disturbs them alike. Every figure is a median.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,36 +18,17 @@ from icarus.model.loading import load_model
 from icarus.model.two_stream import TwoStreamModel
 from icarus.types import AdapterMode
 from icarus.worker.compute import prepare_compute
-from icarus_benchmarks.in_process import InProcessEngine, load_specialists
+from icarus_benchmarks.engine.figures import DecodeFigures, EngineJob, MemoryFigures, PrefillFigures
+from icarus_benchmarks.engine.in_process import InProcessEngine, load_specialists
+from icarus_benchmarks.engine.report import report
 from icarus_benchmarks.machine import resident_bytes
 from icarus_benchmarks.model_shapes import SHAPES, write_random_model
 from icarus_benchmarks.percentiles import median, percentile
-from icarus_benchmarks.plot import Panel
-from icarus_benchmarks.report import Report, figures_table
+from icarus_benchmarks.report import Report
 from icarus_benchmarks.specialists import write_specialists
 from icarus_benchmarks.workload import random_ids
 
 _WARM_UP_STEPS = 2
-
-
-@dataclass(frozen=True)
-class EngineJob:
-    """What is measured."""
-
-    prefill_tokens: int
-    batches: tuple[int, ...]
-    decode_context: int
-    """Tokens of each prompt at `batches`."""
-    paired_batch: int
-    paired_context: int
-    num_steps: int
-    """Timed decode steps of each kind."""
-    repetitions: int
-    """Timed prefills of each kind."""
-    num_specialists: int
-    rank: int
-    random_weights: str
-    """A name of SHAPES, whose weights are drawn; empty for the model in the settings."""
 
 
 @dataclass(frozen=True)
@@ -60,42 +40,6 @@ class Kind:
 
     def adapter(self, index: int) -> LoraWeights | None:
         return self.specialists[index % len(self.specialists)] if self.specialists else None
-
-
-@dataclass(frozen=True)
-class PrefillFigures:
-    """From a prompt to its first token."""
-
-    kind: str
-    num_tokens: int
-    seconds: float
-    tokens_per_second: float
-    all_seconds: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class DecodeFigures:
-    """A step in which every request of the batch gets a token."""
-
-    kind: str
-    batch: int
-    context: int
-    step_seconds: float
-    step_seconds_p95: float
-    tokens_per_second: float
-    kv_bytes: int
-    """Of the pool that the batch was in."""
-
-
-@dataclass(frozen=True)
-class MemoryFigures:
-    """Bytes."""
-
-    resident_with_model: int
-    """Of the process with the base model; mapped weights count once they were read."""
-    resident_with_specialists: int
-    resident_at_end: int
-    kv_per_token: int
 
 
 def run(job: EngineJob, config: Config, progress: Callable[[str], None]) -> Report:
@@ -126,7 +70,7 @@ def _measure(folder: Path, job: EngineJob, config: Config, progress: Callable[[s
     paired = measure_decode(model, config, kinds, job.paired_batch, job.paired_context, job.num_steps)
     kv_per_token = InProcessEngine(model, config, 1, 1).kv_bytes_per_token
     memory = MemoryFigures(with_model, with_specialists, resident_bytes(), kv_per_token)
-    return _report(job, config, prefills, decodes, paired, memory)
+    return report(job, config, prefills, decodes, paired, memory)
 
 
 def measure_prefill(
@@ -202,79 +146,3 @@ def _kinds(model: TwoStreamModel, folder: Path, job: EngineJob, config: Config) 
             Kind("shared", load_specialists(model, config, folders, AdapterMode.SHARED, digest)),
             Kind("private", load_specialists(model, config, folders, AdapterMode.PRIVATE, digest)),
         ]
-
-
-def _report(
-    job: EngineJob,
-    config: Config,
-    prefills: Sequence[PrefillFigures],
-    decodes: Sequence[DecodeFigures],
-    paired: Sequence[DecodeFigures],
-    memory: MemoryFigures,
-) -> Report:
-    step = {figures.kind: figures.step_seconds for figures in paired}
-    ratios = {f"shared_over_{kind}": step["shared"] / step[kind] for kind in ("base", "private")}
-    results = {
-        "prefill": [dataclasses.asdict(figures) for figures in prefills],
-        "decode": [dataclasses.asdict(figures) for figures in decodes],
-        "paired_step": {"steps": [dataclasses.asdict(figures) for figures in paired], **ratios},
-        "memory": dataclasses.asdict(memory),
-    }
-    tables = [
-        figures_table(
-            f"prefill of {job.prefill_tokens} tokens",
-            ("", "seconds", "tokens/s"),
-            [(_title(figures.kind, job), figures.seconds, figures.tokens_per_second) for figures in prefills],
-        ),
-        figures_table(
-            f"decode, tokens/s, prompts of {job.decode_context} tokens",
-            ("", *(f"batch {batch}" for batch in job.batches)),
-            [
-                (_title(kind, job), *(f.tokens_per_second for f in decodes if f.kind == kind))
-                for kind in dict.fromkeys(figures.kind for figures in decodes)
-            ],
-        ),
-        figures_table(
-            f"a step, batch {job.paired_batch}, prompts of {job.paired_context} tokens",
-            ("", "ms", "P95 ms", "paired / this"),
-            [
-                (_title(f.kind, job), 1e3 * f.step_seconds, 1e3 * f.step_seconds_p95, step["shared"] / f.step_seconds)
-                for f in paired
-            ],
-        ),
-        figures_table(
-            "memory, MiB",
-            ("process with the model", "with specialists", "at the end", "KV of 1,000 tokens"),
-            [
-                [
-                    value / 2**20
-                    for value in (
-                        memory.resident_with_model,
-                        memory.resident_with_specialists,
-                        memory.resident_at_end,
-                        1000 * memory.kv_per_token,
-                    )
-                ]
-            ],
-        ),
-    ]
-    panel = Panel(
-        f"decode, prompts of {job.decode_context} tokens",
-        "batch",
-        "tokens/s",
-        {
-            kind: [(f.batch, f.tokens_per_second) for f in decodes if f.kind == kind]
-            for kind in dict.fromkeys(figures.kind for figures in decodes)
-        },
-        log_x=True,
-    )
-    settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}
-    return Report("engine", settings, results, tables, [panel], device=config.model.device)
-
-
-def _title(kind: str, job: EngineJob) -> str:
-    return {
-        "base": "base, one stream",
-        "shared": f"{job.num_specialists} shared specialists, paired",
-        "private": f"{job.num_specialists} private specialists, one stream",
-    }[kind]
