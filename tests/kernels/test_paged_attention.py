@@ -111,6 +111,22 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_what_is_not_a_number_does_not_become_one(dtype, poison):
+    """A query or a key that is not finite gives NaN, not something plausible; in decode and in a chunk."""
+    torch.manual_seed(0)
+    decode = SequenceRows([0, 1], [100, 100], list(range(7)))
+    rows = AttentionRows.build([decode, SequenceRows(list(range(2, 10)), list(range(40, 48)), [7, 8, 9])], 16)
+    pages, query = torch.randn(10, 2, 16, 3, 64).to(dtype), torch.randn(10, 9, 64).to(dtype)
+    assert paged_attention(query, pages, rows).isfinite().all()
+    bad_query = query.index_fill(0, torch.tensor([1, 4]), poison)
+    assert paged_attention(bad_query, pages, rows).isnan().flatten(1).all(1).tolist() == [i in (1, 4) for i in range(10)]
+    pages[[3, 8], 0, 5, 1] = poison  # keys 53 and 21 of head 1
+    found = paged_attention(query, pages, rows).isnan().all(2)
+    assert found[:, 3:6].all() and not found[:, :3].any() and not found[:, 6:].any()
+
+
 def test_queries_may_be_a_view():
     torch.manual_seed(0)
     rows = AttentionRows.build([SequenceRows([1], [6], [2, 0]), SequenceRows([0, 2], [1, 2], [1])], 4)
