@@ -14,6 +14,8 @@ def add_segmented_lora(output: Tensor, x: Tensor, rows: LoraRows, layer: int, co
 
     output [rows, out], x [rows, in], of the dtype and device of A and B, each row contiguous.
     """
+    assert output.dtype is x.dtype, f"output is {output.dtype}, x {x.dtype}"
+    assert output.stride(1) == x.stride(1) == 1, f"strides of output are {output.stride()}, of x {x.stride()}"
     if x.is_cuda:
         from icarus_kernels.segmented_lora_triton import add_segmented_lora_triton
 

@@ -120,8 +120,8 @@ def test_what_is_not_a_number_does_not_become_one(dtype, poison):
     rows = AttentionRows.build([decode, SequenceRows(list(range(2, 10)), list(range(40, 48)), [7, 8, 9])], 16)
     pages, query = torch.randn(10, 2, 16, 3, 64).to(dtype), torch.randn(10, 9, 64).to(dtype)
     assert paged_attention(query, pages, rows).isfinite().all()
-    bad_query = query.index_fill(0, torch.tensor([1, 4]), poison)
-    assert paged_attention(bad_query, pages, rows).isnan().flatten(1).all(1).tolist() == [i in (1, 4) for i in range(10)]
+    found = paged_attention(query.index_fill(0, torch.tensor([1, 4]), poison), pages, rows).isnan().flatten(1)
+    assert found.all(1).tolist() == found.any(1).tolist() == [row in (1, 4) for row in range(10)]
     pages[[3, 8], 0, 5, 1] = poison  # keys 53 and 21 of head 1
     found = paged_attention(query, pages, rows).isnan().all(2)
     assert found[:, 3:6].all() and not found[:, :3].any() and not found[:, 6:].any()
@@ -135,6 +135,19 @@ def test_queries_may_be_a_view():
     got = paged_attention(query, pages, rows)
     assert got.is_contiguous()
     torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-6, rtol=1e-5)
+
+
+def test_refuses_what_it_would_misread():
+    rows = AttentionRows.build([SequenceRows([0], [2], [1])], 4)
+    query, pages = torch.randn(1, 2, 16), torch.randn(2, 2, 4, 1, 16)
+    for wrong_query, wrong_pages in (
+        (query, pages.bfloat16()),
+        (query.bfloat16(), pages),
+        (torch.randn(1, 2, 32)[..., ::2], pages),
+        (query, torch.randn(2, 2, 4, 1, 32)[..., ::2]),
+    ):
+        with pytest.raises(AssertionError):
+            paged_attention(wrong_query, wrong_pages, rows)
 
 
 def test_no_rows():

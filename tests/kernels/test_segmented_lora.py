@@ -82,5 +82,17 @@ def test_each_segment_goes_the_way_of_its_own_size():
     assert only_few is not None and only_few.few is only_few and only_few.many == ()
 
 
+def test_refuses_what_it_would_misread():
+    rows = LoraRows.build([LoraSegment(0, 2, adapter(4))])
+    output, x = torch.randn(2, sum(OUTS)), torch.randn(2, IN)
+    for wrong in (
+        (output.bfloat16(), x),
+        (output, torch.randn(IN, 2).t()),
+        (torch.randn(sum(OUTS), 2).t(), x),
+    ):
+        with pytest.raises(AssertionError):
+            add_segmented_lora(*wrong, rows, LAYER, COLUMNS)
+
+
 def test_no_segments():
     assert LoraRows.build([]) is None
