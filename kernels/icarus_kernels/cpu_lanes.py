@@ -267,3 +267,51 @@ def exp2(x: Any) -> Any:
     y = fma(y, rest, splat(types.float32(6.931472028550421e-1)))
     y = fma(y, rest, splat(types.float32(1.0)))
     return y * _power_of_two(whole)
+
+
+@compiled
+def _exponent(typingctx: Any, lanes: Any) -> Any:
+    """Of each lane, which is positive and normal: the whole number e with lane / 2^e in [sqrt(1/2), sqrt(2))."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.sitofp(_exponent_bits(builder, arguments[0]), _VECTOR)
+
+    return _LANES(_LANES), generate
+
+
+@compiled
+def _mantissa(typingctx: Any, lanes: Any) -> Any:
+    """Each lane over 2 to its `_exponent`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        exponent = builder.shl(_exponent_bits(builder, arguments[0]), ir.Constant(_INTEGERS, [23] * WIDTH))
+        return builder.bitcast(builder.sub(builder.bitcast(arguments[0], _INTEGERS), exponent), _VECTOR)
+
+    return _LANES(_LANES), generate
+
+
+def _exponent_bits(builder: Any, lanes: Any) -> Any:
+    root_of_half = ir.Constant(_INTEGERS, [0x3F3504F3] * WIDTH)
+    offset = builder.sub(builder.bitcast(lanes, _INTEGERS), root_of_half)
+    return builder.ashr(offset, ir.Constant(_INTEGERS, [23] * WIDTH))
+
+
+@inner
+def log(x: Any) -> Any:
+    """The natural logarithm of each lane, which is positive and normal, to two units in the last place."""
+    exponent, x = _exponent(x), _mantissa(x) - splat(types.float32(1.0))
+    square = x * x
+    # Cephes' logf polynomial
+    y = splat(types.float32(7.0376836292e-2))
+    y = fma(y, x, splat(types.float32(-1.1514610310e-1)))
+    y = fma(y, x, splat(types.float32(1.1676998740e-1)))
+    y = fma(y, x, splat(types.float32(-1.2420140846e-1)))
+    y = fma(y, x, splat(types.float32(1.4249322787e-1)))
+    y = fma(y, x, splat(types.float32(-1.6668057665e-1)))
+    y = fma(y, x, splat(types.float32(2.0000714765e-1)))
+    y = fma(y, x, splat(types.float32(-2.4999993993e-1)))
+    y = fma(y, x, splat(types.float32(3.3333331174e-1)))
+    y = fma(exponent, splat(types.float32(-2.12194440e-4)), y * x * square)
+    y = fma(square, splat(types.float32(-0.5)), y)
+    # log(2) in two parts: the first times a whole number is exact.
+    return fma(exponent, splat(types.float32(0.693359375)), x + y)
