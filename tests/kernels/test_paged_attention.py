@@ -1,5 +1,7 @@
 """paged_attention against its naive reference, with everything that must not be read poisoned."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from icarus_kernels import AttentionRows, SequenceRows, paged_attention, paged_attention_reference
@@ -153,6 +155,20 @@ def test_refuses_what_it_would_misread():
 def test_no_rows():
     rows = AttentionRows.build([], 4)
     assert paged_attention(torch.empty(0, 4, 8), torch.empty(2, 2, 4, 2, 8), rows).shape == (0, 4, 8)
+
+
+def test_too_few_pages():
+    with pytest.raises(ValueError, match="position 40 needs 3 pages of 16 tokens; its sequence has 1"):
+        AttentionRows.build([SequenceRows([0], [40], [7])], 16)
+
+
+def test_what_was_derived_of_other_rows_is_not_taken_over():
+    torch.manual_seed(0)
+    rows = AttentionRows.build([SequenceRows([0, 1, 2], [2, 3, 4], [1, 0])], 4)
+    pages, query = torch.randn(4, 2, 4, 2, 8), torch.randn(3, 4, 8)
+    paged_attention(query, pages, rows)
+    moved = replace(rows, block_tables=torch.tensor([[3, 2]], dtype=torch.int32))
+    torch.testing.assert_close(paged_attention(query, pages, moved), paged_attention_reference(query, pages, moved))
 
 
 def test_decode_comes_before_chunks():
