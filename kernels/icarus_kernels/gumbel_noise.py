@@ -17,6 +17,7 @@ def add_gumbel_noise(logits: Tensor, keys: Tensor) -> None:
     """
     assert logits.dtype is torch.float32 and logits.is_contiguous(), f"logits are {logits.dtype}, {logits.stride()}"
     assert keys.dtype is torch.uint64 and keys.is_contiguous(), f"keys are {keys.dtype}, strides {keys.stride()}"
+    assert logits.is_cuda is keys.is_cuda, f"logits are on {logits.device}, keys on {keys.device}"
     if logits.is_cuda:
         from icarus_kernels.gumbel_noise_triton import add_gumbel_noise_triton
 

@@ -23,7 +23,7 @@ def _add_noise(logits, tokens, vocab, word):
     tl.store(logits + tokens, tl.load(logits + tokens, mask=is_token) + noise, mask=is_token)
 
 
-@triton.jit(do_not_specialize=["vocab"])
+@triton.jit
 def add_noise_kernel(logits, keys, vocab, BLOCK: tl.constexpr, WORD_TOKENS: tl.constexpr, TILE: tl.constexpr):
     """BLOCK counters of one row."""
     row = tl.program_id(0).to(tl.int64)

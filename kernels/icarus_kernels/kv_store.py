@@ -17,6 +17,7 @@ def store_kv(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None
     assert slots.dtype is torch.int64 and slots.is_contiguous(), f"slots are {slots.dtype}, strides {slots.stride()}"
     assert keys.dtype is values.dtype is pages.dtype, f"keys {keys.dtype}, values {values.dtype}, pages {pages.dtype}"
     assert keys.stride(2) == values.stride(2) == pages.stride(4) == 1, "numbers of a head do not lie side by side"
+    assert slots.is_cuda is pages.is_cuda, f"slots are on {slots.device}, the pages on {pages.device}"
     if pages.is_cuda:
         from icarus_kernels.kv_store_triton import store_kv_triton
 
