@@ -3,6 +3,7 @@ alone."""
 
 from icarus_kernels.attention_rows import AttentionRows, SequenceRows
 from icarus_kernels.cpu_kernel import compile_cpu_kernels
+from icarus_kernels.gumbel_noise import add_gumbel_noise, add_gumbel_noise_reference
 from icarus_kernels.kv_store import store_kv, store_kv_reference
 from icarus_kernels.lora_rows import Columns, LoraRows, LoraSegment, LoraTable
 from icarus_kernels.packed_linear import pack_linear
@@ -19,6 +20,8 @@ __all__ = [
     "LoraSegment",
     "LoraTable",
     "SequenceRows",
+    "add_gumbel_noise",
+    "add_gumbel_noise_reference",
     "add_rms_norm",
     "add_segmented_lora",
     "add_segmented_lora_reference",

@@ -49,8 +49,8 @@ class AttentionRows:
     """Most rows of one sequence; 0 without rows."""
     max_keys: int
     """Most keys that a row sees when it has no window; 0 without rows."""
-    derived: dict[Hashable, Any] = field(default_factory=dict)
-    """What an implementation works out once for all layers, by keys of its own."""
+    derived: dict[Hashable, Any] = field(default_factory=dict, init=False)
+    """What an implementation works out once for all layers, by keys of its own. `replace` leaves it behind."""
 
     @property
     def num_rows(self) -> int:
@@ -64,7 +64,8 @@ class AttentionRows:
     def build(
         cls, sequences: Sequence[SequenceRows], block_size: int, device: str | torch.device = "cpu"
     ) -> "AttentionRows":
-        """Each sequence has at least one row. Only the pages up to that of its last row are taken over."""
+        """Each sequence has at least one row. Only the pages up to that of its last row are taken over. Raises
+        ValueError where there are fewer."""
         ordered = [s for s in sequences if s.is_decode] + [s for s in sequences if not s.is_decode]
         starts = [0]
         for sequence in ordered:
@@ -73,6 +74,11 @@ class AttentionRows:
         width = max(pages, default=0)
         tables = np.zeros((len(ordered), width), np.int32)
         for table, sequence, count in zip(tables, ordered, pages, strict=True):
+            if len(sequence.block_ids) < count:
+                raise ValueError(
+                    f"a row at position {sequence.positions[-1]} needs {count} pages of {block_size} tokens; "
+                    f"its sequence has {len(sequence.block_ids)}"
+                )
             table[:count] = sequence.block_ids[:count]
 
         def on_device(values: Sequence[Any]) -> Tensor:

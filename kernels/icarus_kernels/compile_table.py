@@ -26,7 +26,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from icarus_kernels import Columns, LoraRows, LoraSegment, LoraTable, segmented_lora_triton
+from icarus_kernels import Columns, LoraRows, LoraSegment, LoraTable, gumbel_noise_triton, segmented_lora_triton
 from icarus_kernels.attention_rows import AttentionRows, SequenceRows
 from icarus_kernels.kv_store_triton import store_kv_triton
 from icarus_kernels.paged_attention_triton import paged_attention_triton
@@ -151,6 +151,8 @@ def _launches() -> Iterator[tuple[str, Callable[[], object]]]:
         for rank, num_rows, num_splits in ((16, 16, 8), (16, 256, 1), (64, 16, 8), (64, 256, 1)):
             case = f"{name}, rank {rank}, {num_rows} rows, splits: {num_splits}"
             yield case, partial(_add_lora, dtype, rank, num_rows, num_splits)
+    logits, keys = torch.empty(2, 4096), torch.zeros(2, 2, dtype=torch.uint64)
+    yield "float32, rows of 4096", partial(gumbel_noise_triton.add_gumbel_noise_triton, logits, keys)
 
 
 def _add_lora(dtype: torch.dtype, rank: int, num_rows: int, num_splits: int) -> None:
@@ -165,7 +167,7 @@ def _add_lora(dtype: torch.dtype, rank: int, num_rows: int, num_splits: int) -> 
 
 def table_head(variants: Sequence[Variant]) -> str:
     """What the table says of all kernels: another head, other kernels."""
-    helpers = (segmented_lora_triton._pick.src,)
+    helpers = (segmented_lora_triton._pick.src, gumbel_noise_triton._add_noise.src)
     digest = hashlib.sha256("\n".join((*helpers, *(v.identity for v in variants))).encode()).hexdigest()
     columns = (f"sm_{a} registers | spilled | shared" for a in ARCHITECTURES)
     return _HEAD.format(

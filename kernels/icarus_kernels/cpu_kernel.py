@@ -72,8 +72,10 @@ class CPUKernel:
     def compile_all(cls, dtype: torch.dtype) -> None:
         """Some seconds where Numba's cache has nothing yet."""
         for kernel in cls._all:
-            if dtype in kernel._dtypes:
-                kernel._compile(dtype)
+            # What is for float32 alone (the sampler's) is needed whatever the model's dtype.
+            wanted = dtype if dtype in kernel._dtypes else torch.float32
+            if wanted in kernel._dtypes:
+                kernel._compile(wanted)
 
     def _compile(self, dtype: torch.dtype) -> tuple[int, Callable[[Any], None]]:
         """Its address, and how one thread calls it."""

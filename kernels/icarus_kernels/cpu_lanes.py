@@ -120,9 +120,26 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     return _intrinsic("llvm.fma", 3)
 
 
+def _choice(comparison: str) -> Any:
+    """b where `a comparison b`, else a."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b = arguments
+        return builder.select(builder.fcmp_ordered(comparison, a, b), b, a)
+
+    return _LANES(_LANES, _LANES), generate
+
+
 @compiled
 def larger(typingctx: Any, a: Any, b: Any) -> Any:
-    return _intrinsic("llvm.maxnum", 2)
+    """Of each two lanes; `a` where one is NaN."""
+    return _choice("<")
+
+
+@compiled
+def smaller(typingctx: Any, a: Any, b: Any) -> Any:
+    """Of each two lanes; `a` where one is NaN."""
+    return _choice(">")
 
 
 def _reduction(name: str, start: tuple[Any, ...]) -> Any:
@@ -198,11 +215,12 @@ _operator(operator.truediv, "fdiv")
 
 @compiled
 def _power_of_two(typingctx: Any, exponent: Any) -> Any:
-    """2 to each lane, which is a whole number in -126..127."""
+    """2 to each lane, which is a whole number in -126..127, or NaN: then anything."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        whole = builder.fptosi(arguments[0], _INTEGERS)
-        biased = builder.add(whole, ir.Constant(_INTEGERS, [127] * WIDTH))
+        # At 1.5 * 2^23 a float's last bits are a whole number. Unlike fptosi, that is defined for NaN.
+        shifted = builder.fadd(arguments[0], ir.Constant(_VECTOR, [12582912.0] * WIDTH))
+        biased = builder.add(builder.bitcast(shifted, _INTEGERS), ir.Constant(_INTEGERS, [127] * WIDTH))
         return builder.bitcast(builder.shl(biased, ir.Constant(_INTEGERS, [23] * WIDTH)), _VECTOR)
 
     return _LANES(_LANES), generate
@@ -215,9 +233,9 @@ def _round(typingctx: Any, lanes: Any) -> Any:
 
 @inner
 def exp(x: Any) -> Any:
-    """e to each lane, to two units in the last place; below -87 it is about 1e-38 and stays so, above 88 likewise."""
-    x = larger(x, splat(types.float32(-87.0)))
-    x = splat(types.float32(0.0)) - larger(splat(types.float32(0.0)) - x, splat(types.float32(-88.0)))
+    """e to each lane, to two units in the last place; below -87 it is about 1e-38 and stays so, above 88 likewise. NaN
+    stays NaN."""
+    x = smaller(larger(x, splat(types.float32(-87.0))), splat(types.float32(88.0)))
     whole = _round(x * splat(types.float32(1.4426950408889634)))
     # log(2) in two parts: the first times a whole number is exact.
     rest = fma(whole, splat(types.float32(-0.693359375)), x)
@@ -235,7 +253,8 @@ def exp(x: Any) -> Any:
 
 @inner
 def exp2(x: Any) -> Any:
-    """2 to each lane, to two units in the last place; for lanes up to 127, and below -126 it is about 1e-38."""
+    """2 to each lane, to two units in the last place; for lanes up to 127, and below -126 it is about 1e-38. NaN
+    stays NaN."""
     x = larger(x, splat(types.float32(-126.0)))
     whole = _round(x)
     rest = x - whole
@@ -248,3 +267,51 @@ def exp2(x: Any) -> Any:
     y = fma(y, rest, splat(types.float32(6.931472028550421e-1)))
     y = fma(y, rest, splat(types.float32(1.0)))
     return y * _power_of_two(whole)
+
+
+@compiled
+def _exponent(typingctx: Any, lanes: Any) -> Any:
+    """Of each lane, which is positive and normal: the whole number e with lane / 2^e in [sqrt(1/2), sqrt(2))."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.sitofp(_exponent_bits(builder, arguments[0]), _VECTOR)
+
+    return _LANES(_LANES), generate
+
+
+@compiled
+def _mantissa(typingctx: Any, lanes: Any) -> Any:
+    """Each lane over 2 to its `_exponent`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        exponent = builder.shl(_exponent_bits(builder, arguments[0]), ir.Constant(_INTEGERS, [23] * WIDTH))
+        return builder.bitcast(builder.sub(builder.bitcast(arguments[0], _INTEGERS), exponent), _VECTOR)
+
+    return _LANES(_LANES), generate
+
+
+def _exponent_bits(builder: Any, lanes: Any) -> Any:
+    root_of_half = ir.Constant(_INTEGERS, [0x3F3504F3] * WIDTH)
+    offset = builder.sub(builder.bitcast(lanes, _INTEGERS), root_of_half)
+    return builder.ashr(offset, ir.Constant(_INTEGERS, [23] * WIDTH))
+
+
+@inner
+def log(x: Any) -> Any:
+    """The natural logarithm of each lane, which is positive and normal, to two units in the last place."""
+    exponent, x = _exponent(x), _mantissa(x) - splat(types.float32(1.0))
+    square = x * x
+    # Cephes' logf polynomial
+    y = splat(types.float32(7.0376836292e-2))
+    y = fma(y, x, splat(types.float32(-1.1514610310e-1)))
+    y = fma(y, x, splat(types.float32(1.1676998740e-1)))
+    y = fma(y, x, splat(types.float32(-1.2420140846e-1)))
+    y = fma(y, x, splat(types.float32(1.4249322787e-1)))
+    y = fma(y, x, splat(types.float32(-1.6668057665e-1)))
+    y = fma(y, x, splat(types.float32(2.0000714765e-1)))
+    y = fma(y, x, splat(types.float32(-2.4999993993e-1)))
+    y = fma(y, x, splat(types.float32(3.3333331174e-1)))
+    y = fma(exponent, splat(types.float32(-2.12194440e-4)), y * x * square)
+    y = fma(square, splat(types.float32(-0.5)), y)
+    # log(2) in two parts: the first times a whole number is exact.
+    return fma(exponent, splat(types.float32(0.693359375)), x + y)

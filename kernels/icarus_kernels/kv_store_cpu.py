@@ -13,7 +13,7 @@ def store_kv_cpu(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> 
         pages.dtype,
         threads_for(2 * keys.numel()),
         *(tensor.data_ptr() for tensor in (pages, slots, keys, values)),
-        *(rows, heads, head_dim, pages.shape[2], *pages.stride()),
+        *(rows, heads, head_dim, pages.shape[2], *pages.stride()[:4]),
         *(*keys.stride()[:2], *values.stride()[:2]),
     )
 
@@ -22,7 +22,7 @@ def _store(p):
     a = arguments_of(p)
     pages, slots, keys, values = at_address(a[0], p), at_address(a[1], int64), at_address(a[2], p), at_address(a[3], p)
     rows, heads, head_dim, block_size = a[4], a[5], a[6], a[7]
-    block_stride, value_offset, token_stride, head_stride, stride = a[8], a[9], a[10], a[11], a[12]
+    block_stride, value_offset, token_stride, head_stride = a[8], a[9], a[10], a[11]
     begin, end = my_share(rows)
     for row in range(begin, end):
         if slots[row] < 0:
@@ -30,10 +30,10 @@ def _store(p):
         token = slots[row] // block_size * block_stride + slots[row] % block_size * token_stride
         for head in range(heads):
             to = token + head * head_stride
-            key, value = row * a[13] + head * a[14], row * a[15] + head * a[16]
+            key, value = row * a[12] + head * a[13], row * a[14] + head * a[15]
             for d in range(head_dim):
-                pages[to + d * stride] = keys[key + d]
-                pages[to + value_offset + d * stride] = values[value + d]
+                pages[to + d] = keys[key + d]
+                pages[to + value_offset + d] = values[value + d]
 
 
 _STORE = CPUKernel(_store)

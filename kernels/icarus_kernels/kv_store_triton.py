@@ -45,7 +45,7 @@ def store_kernel(
 
 
 def store_kv_triton(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """As `store_kv`. A row whose slot is negative is stored nowhere: a captured batch is filled up with such rows."""
+    """As `store_kv`: a captured batch is filled up with rows whose slot is negative."""
     rows, heads, head_dim = keys.shape
     if rows == 0:
         return

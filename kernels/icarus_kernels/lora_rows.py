@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+FEW_ROWS = 32
+"""Of a segment. With more, a CPU is faster through matrix products."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,18 @@ class LoraRows:
     max_rank: int
     max_rows: int
     """Most rows of one segment."""
+
+    @cached_property
+    def few(self) -> "LoraRows | None":
+        """The segments of at most FEW_ROWS rows."""
+        if self.max_rows <= FEW_ROWS:
+            return self
+        return LoraRows.build([s for s in self.segments if s.end - s.start <= FEW_ROWS], self.bounds.device)
+
+    @cached_property
+    def many(self) -> tuple[LoraSegment, ...]:
+        """The other segments."""
+        return tuple(s for s in self.segments if s.end - s.start > FEW_ROWS)
 
     @classmethod
     def build(cls, segments: Sequence[LoraSegment], device: str | torch.device = "cpu") -> "LoraRows | None":

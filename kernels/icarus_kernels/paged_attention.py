@@ -10,10 +10,14 @@ from icarus_kernels.paged_attention_cpu import paged_attention_cpu
 def paged_attention(query: Tensor, pages: Tensor, rows: AttentionRows, window: int | None = None) -> Tensor:
     """softmax(q k / sqrt(head_dim)) v; query head h reads KV head h // (heads / kv_heads).
 
-    query    [any, heads, head_dim], any row stride; entry i of `rows` is row `row_ids[i]`
-    pages    [num_blocks, 2, block_size, kv_heads, head_dim], any strides; keys at [:, 0], values at [:, 1]
+    query    [any, heads, head_dim], any strides but that the last is 1; entry i of `rows` is row `row_ids[i]`
+    pages    [num_blocks, 2, block_size, kv_heads, head_dim] of query's dtype, any strides but that the last is 1; keys
+             at [:, 0], values at [:, 1]
     returns  the shape of query, contiguous; rows that are not in `rows` are undefined
     """
+    assert query.dtype is pages.dtype, f"query is {query.dtype}, the pages are {pages.dtype}"
+    assert query.stride(2) == pages.stride(4) == 1, f"strides are {query.stride()}, {pages.stride()}"
+    assert query.is_cuda is rows.row_ids.is_cuda, f"query is on {query.device}, the rows are on {rows.row_ids.device}"
     if query.is_cuda:
         from icarus_kernels.paged_attention_triton import paged_attention_triton
 

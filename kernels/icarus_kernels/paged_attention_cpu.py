@@ -15,9 +15,9 @@ from icarus_kernels.paged_prefill_cpu import paged_prefill_cpu
 def paged_attention_cpu(query: Tensor, pages: Tensor, rows: AttentionRows, window: int | None) -> Tensor:
     """As `paged_attention`."""
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    head_dim, in_place = query.shape[2], pages.stride(4) == 1 and query.stride(2) == 1
-    dots = in_place and head_dim % COLUMNS == 0 and query.dtype == torch.bfloat16 and has_dot_tiles()
-    num_decodes = rows.num_decodes if in_place and head_dim % WIDTH == 0 else 0
+    head_dim = query.shape[2]
+    dots = head_dim % COLUMNS == 0 and query.dtype == torch.bfloat16 and has_dot_tiles()
+    num_decodes = rows.num_decodes if head_dim % WIDTH == 0 else 0
     if num_decodes:
         attend_decodes = paged_decode_dot_cpu if dots else paged_decode_cpu
         attend_decodes(query, pages, rows, window, output)

@@ -1,4 +1,5 @@
-"""Paged attention by torch: gathers the K and V of each sequence. For chunks, where that costs little."""
+"""Paged attention by torch: gathers the K and V of each sequence. For chunks, where that costs little, and for decode
+with a head_dim that no kernel takes."""
 
 from typing import NamedTuple
 

@@ -70,7 +70,7 @@ def count_splits(max_keys: int, programs: int, processors: int) -> int:
     return min(wanted, cdiv(max_keys, _MIN_SPLIT_KEYS))
 
 
-@triton.jit(do_not_specialize=["first_sequence", "window", "num_splits"])
+@triton.jit(do_not_specialize=["first_sequence", "window", "num_splits", "table_stride"])
 def attend_kernel(
     query,
     pages,

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from icarus_kernels.rms_norm_cpu import rms_norm_cpu
 
@@ -10,27 +9,29 @@ from icarus_kernels.rms_norm_cpu import rms_norm_cpu
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32.
 
-    x [..., size], its last two dimensions with any strides but that the last is 1; weight [size] -> contiguous
+    x       [rows, size] or [rows, heads, size], any strides but that the last is 1
+    weight  [size], contiguous, of x's dtype
+    returns the shape of x, contiguous
     """
-    if x.device.type == "cpu":
-        return rms_norm_cpu(x, None, weight, eps)
+    assert weight.dtype is x.dtype, f"the weight is {weight.dtype}, x {x.dtype}"
+    assert x.stride(-1) == 1 and weight.is_contiguous(), f"strides are {x.stride()}, {weight.stride()}"
     if x.is_cuda:
         from icarus_kernels.rms_norm_triton import rms_norm_triton
 
         return rms_norm_triton(x, weight, eps)
-    return functional.rms_norm(x, weight.shape, weight, eps)
+    return rms_norm_cpu(x, None, weight, eps)
 
 
 def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """residual += x, in place; returns the residual's `rms_norm`. All [rows, size], contiguous."""
-    if x.device.type == "cpu":
-        return rms_norm_cpu(residual, x, weight, eps)
+    """residual += x, in place; returns the residual's `rms_norm`. All contiguous and of one dtype, residual and x
+    [rows, size]."""
+    assert residual.dtype is x.dtype is weight.dtype, f"residual {residual.dtype}, x {x.dtype}, weight {weight.dtype}"
+    assert residual.is_contiguous() and x.is_contiguous(), f"strides are {residual.stride()} and {x.stride()}"
     if x.is_cuda:
         from icarus_kernels.rms_norm_triton import add_rms_norm_triton
 
         return add_rms_norm_triton(residual, x, weight, eps)
-    residual.add_(x)
-    return functional.rms_norm(residual, weight.shape, weight, eps)
+    return rms_norm_cpu(residual, x, weight, eps)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:

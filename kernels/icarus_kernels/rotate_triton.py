@@ -38,7 +38,7 @@ def rotate_kernel(
 
 
 def rotate_triton(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """As `rotate`; cos and sin are contiguous."""
+    """As `rotate`."""
     rows, num_heads, head_dim = heads.shape
     if rows == 0:
         return

@@ -8,24 +8,22 @@ from torch.nn.functional import linear
 from icarus_kernels.lora_rows import Columns, LoraRows
 from icarus_kernels.segmented_lora_cpu import add_few_rows
 
-_FEW_ROWS = 32
-"""With more rows a segment, a CPU is faster through matrix products."""
-
 
 def add_segmented_lora(output: Tensor, x: Tensor, rows: LoraRows, layer: int, columns: Sequence[Columns]) -> None:
     """output[s:e, columns] += x[s:e] @ A.T @ B.T for each segment and module, in place; the rest stays, to the bit.
 
     output [rows, out], x [rows, in], of the dtype and device of A and B, each row contiguous.
     """
+    assert output.dtype is x.dtype, f"output is {output.dtype}, x {x.dtype}"
+    assert output.stride(1) == x.stride(1) == 1, f"strides of output are {output.stride()}, of x {x.stride()}"
     if x.is_cuda:
         from icarus_kernels.segmented_lora_triton import add_segmented_lora_triton
 
         add_segmented_lora_triton(output, x, rows, layer, columns)
         return
-    if x.device.type == "cpu" and rows.max_rows <= _FEW_ROWS:
-        add_few_rows(output, x, rows, layer, columns)
-        return
-    for start, end, table in rows.segments:
+    if rows.few is not None:
+        add_few_rows(output, x, rows.few, layer, columns)
+    for start, end, table in rows.many:
         for module, first, last in columns:
             if (layer, module) in table.pairs:
                 a, b = table.pairs[layer, module]

@@ -146,11 +146,13 @@ def add_segmented_lora_triton(
     num_segments, _, layer_entries, _ = rows.entries.shape
     block_m = 16 if rows.max_rows <= 32 else 64
     tiles = cdiv(rows.max_rows, block_m)
-    block_r = min(next_power_of_2(rows.max_rank, 16), 64)
+    # Rounded up, so that a batch with another largest rank takes the same compiled kernels.
+    max_rank = next_power_of_2(rows.max_rank, 16)
+    block_r = min(max_rank, 64)
     num_inputs, modules = x.shape[1], tuple(c.module for c in columns)
     if num_splits is None:
         num_splits = count_splits(num_inputs, tiles * len(columns) * num_segments, count_processors(x.device))
-    partials = torch.empty(num_splits, len(columns), len(x), rows.max_rank, dtype=torch.float32, device=x.device)
+    partials = torch.empty(num_splits, len(columns), len(x), max_rank, dtype=torch.float32, device=x.device)
     shrink_kernel[(tiles * num_splits, len(columns), num_segments)](
         x,
         partials,
@@ -161,7 +163,7 @@ def add_segmented_lora_triton(
         rows.entries.stride(0) // 3,
         num_inputs,
         len(x),
-        rows.max_rank,
+        max_rank,
         num_splits,
         x.stride(0),
         DTYPE=_TRITON_TYPES[x.dtype],
@@ -185,7 +187,7 @@ def add_segmented_lora_triton(
         rows.entries.stride(0) // 3,
         len(columns),
         len(x),
-        rows.max_rank,
+        max_rank,
         output.stride(0),
         NUM_SPLITS=num_splits,
         DTYPE=_TRITON_TYPES[x.dtype],

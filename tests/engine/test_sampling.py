@@ -8,7 +8,7 @@ import torch
 from engine.harness import Harness, Specialists, Turn
 from engine.naive_sampling import naive_scores
 
-from icarus.engine.request import Sampled
+from icarus.engine.request import Failed, Sampled
 from icarus.types import FinishReason, SamplingParams
 
 EVERYTHING = SamplingParams(
@@ -191,3 +191,31 @@ def test_seeded_turns_are_the_same_in_every_batch(base, specialists):
         excused += gap > 0
     print(f"{excused} of {len(turns)} seeded turns parted at a near tie")
     assert excused < 4
+
+
+@pytest.mark.parametrize("tokens", [[7], list(range(320))])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_fail_their_request_alone(
+    base, specialists, monkeypatch, tokens, value, temperature
+):
+    harness, sampling = Harness(base), SamplingParams(max_tokens=8, temperature=temperature, seed=3, logprobs=2)
+    broken = harness.submit(prompt(9), specialists["s0"], sampling=sampling)
+    other = harness.submit(prompt(12, 1), specialists["s1"], sampling=sampling)
+    forward = harness.model.forward
+
+    def broken_forward(*args):
+        logits = forward(*args)
+        logits[0, tokens] = value
+        return logits
+
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.model, "forward", broken_forward)
+        harness.step()
+    assert isinstance(broken.ended, Failed) and broken.output == []
+    assert "not finite, for specialist 's0'" in str(broken.ended.error)
+    harness.run()
+    check_tokens(specialists, other)
+    again = harness.generate(prompt(9), specialists["s0"], sampling=sampling)
+    assert again.admitted.num_local_blocks == 0, "what the failed step wrote has no name"
+    check_tokens(specialists, again)

@@ -1,5 +1,7 @@
 """paged_attention against its naive reference, with everything that must not be read poisoned."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from icarus_kernels import AttentionRows, SequenceRows, paged_attention, paged_attention_reference
@@ -111,6 +113,22 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_what_is_not_a_number_does_not_become_one(dtype, poison):
+    """A query or a key that is not finite gives NaN, not something plausible; in decode and in a chunk."""
+    torch.manual_seed(0)
+    decode = SequenceRows([0, 1], [100, 100], list(range(7)))
+    rows = AttentionRows.build([decode, SequenceRows(list(range(2, 10)), list(range(40, 48)), [7, 8, 9])], 16)
+    pages, query = torch.randn(10, 2, 16, 3, 64).to(dtype), torch.randn(10, 9, 64).to(dtype)
+    assert paged_attention(query, pages, rows).isfinite().all()
+    found = paged_attention(query.index_fill(0, torch.tensor([1, 4]), poison), pages, rows).isnan().flatten(1)
+    assert found.all(1).tolist() == found.any(1).tolist() == [row in (1, 4) for row in range(10)]
+    pages[[3, 8], 0, 5, 1] = poison  # keys 53 and 21 of head 1
+    found = paged_attention(query, pages, rows).isnan().all(2)
+    assert found[:, 3:6].all() and not found[:, :3].any() and not found[:, 6:].any()
+
+
 def test_queries_may_be_a_view():
     torch.manual_seed(0)
     rows = AttentionRows.build([SequenceRows([1], [6], [2, 0]), SequenceRows([0, 2], [1, 2], [1])], 4)
@@ -121,9 +139,36 @@ def test_queries_may_be_a_view():
     torch.testing.assert_close(got, paged_attention_reference(query, pages, rows), atol=2e-6, rtol=1e-5)
 
 
+def test_refuses_what_it_would_misread():
+    rows = AttentionRows.build([SequenceRows([0], [2], [1])], 4)
+    query, pages = torch.randn(1, 2, 16), torch.randn(2, 2, 4, 1, 16)
+    for wrong_query, wrong_pages in (
+        (query, pages.bfloat16()),
+        (query.bfloat16(), pages),
+        (torch.randn(1, 2, 32)[..., ::2], pages),
+        (query, torch.randn(2, 2, 4, 1, 32)[..., ::2]),
+    ):
+        with pytest.raises(AssertionError):
+            paged_attention(wrong_query, wrong_pages, rows)
+
+
 def test_no_rows():
     rows = AttentionRows.build([], 4)
     assert paged_attention(torch.empty(0, 4, 8), torch.empty(2, 2, 4, 2, 8), rows).shape == (0, 4, 8)
+
+
+def test_too_few_pages():
+    with pytest.raises(ValueError, match="position 40 needs 3 pages of 16 tokens; its sequence has 1"):
+        AttentionRows.build([SequenceRows([0], [40], [7])], 16)
+
+
+def test_what_was_derived_of_other_rows_is_not_taken_over():
+    torch.manual_seed(0)
+    rows = AttentionRows.build([SequenceRows([0, 1, 2], [2, 3, 4], [1, 0])], 4)
+    pages, query = torch.randn(4, 2, 4, 2, 8), torch.randn(3, 4, 8)
+    paged_attention(query, pages, rows)
+    moved = replace(rows, block_tables=torch.tensor([[3, 2]], dtype=torch.int32))
+    torch.testing.assert_close(paged_attention(query, pages, moved), paged_attention_reference(query, pages, moved))
 
 
 def test_decode_comes_before_chunks():

@@ -67,5 +67,32 @@ def test_an_adapter_that_changes_nothing_here():
     check([LoraSegment(0, 2, adapter(3, modules=[])), LoraSegment(2, 4, adapter(3))], 5, torch.float32)
 
 
+def test_each_segment_goes_the_way_of_its_own_size():
+    sizes, start, segments = (32, 33, 1, 400, 7), 0, []
+    for size in sizes:
+        segments.append(LoraSegment(start, start + size, adapter(4)))
+        start += size
+    rows = LoraRows.build(segments)
+    assert rows is not None and rows.few is not None
+    assert list(rows.few.segments) == [segments[0], segments[2], segments[4]]
+    assert list(rows.many) == [segments[1], segments[3]]
+    check(segments, start, torch.float32, atol=2e-5, rtol=1e-5)
+    only_many, only_few = LoraRows.build(segments[1:2]), LoraRows.build(segments[:1])
+    assert only_many is not None and only_many.few is None and len(only_many.many) == 1
+    assert only_few is not None and only_few.few is only_few and only_few.many == ()
+
+
+def test_refuses_what_it_would_misread():
+    rows = LoraRows.build([LoraSegment(0, 2, adapter(4))])
+    output, x = torch.randn(2, sum(OUTS)), torch.randn(2, IN)
+    for wrong in (
+        (output.bfloat16(), x),
+        (output, torch.randn(IN, 2).t()),
+        (torch.randn(sum(OUTS), 2).t(), x),
+    ):
+        with pytest.raises(AssertionError):
+            add_segmented_lora(*wrong, rows, LAYER, COLUMNS)
+
+
 def test_no_segments():
     assert LoraRows.build([]) is None

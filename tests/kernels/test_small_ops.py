@@ -79,6 +79,25 @@ def test_silu_of_the_far_ends():
     torch.testing.assert_close(got, torch.nn.functional.silu(gate), atol=1e-30, rtol=1e-6)
 
 
+def test_small_ops_refuse_what_they_would_misread():
+    x, weight, wide = torch.randn(4, 16), torch.randn(16), torch.randn(4, 32)
+    heads, angles = torch.randn(4, 3, 16), torch.randn(4, 8)
+    for call in (
+        lambda: rms_norm(x, weight.bfloat16(), 1e-5),
+        lambda: rms_norm(wide[:, ::2], weight, 1e-5),
+        lambda: rms_norm(x, wide[0, ::2], 1e-5),
+        lambda: add_rms_norm(x, x.bfloat16(), weight, 1e-5),
+        lambda: add_rms_norm(x, wide[:, :16], weight, 1e-5),
+        lambda: add_rms_norm(wide[:, :16], x, weight, 1e-5),
+        lambda: rotate(heads, angles.double(), angles),
+        lambda: rotate(heads, angles, torch.randn(8, 4).t()),
+        lambda: rotate(torch.randn(4, 3, 32)[..., ::2], angles, angles),
+        lambda: silu_mul(wide[:, :16]),
+    ):
+        with pytest.raises(AssertionError):
+            call()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", [(23, 40), (192, 51), (192, 96)])

@@ -188,7 +188,7 @@ class Engine:
                 self._postprocess(rows, next(tokens) if rows.sample else None)
         self._admit()
 
-    def _run(self, scheduled: list[ScheduledRows]) -> list[Sampled]:
+    def _run(self, scheduled: list[ScheduledRows]) -> list[Sampled | Failed]:
         started = time.monotonic()
         try:
             tokens = self._runner.run(scheduled)
@@ -203,8 +203,11 @@ class Engine:
         self._on_step(StepReport(time.monotonic() - started, len(scheduled), count_rows(scheduled)))
         return tokens
 
-    def _postprocess(self, rows: ScheduledRows, sampled: Sampled | None) -> None:
+    def _postprocess(self, rows: ScheduledRows, sampled: Sampled | Failed | None) -> None:
         request = rows.request
+        if isinstance(sampled, Failed):  # before what the step wrote gets a name
+            self._fail(request, sampled.error)
+            return
         request.num_kv += rows.num_writes
         self._name_full_blocks(request)
         if sampled is not None:

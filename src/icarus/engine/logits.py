@@ -24,9 +24,10 @@ def forbid(logits: Tensor, token_ids: Collection[int]) -> Tensor:
     return logits.index_fill(0, torch.tensor(known, dtype=torch.long, device=logits.device), -torch.inf)
 
 
-def scale(logits: Tensor, temperature: float) -> Tensor:
-    """Temperature above 0; the best token's logit becomes 0, so that a small temperature cannot overflow."""
-    return (logits - logits.max()) / temperature
+def scale(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Temperature above 0; the best token's logit becomes 0, so that a small temperature cannot overflow. For rows of
+    logits too."""
+    return (logits - logits.amax(-1, keepdim=True)).div_(temperature)
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:

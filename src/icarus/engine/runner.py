@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icarus.cache.kv import KVPool
-from icarus.engine.request import Sampled
+from icarus.engine.request import Failed, Sampled
 from icarus.engine.sampler import sample
 from icarus.engine.scheduler import ScheduledRows
 from icarus.errors import IcarusError
@@ -38,8 +38,9 @@ class Runner:
         return self._model.kv_rows_written
 
     @torch.inference_mode()
-    def run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
-        """Computes the rows; a token for each request that samples, in order. Returns when the device is done.
+    def run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled | Failed]:
+        """Computes the rows; a token for each request that samples, in order, or why it has none. Returns when the
+        device is done.
 
         Raises DeviceFailedError where it can compute no more; what else it raises concerns this batch alone.
         """
@@ -48,7 +49,7 @@ class Runner:
         except torch.AcceleratorError as error:  # not torch.OutOfMemoryError, after which the device goes on
             raise DeviceFailedError(f"{self._device} failed: {error}") from error
 
-    def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled]:
+    def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled | Failed]:
         try:
             logits = self._forward([_plan(rows) for rows in scheduled])
             for rows in scheduled:

@@ -74,7 +74,7 @@ def on_device(value: T, device: torch.device) -> T:
     if isinstance(value, Tensor):
         return cast(T, value.to(device, copy=True))
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: on_device(getattr(value, f.name), device) for f in fields(value)})
+        return replace(value, **{f.name: on_device(getattr(value, f.name), device) for f in fields(value) if f.init})
     return value
 
 

@@ -104,7 +104,8 @@ class GatedMLP:
 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Pre-norm attention and MLP. What each gives is added to the residual stream by the norm that comes next: one
+    launch for both."""
 
     input_norm: Norm
     attention: Attention
@@ -112,12 +113,12 @@ class DecoderLayer:
     mlp: GatedMLP
 
     def __call__(
-        self, hidden: Tensor, batch: StepBatch, queries: QueryRows, rotation: Rotation, pages: Tensor
-    ) -> Tensor:
-        """hidden [rows of the batch, hidden size], which it may change -> [rows of `queries`, hidden size]; writes K
-        and V on the way."""
-        query = self.attention.project(self.input_norm(hidden), batch, rotation, pages)
+        self, hidden: Tensor, added: Tensor, batch: StepBatch, queries: QueryRows, rotation: Rotation, pages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """hidden, which it may change, and what is yet to be added to it, both [rows of the batch, hidden size] -> the
+        same for the rows of `queries`; writes K and V on the way."""
+        query = self.attention.project(self.input_norm.of_sum(hidden, added), batch, rotation, pages)
         if queries.index is not None:
             hidden, query = hidden[queries.index], query[queries.index]
         x = self.mlp_norm.of_sum(hidden, self.attention.read(query, queries, pages))
-        return hidden.add_(self.mlp(x, queries.adapted))
+        return hidden, self.mlp(x, queries.adapted)

@@ -53,9 +53,11 @@ class TwoStreamModel:
     def compute(self, batch: StepBatch, kv: KVPool) -> Tensor:
         """`forward` without its count: what a CUDA graph records."""
         hidden = self._embedding[batch.token_ids]
+        added = torch.zeros_like(hidden)
         rotation = Rotation.at(batch.positions, self._frequencies)
         last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             queries = batch.sampled if index == last else batch.every
-            hidden = layer(hidden, batch, queries, rotation, kv.layer(index))
-        return self._lm_head(self._norm(hidden[batch.sample_order])).float()
+            hidden, added = layer(hidden, added, batch, queries, rotation, kv.layer(index))
+        order = batch.sample_order
+        return self._lm_head(self._norm.of_sum(hidden[order], added[order])).float()
