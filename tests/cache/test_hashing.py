@@ -42,6 +42,8 @@ def test_names_go_on_where_they_ended(monkeypatch):
         root_hash(cache_fingerprint("digest", "float16", "rope", 16, "layout"), "default"),
         root_hash(cache_fingerprint("digest", "bfloat16", "rope", 32, "layout"), "default"),
         root_hash(cache_fingerprint("another", "bfloat16", "rope", 16, "layout"), "default"),
+        root_hash(cache_fingerprint("digest", "bfloat16", "another", 16, "layout"), "default"),
+        root_hash(cache_fingerprint("digest", "bfloat16", "rope", 16, "another"), "default"),
     ],
 )
 def test_tenant_digest_and_fingerprint_keep_names_apart(other):

@@ -71,6 +71,15 @@ def test_private_copies_are_counted_once_a_specialist_and_go_with_the_block():
     assert pool.num_extra_copies == 0
 
 
+def test_a_block_that_is_used_again_has_none_of_its_users_left():
+    pool = BlockPool(1)
+    for first, specialist in ((0, "a"), (1, "b")):
+        blocks = named_chain(pool, first, 1)
+        pool.note_user(blocks, specialist)
+        pool.release(blocks)
+    assert pool.num_extra_copies == 0
+
+
 def test_a_taken_name_leaves_the_second_block_nameless():
     pool = BlockPool(2)
     first, second = pool.allocate(2)

@@ -1,0 +1,89 @@
+"""The policy by itself: who is let in, who comes first, who gives way."""
+
+import itertools
+
+import pytest
+
+from icarus.cache.hashing import root_hash
+from icarus.cache.pool import BlockPool
+from icarus.engine.request import Phase, Request
+from icarus.engine.scheduler import Scheduler
+from icarus.types import RequestId, SamplingParams
+
+_serial = itertools.count()
+
+
+def request(num_tokens: int) -> Request:
+    """Its tokens are nobody else's."""
+    serial = next(_serial)
+    return Request(
+        request_id=RequestId(f"turn-{serial}"),
+        token_ids=list(range(1000 * serial, 1000 * serial + num_tokens)),
+        num_prompt=num_tokens,
+        adapter=None,
+        writer="",
+        sampling=SamplingParams(max_tokens=100),
+        root=root_hash("fingerprint", "default"),
+        block_size=4,
+        sink=lambda event: None,
+    )
+
+
+@pytest.fixture
+def new_scheduler():
+    def make(num_blocks: int = 64, max_batch_tokens: int = 16, max_running: int = 8) -> Scheduler:
+        return Scheduler(BlockPool(num_blocks), max_batch_tokens, max_running, 8, prefix_reuse=True)
+
+    return make
+
+
+def run(scheduler: Scheduler, *requests: Request) -> None:
+    for one in requests:
+        scheduler.add(one)
+        assert scheduler.admit() == [one]
+        scheduler.start(one)
+
+
+def decoding(one: Request) -> Request:
+    """As if it had all its KV and had just sampled a token."""
+    one.num_kv = len(one.token_ids)
+    one.token_ids.append(7)
+    return one
+
+
+def test_what_lands_counts_among_those_that_run(new_scheduler):
+    scheduler, requests = new_scheduler(max_running=2), [request(4) for _ in range(3)]
+    for one in requests:
+        scheduler.add(one)
+    assert scheduler.admit() == requests[:2]
+    scheduler.start(requests[0])
+    assert scheduler.admit() == []
+    scheduler.remove(requests[1])
+    assert scheduler.admit() == requests[2:]
+
+
+def test_decodes_come_before_an_older_prefill_which_gets_the_rows_that_are_left(new_scheduler):
+    scheduler, prefill, decode = new_scheduler(max_batch_tokens=16), request(100), request(8)
+    run(scheduler, prefill, decode)
+    decoding(decode)
+    rows = [(rows.request, rows.num_writes, rows.sample) for rows in scheduler.schedule()]
+    assert rows == [(decode, 1, True), (prefill, 13, False)], "one row writes and one samples, and one is kept for that"
+
+
+def test_a_batch_never_has_more_rows_than_it_may(new_scheduler):
+    scheduler = new_scheduler(max_batch_tokens=16)
+    run(scheduler, *(request(6) for _ in range(4)))
+    scheduled = scheduler.schedule()
+    assert [rows.num_writes for rows in scheduled] == [6, 6, 1]
+    assert sum(rows.num_writes + rows.sample for rows in scheduled) <= 16
+
+
+def test_the_youngest_gives_its_blocks_up_and_waits_before_all_others(new_scheduler):
+    scheduler, old, young, late = new_scheduler(num_blocks=6, max_batch_tokens=64), request(8), request(8), request(8)
+    run(scheduler, old, young)
+    scheduler.add(late)
+    assert scheduler.admit() == []
+    old.token_ids += range(12)
+    assert [rows.request for rows in scheduler.schedule()] == [old]
+    assert scheduler.running == [old] and list(scheduler.waiting) == [young, late]
+    assert young.phase == Phase.WAITING and not young.block_ids and scheduler.preemptions == 1
