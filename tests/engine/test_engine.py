@@ -242,6 +242,16 @@ def test_blocks_land_from_another_engine(base, specialists):
     assert state.private_blocks == state.pool.cached, "in this pool one specialist alone used them"
 
 
+def test_who_reads_blocks_from_another_worker_is_their_user(harness, specialists):
+    turn = harness.submit(prompt(32), specialists["s0"], num_source_blocks=8, max_tokens=1)
+    harness.engine.land(turn.request.request_id, Landing(("s1",) * 8, 32))
+    harness.kv.tensor.zero_()  # nothing was really read: only the books matter here
+    harness.run()
+    harness.generate(prompt(32), specialists["s1"], max_tokens=1)
+    state = harness.engine.check()
+    assert (state.pool.cached, state.private_blocks) == (8, 16)
+
+
 @pytest.mark.parametrize("name", ["", "s0", "private"])
 def test_a_prefilled_prompt_lands_and_its_last_row_is_read_only(base, specialists, name):
     adapter = specialists[name] if name else None

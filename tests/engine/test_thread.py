@@ -10,6 +10,7 @@ from waiting import wait_until
 
 from icarus.engine.engine import Engine
 from icarus.engine.thread import EngineThread
+from icarus.errors import OverloadedError
 
 
 @pytest.fixture
@@ -21,6 +22,26 @@ def thread(tmp_path):
     thread.start()
     yield thread
     assert thread.stop(60)
+
+
+def test_a_lease_ends_on_an_engine_that_has_nothing_to_compute(thread):
+    turn = thread.post(lambda engine: thread.harness.submit(range(5, 13), prefill_only=True)).result(20)
+    wait_until(lambda: turn.ended)
+    thread.harness.clock.now = 10.5
+    wait_until(lambda: thread.post(Engine.state).result(20).leases_expired)
+
+
+def test_commands_that_begin_work_are_refused_where_many_wait_and_those_that_end_it_are_not(thread):
+    in_command, go_on = threading.Event(), threading.Event()
+    held = thread.post(lambda engine: (in_command.set(), go_on.wait(60)))
+    assert in_command.wait(20)
+    thread._max_queued_commands = 2
+    answers = [thread.call(lambda engine: 1), thread.call(lambda engine: 2)]
+    with pytest.raises(OverloadedError, match="2 commands wait"):
+        thread.call(lambda engine: 3)
+    answers.append(thread.post(lambda engine: 4))
+    go_on.set()
+    assert held.result(20) and [answer.result(20) for answer in answers] == [1, 2, 4]
 
 
 def test_callers_who_ask_without_end_do_not_keep_a_turn_from_its_tokens(thread):

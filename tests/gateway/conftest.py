@@ -109,6 +109,10 @@ class WorkerScript:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     finish_lost: bool = False
     """UNAVAILABLE in place of DecodeFinished."""
+    linger_seconds: float = 0.0
+    """Between DecodeFinished and the end of the call."""
+    num_open: int = 0
+    """Decode calls that have not returned."""
     num_local_blocks: int = 0
     remote_tokens: int = 0
     """Of each prompt, read from others' caches."""
@@ -142,6 +146,7 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
         refusals = script.refusals.get(begin.adapter_digest) or script.refusals.get(begin.adapter_mode)
         if refusal := script.refusal or refusals:
             raise refusal
+        script.num_open += 1
         try:
             if begin.await_prefill:
                 if script.reserve_late:
@@ -176,10 +181,13 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             if script.finish_lost:
                 raise UnavailableError("gone")
             yield decode_service_pb2.DecodeResponse(finished=self.finished(begin, sent))
+            if script.linger_seconds:
+                await asyncio.sleep(script.linger_seconds)
         except asyncio.CancelledError:
             script.cancelled.set()
             raise
         finally:
+            script.num_open -= 1
             if watching:
                 watching.cancel()
 

@@ -70,6 +70,14 @@ async def test_other_weights_need_replace(cluster):
     assert workers[0].script.begun[0].adapter_digest == "new"
 
 
+async def test_a_name_that_was_pinned_stays_so_when_it_is_replaced(cluster):
+    await two_workers(cluster)
+    await load(cluster, pin=True)
+    change_digest(cluster, "new")
+    model = (await load(cluster, replace=True)).model
+    assert (model.digest, model.pinned) == ("new", True)
+
+
 async def test_a_replaced_name_is_dropped_where_it_was_not_loaded_again(cluster):
     _, second = await two_workers(cluster)
     await load(cluster)

@@ -321,6 +321,25 @@ async def test_a_prefill_worker_that_falls_silent(model, new_cluster):
         await asyncio.wait_for(prefill.script.prefill_cancelled.wait(), 5)
 
 
+async def test_a_prefill_that_takes_too_long_is_left_to_the_decode_worker(model, new_cluster, monkeypatch):
+    monkeypatch.setattr("icarus_gateway.main._STAGE_MARGIN", 0.005)
+    async with new_cluster(model) as cluster, asyncio.timeout(20):
+        decode = await cluster.add("d1", answer=[A])
+        prefill = await cluster.add("p1", role="prefill", prefill_stalls=True)
+        ids, _, finished = await collect(stateless(cluster, prompt=LONG, max_tokens=1))
+        assert ids == [A] and not finished.route.HasField("prefill_worker")
+        assert not decode.script.staged[0].HasField("blocks")
+        await prefill.script.prefill_cancelled.wait()
+
+
+async def test_a_worker_that_has_finished_a_turn_is_left_to_return(cluster, monkeypatch):
+    monkeypatch.setattr("icarus_gateway.turns.decode_call._LINGER_SECONDS", 20.0)
+    worker = await cluster.add("d1", answer=[A], linger_seconds=0.2)
+    await collect(stateless(cluster, max_tokens=1))
+    await eventually(lambda: not worker.script.num_open)
+    assert not worker.script.cancelled.is_set()
+
+
 async def test_a_prefill_worker_that_refused_a_turn_is_not_asked_again(cluster):
     await cluster.add("d1", answer=[A], die_after=0)
     second = await cluster.add("d2", answer=[A])

@@ -111,6 +111,43 @@ async def test_a_failed_call_leaves_it_out_until_the_next_heartbeat(table):
     assert names(table) == ["d1"]
 
 
+async def test_a_worker_that_registers_again_is_as_it_says_it_is_now(table):
+    """It lost touch, and did not restart."""
+    adapter = AdapterInfo("math", "m", AdapterMode.SHARED, 4)
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    worker.failed = True
+    table._clock.now += 9
+    assert table.register(info("d1"), PROTOCOL_VERSION, [adapter], adapters_revision=1) is worker
+    assert names(table) == ["d1"] and table.adapters() == {"math": adapter}
+
+
+async def test_the_connection_to_a_replaced_worker_is_closed(table):
+    first = table.register(info("d1"), PROTOCOL_VERSION, [])
+    table.register(info("d1", "2"), PROTOCOL_VERSION, [])
+    await table.close_unused()
+    with pytest.raises(UnavailableError, match="worker d1 has left or was replaced"):
+        first.connection.open_decode()
+
+
+async def test_a_worker_must_be_silent_twice_to_be_given_up(monkeypatch):
+    table = WorkerTable(heartbeat_seconds=0.01, max_engine_age_seconds=60.0, clock=Clock())
+    worker, answer = table.register(info("d1"), PROTOCOL_VERSION, []), asyncio.Future()
+    looks = [True, False, True]
+
+    def is_lost(_) -> bool:
+        if not looks:
+            answer.set_result("here")
+        return bool(looks) and looks.pop(0)
+
+    monkeypatch.setattr(table, "is_lost", is_lost)
+    await asyncio.wait_for(table.wait_on(worker, answer), 20)
+    assert answer.result() == "here"
+    looks += [True, True]
+    with pytest.raises(UnavailableError, match="worker d1 was not heard of any more"):
+        await asyncio.wait_for(table.wait_on(worker, asyncio.Future()), 20)
+    await table.close()
+
+
 async def test_a_restart_replaces_and_a_repeated_register_does_not(table):
     first = table.register(info("d1"), PROTOCOL_VERSION, [])
     assert table.register(info("d1"), PROTOCOL_VERSION, []) is first

@@ -88,6 +88,14 @@ def test_digest_is_of_the_content(whole, tmp_path, cache):
     assert base_digest(folder) != first
 
 
+def test_digest_is_of_the_shapes(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    file, name = folder / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(file)
+    save_file(tensors | {name: tensors[name].reshape(tensors[name].shape[::-1])}, file)
+    assert base_digest(folder) != base_digest(whole)
+
+
 def test_digest_is_remembered(whole, cache):
     digest = base_digest(whole)
     (entry,) = (cache / "digests").iterdir()

@@ -221,6 +221,25 @@ async def test_a_turn_that_leaves_while_it_asks_for_a_lease_gives_it_back(new_re
     assert reader.transport.posted == 0
 
 
+async def test_a_reader_that_dies_while_it_asks_for_a_lease_leaves_none(new_reader):
+    """It cannot give back what it never heard of."""
+    owner = (await new_reader()).owner
+    in_command, go_on = threading.Event(), threading.Event()
+    held = owner.engine.post(lambda engine: (in_command.set(), go_on.wait(60)))
+    await eventually(in_command.is_set)
+    servicer = BlockServicer(SimpleNamespace(engine=owner.engine))
+    asking = asyncio.create_task(servicer.AcquireLease(pb.AcquireLeaseRequest(block_hashes=owner.hashes), None))
+    await eventually(lambda: owner.engine._commands.qsize() == 1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    go_on.set()
+    await asyncio.wrap_future(held)
+    async with asyncio.timeout(20):
+        while await owner.leases() != (1, 1, 0):
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("change", [{"last_block_hash": BlockHash(b"x" * 32)}, {"first_block": 1}])
 async def test_blocks_of_another_name_are_not_read(new_reader, change):
     """An adapter that changed from private to shared in mid-turn, say: the prefill worker's blocks have other names."""

@@ -11,6 +11,7 @@ from tiny import tiny_llama
 from waiting import eventually
 
 from icarus.engine.thread import EngineThread
+from icarus.errors import NotFoundError
 from icarus.rpc.server import Service, make_server
 from icarus.types import BlockHash, Role, WorkerId
 from icarus.worker.change_feed import ChangeFeed
@@ -34,11 +35,16 @@ class Registry(pb_grpc.RegistryServiceServicer):
         """Answer the next changes as if the ones before them had not come."""
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.knows_nobody = False
+        """As after a restart, until somebody registers."""
 
     async def Register(self, request, context):
+        self.knows_nobody = False
         return pb.RegisterResponse(heartbeat_interval_seconds=0.05)
 
     async def Heartbeat(self, request, context):
+        if self.knows_nobody:
+            raise NotFoundError("register first")
         self.beats.append(request)
         return pb.HeartbeatResponse()
 
@@ -137,6 +143,24 @@ async def test_a_gateway_that_falls_too_far_behind_gets_a_snapshot(side, monkeyp
     side.registry.may_answer.set()
     await side.told(0, 1, 2, 3, 4)
     assert side.registry.kinds()[-1] == ("snapshot", 5)
+
+
+async def test_a_gateway_that_restarted_gets_a_snapshot(side):
+    side.run()
+    await side.name(0, 1)
+    await side.told(0, 1)
+    registry, count = side.registry, len(side.registry.reports)
+    registry.names.clear()
+    registry.knows_nobody = True
+    await side.told(0, 1)
+    assert registry.kinds()[count:] == [("snapshot", 2)]
+
+
+async def test_heartbeats_tell_how_the_worker_is_now(side):
+    side.run()
+    await eventually(lambda: side.registry.beats)
+    await side.name(0)
+    await eventually(lambda: side.registry.beats[-1].available_blocks == 63)
 
 
 async def test_changes_that_a_snapshot_told_are_not_told_again(side):

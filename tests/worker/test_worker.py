@@ -1,17 +1,21 @@
 """What a worker takes from its settings."""
 
+import json
+
 import pytest
 import torch
 from tiny import PRIVATE_TARGETS, tiny_adapter, tiny_llama
 
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.config import Config, ModelSection, WorkerSection
+from icarus.errors import InvalidInputError
 from icarus.model.digest import base_digest
 from icarus.rpc.metrics_server import make_registry
-from icarus.types import AdapterMode, Role, WorkerId
+from icarus.types import AdapterMode, Role, SamplingParams, WorkerId
 from icarus.worker.build import build_worker
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.metrics import WorkerMetrics
+from icarus.worker.worker import TurnSpec, Worker
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,27 @@ def settings(tmp_path_factory) -> Config:
         write_metadata(paths[name], AdapterMetadata(mode, base_digest(base)))
     entries = (f"shared={paths['shared']}", f"trained={paths['trained']}", f"asked={paths['asked']}:private")
     return Config(model=ModelSection(path=str(base), dtype="float32"), worker=WorkerSection(adapters=entries))
+
+
+async def build(config: Config, role: Role = Role.DECODE) -> Worker:
+    return await build_worker(config, role, WorkerId("w"), ChangeFeed(), WorkerMetrics.register(make_registry()))
+
+
+async def test_models_of_the_same_weights_that_compute_other_kv_have_other_fingerprints(tmp_path):
+    folders = [tiny_llama(tmp_path / name) for name in ("one", "other")]
+    file = folders[1] / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.01}))
+    one, other = [
+        (await build(Config(model=ModelSection(path=str(folder), dtype="float32")))).identity for folder in folders
+    ]
+    assert one.base_digest == other.base_digest and one.fingerprint != other.fingerprint
+
+
+async def test_token_ids_end_with_the_vocabulary(tmp_path):
+    worker = await build(Config(model=ModelSection(path=str(tiny_llama(tmp_path / "tiny")), dtype="float32")))
+    await worker.turn(TurnSpec("default", "t", [319], "", SamplingParams()))
+    with pytest.raises(InvalidInputError, match=r"token id 320 is outside the vocabulary \[0, 320\)"):
+        await worker.turn(TurnSpec("default", "t", [320], "", SamplingParams()))
 
 
 @pytest.mark.parametrize(
