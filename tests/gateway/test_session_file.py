@@ -193,11 +193,12 @@ async def test_a_finished_turn_is_kept_as_it_was(path):
         assert list(store.finished_turns()) == []
 
 
-def ask(cluster, session_id, turn_id="t", resume_from=0, max_tokens=6, **sampling):
+def ask(cluster, session_id, turn_id="t", resume_from=0, max_tokens=6, content=None, **sampling):
     request = session_service_pb2.GenerateTurnRequest(
         session_id=session_id,
         turn_id=turn_id,
         model="base",
+        content=content,
         resume_from=resume_from,
         sampling=pb.SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling),
     )
@@ -245,24 +246,20 @@ async def test_a_turn_that_cannot_be_kept_fails(model, new_cluster, path):
     async with new_cluster(model, session_file=str(path)) as cluster:
         worker = await cluster.add("d1", answer=ANSWER)
         session_id = await new_session(cluster, *PROMPT)
+        long = tokens(*[7] * 3000)
         fill(cluster.store)
-        content = tokens(*[7] * 4000)
-        request = session_service_pb2.AppendContentRequest(session_id=session_id, content=content)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await cluster.sessions.AppendContent(request)
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        for _ in range(50):
-            turn = ask(cluster, session_id, "t")
-            try:
-                await collect(turn)
-            except grpc.aio.AioRpcError as error:
-                assert error.code() is grpc.StatusCode.UNAVAILABLE and "disk is full" in (error.details() or "")
-                break
-        make_room(cluster.store)
+        await fails(ask(cluster, session_id, content=long), grpc.StatusCode.UNAVAILABLE, "disk is full")
+        append = session_service_pb2.AppendContentRequest(session_id=session_id, content=long)
+        with pytest.raises(grpc.aio.AioRpcError, match="disk is full"):
+            await cluster.sessions.AppendContent(append)
+        assert await state(cluster, session_id) == (PROMPT, 0)
         families = await asyncio.to_thread(lambda: list(cluster.metrics.collect()))
         samples = {s.name: s.value for family in families for s in family.samples}
-        assert samples["icarus_session_store_errors_total"] >= 1
-        assert await collect(ask(cluster, session_id, "t")) and worker.script.begun
+        assert samples["icarus_session_store_errors_total"] == 2
+        make_room(cluster.store)
+        await collect(ask(cluster, session_id, content=long))
+        assert len(worker.script.begun) == 2
+        assert await state(cluster, session_id) == (PROMPT + [7] * 3000 + ANSWER, 1)
 
 
 async def test_cancelling_a_turn_while_it_is_written(model, new_cluster, path):
