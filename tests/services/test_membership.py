@@ -44,8 +44,9 @@ class Members:
         self._base, self._specialists, self._folder = base, specialists, folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start_gateway(self, address: str) -> None:
-        self._start(f"gateway-{address}", "gateway", "--gateway-address", address, "--gateway-heartbeat-seconds", "0.5")
+    def start_gateway(self, address: str, *flags: str) -> None:
+        own = ("--gateway-address", address, "--gateway-heartbeat-seconds", "0.5", *flags)
+        self._start(f"gateway-{address}", "gateway", *own)
 
     def start_decode(self, worker_id: str, *flags: str, adapters: tuple[str, ...] = (), program=("-m",)) -> None:
         entries = [f"--worker-adapters={name}={self._specialists.folder(name)}" for name in adapters]
