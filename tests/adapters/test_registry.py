@@ -44,6 +44,20 @@ def test_add_use_remove_and_list():
         registry.set_pinned("writer", True)
 
 
+def test_the_revision_tells_every_change_that_the_list_shows():
+    registry, revisions = AdapterRegistry(1), [0]
+    for change in (
+        lambda: registry.add(weights("writer"), FOLDER),
+        lambda: registry.add(weights("critic"), FOLDER),  # the writer's weights give way
+        lambda: registry.set_pinned("critic", True),
+        lambda: registry.remove("critic"),
+        lambda: registry.restore(weights("writer")),
+    ):
+        change()
+        revisions.append(registry.revision)
+    assert revisions == sorted(set(revisions)), "each one is above the one before it"
+
+
 def test_loading_the_same_weights_again_keeps_the_first_and_notes_the_folder():
     registry, first = AdapterRegistry(), weights("writer")
     registry.add(first, FOLDER / "old")

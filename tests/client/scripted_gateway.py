@@ -1,7 +1,8 @@
 """A real gRPC server of `icarus.v1` that answers by script: what the client does is tested without a model.
 
-The prompt decides: each of its token ids is answered as one delta, and a few texts ask for trouble (`TROUBLE`) or time
-("endless", "slow"). Turns are known by their id and can be resumed, as in the real one.
+The prompt decides: each of its token ids is answered as one delta, and a few texts ask for trouble (`TROUBLE`), time
+("endless", "slow"), or text after the last token ("held back"). Turns are known by their id and can be resumed, as
+in the real one.
 """
 
 import asyncio
@@ -193,6 +194,9 @@ class ScriptedGateway:
                 if text == "slow" and i:
                     await asyncio.sleep(self.pause_seconds)
                 yield generation_pb2.TurnEvent(delta={"token_ids": [token_id], "text": f"<{token_id}>"})
+            if text == "held back":
+                yield generation_pb2.TurnEvent(delta={"text": "."})
+                await asyncio.sleep(self.pause_seconds)
             if text == "endless":
                 await asyncio.sleep(60)
             if text == "late trouble":

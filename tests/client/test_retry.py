@@ -9,6 +9,7 @@ from client.proxy import Proxy
 from waiting import wait_until
 
 from icarus.client import AsyncClient, Client, RetryPolicy
+from icarus.client.messages import Sampling, build_turn, rest_of
 from icarus.client.retry import Attempts
 from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
 from icarus.rpc.channel import open_channel
@@ -67,6 +68,22 @@ async def test_the_same_for_asyncio(gateway, proxy):
         result = await stream.result()
     assert (result.token_ids, result.text) == (TOKENS, TEXT)
     assert proxy.connections == 4 and gateway.cancelled == []
+
+
+def test_text_that_came_after_the_last_token_is_not_taken_twice(gateway, proxy):
+    gateway.pause_seconds = 0.5
+    with Client(proxy.address, retry=QUICK, timeout=30) as client:
+        stream = client.create_session(token_ids=[5, 6]).generate("alpha", "held back")
+        while not stream.text.endswith("."):
+            next(stream)
+        proxy.cut()
+        assert stream.result().text == "<5><6>."
+    assert resumes(gateway)[-1] == 2
+
+
+def test_a_turn_that_was_itself_resumed_goes_on_from_there():
+    request = build_turn("default", "alpha", None, "t1", 2, Sampling(), True)
+    assert rest_of(request, 3).resume_from == 5 and request.resume_from == 2
 
 
 def test_what_comes_resets_the_count(gateway, proxy):

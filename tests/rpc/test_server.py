@@ -185,6 +185,12 @@ def test_a_stream_that_was_reset_on_its_way_is_unavailable(code, details):
     assert isinstance(error_from_rpc(grpc.aio.AioRpcError(code, nothing, nothing, details)), errors.UnavailableError)
 
 
+def test_a_call_that_the_other_side_cancelled_is_unavailable():
+    nothing = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, "Cancelling all calls")
+    assert isinstance(error_from_rpc(error), errors.UnavailableError)
+
+
 async def test_a_message_beyond_the_limit_is_bad_input():
     async with running() as (_, channel, _):
         with pytest.raises(grpc.aio.AioRpcError) as caught:

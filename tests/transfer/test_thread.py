@@ -248,6 +248,32 @@ def test_stop_answers_everything(held: tuple[TransferThread, HeldTransport]):
         thread.connect("peer", b"", BLOCKS)
 
 
+class SettlesLate(HeldTransport):
+    """Reads settle some polls after the thread was told to stop."""
+
+    stopping = threading.Event()
+    num_polls = 3
+
+    def poll(self, handle: ReadState) -> ReadState:
+        self.num_polls -= self.stopping.is_set()
+        self.outcome = ReadState.PENDING if self.num_polls else ReadState.DONE
+        return self.outcome
+
+
+def test_a_read_that_is_under_way_at_the_end_may_settle(
+    source: tuple[np.ndarray, bytes], run_thread: Callable[..., TransferThread]
+):
+    pool = np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
+    transport = SettlesLate(region_of(pool))
+    thread = run_thread(lambda: transport)
+    thread.connect("peer", source[1], BLOCKS).result(5)
+    read = thread.read("peer", [0], [0])
+    transport.stopping = thread._stopping
+    assert thread.stop()
+    assert read.result.result(0).num_bytes == BLOCK_BYTES
+    assert read.settled.done() and transport.released == 1
+
+
 async def test_cancelling_a_waiter_cancels_no_read(held: tuple[TransferThread, HeldTransport]):
     thread, transport = held
     read = thread.read("peer", [0], [0])
