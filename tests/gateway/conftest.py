@@ -184,7 +184,7 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             yield decode_service_pb2.DecodeResponse(finished=self.finished(begin, sent))
             if script.linger_seconds:
                 await asyncio.sleep(script.linger_seconds)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter where a message was on its way
             script.cancelled.set()
             raise
         finally:
