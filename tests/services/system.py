@@ -53,7 +53,7 @@ class System:
             debug = debug_service_pb2_grpc.DebugServiceStub(channel)
             return debug.CheckIntegrity(debug_service_pb2.CheckIntegrityRequest())
 
-    def wait_until_idle(self, seconds: float = 15.0) -> None:
+    def wait_until_idle(self, seconds: float = 30.0) -> None:
         """Every worker's books balance all the while, and in the end no block is in use."""
         deadline = time.monotonic() + seconds
         while True:
@@ -64,6 +64,13 @@ class System:
                 return
             assert time.monotonic() < deadline, f"blocks still in use: {states}"
             time.sleep(0.05)
+
+    def cache(self, client: Client, model: str, token_ids: list[int]) -> None:
+        """A turn over these tokens. The gateway knows of their blocks afterwards: the second turn waited for that."""
+        session = client.create_session(token_ids=token_ids)
+        for _ in range(2):
+            session.generate(model, max_tokens=1, ignore_eos=True).result()
+        session.delete()
 
     def signal(self, name: str, which: signal.Signals) -> None:
         os.kill(self._cluster.pids()[name], which)
