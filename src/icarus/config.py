@@ -125,6 +125,9 @@ class GatewaySection:
     adapter_penalty_tokens: int = _setting(256, "cached tokens that reading an adapter's weights outweighs", least=0)
     max_sessions: int = _setting(10_000, "sessions kept before new ones are refused", least=1)
     session_ttl_seconds: float = _setting(86_400.0, "a session that nobody uses for this long is forgotten", least=0.01)
+    session_file: str = _setting(
+        "", "the file that keeps sessions over a restart, of this gateway alone; in memory only when empty"
+    )
     max_remembered_turns: int = _setting(256, "finished turns of a tenant that the same turn_id gives again", least=0)
     max_remembered_tokens: int = _setting(
         1_000_000, "output tokens of all remembered turns together; each log-probability counts as one more", least=0

@@ -170,9 +170,16 @@ class ScriptedGateway:
         async for event in turn.watch(request.resume_from, request.resumable):
             yield event
 
-    def cancel(self, turn_id: str) -> None:
-        if turn_id in self._turns:
-            self._turns[turn_id].task.cancel()
+    def has_finished(self, turn_id: str) -> bool:
+        return any(event.HasField("finished") for event in self._turns[turn_id].events)
+
+    async def cancel(self, turn_id: str) -> Any:
+        """How the turn had finished before, if it had."""
+        if (turn := self._turns.get(turn_id)) is None:
+            return None
+        turn.task.cancel()
+        await asyncio.wait((turn.task,))
+        return next((event.finished for event in turn.events if event.HasField("finished")), None)
 
     async def _script(self, request: Any, prompt: list[int]) -> AsyncIterator[generation_pb2.TurnEvent]:
         """One delta a prompt token, then the end, as the request's text wants it."""
@@ -222,8 +229,7 @@ class _Generation(generation_service_pb2_grpc.GenerationServiceServicer):
             yield generation_service_pb2.GenerateResponse(event=event)
 
     async def CancelTurn(self, request: Any, context: Any) -> Any:
-        self._gateway.cancel(request.turn_id)
-        return generation_service_pb2.CancelTurnResponse()
+        return generation_service_pb2.CancelTurnResponse(finished=await self._gateway.cancel(request.turn_id))
 
 
 class _Sessions(session_service_pb2_grpc.SessionServiceServicer):

@@ -81,6 +81,44 @@ def test_a_turn_that_ended_is_not_cancelled_when_it_is_dropped(gateway):
     assert "CancelTurn" not in [method for method, _ in gateway.calls]
 
 
+def test_leaving_with_tells_of_a_turn_that_had_finished(gateway):
+    """The gateway runs ahead of who reads slowly: the turn counts, and its reader must know."""
+    with Client(gateway.address) as client:
+        with client.generate("alpha", "hi", turn_id="t1", seed=7) as stream:
+            next(stream)
+            wait_until(lambda: gateway.has_finished("t1"))
+        assert stream.finish_reason is FinishReason.LENGTH and stream.seed == 7
+        assert stream.usage is not None and stream.usage.completion_tokens == 3 and stream.token_ids == (1,)
+        assert list(stream) == []
+        with pytest.raises(FailedPreconditionError, match="what had arrived"):
+            stream.result()
+
+
+async def test_leaving_with_tells_of_a_turn_that_had_finished_for_asyncio(gateway):
+    async with AsyncClient(gateway.address) as client:
+        async with client.generate("alpha", "hi", turn_id="t1") as stream:
+            await anext(stream)
+            await eventually(lambda: gateway.has_finished("t1"))
+        assert stream.finish_reason is FinishReason.LENGTH and stream.token_ids == (1,)
+        assert [delta async for delta in stream] == []
+        with pytest.raises(FailedPreconditionError, match="what had arrived"):
+            await stream.result()
+
+
+def test_leaving_with_ends_the_turn_and_waits_for_it(gateway):
+    with Client(gateway.address) as client:
+        with client.generate("alpha", "endless", turn_id="t1") as stream:
+            next(stream)
+        assert gateway.cancelled == ["t1"] and stream.finish_reason is FinishReason.CANCELLED
+
+
+async def test_leaving_with_ends_the_turn_and_waits_for_it_for_asyncio(gateway):
+    async with AsyncClient(gateway.address) as client:
+        async with client.generate("alpha", "endless", turn_id="t1") as stream:
+            await anext(stream)
+        assert gateway.cancelled == ["t1"] and stream.finish_reason is FinishReason.CANCELLED
+
+
 def test_closing_ends_the_turns(gateway):
     client = Client(gateway.address)
     stream = client.generate("alpha", "endless", turn_id="t1")

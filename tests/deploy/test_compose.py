@@ -78,10 +78,16 @@ def test_every_service(name):
         assert with_defaults(port).startswith("127.0.0.1:")
     for volume in service.get("volumes", ()):
         source = with_defaults(volume).split(":")[0]
-        assert source in ("models", "prometheus", "grafana", "./adapters") or (ROOT / source).exists()
+        assert source in ("models", "sessions", "prometheus", "grafana", "./adapters") or (ROOT / source).exists()
     if "build" in service:
         assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert not re.search(r"(?i)password[^A-Z]*[:=]", yaml.safe_dump(service))
+
+
+def test_sessions_survive_a_new_container():
+    folder = settings(SERVICES["gateway"]).gateway.session_file.rpartition("/")[0]
+    assert f"sessions:{folder}" in SERVICES["gateway"]["volumes"]
+    assert f"install -d -o icarus /models {folder}\n" in (ROOT / "services/gateway/Dockerfile").read_text()
 
 
 def test_gpu_workers_reserve_a_card_and_share_memory():

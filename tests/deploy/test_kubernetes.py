@@ -9,6 +9,7 @@ import yaml
 
 from icarus.cli.flags import read_config
 from icarus.cli.parser import build_parser
+from icarus.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 VERSION = "1.33"
@@ -61,6 +62,16 @@ def test_every_pod(name):
         assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"]
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_sessions_survive_a_new_pod():
+    pod = WORKLOADS["gateway"]["template"]["spec"]
+    (claim,) = (document for document in DOCUMENTS if document["kind"] == "PersistentVolumeClaim")
+    (volume,) = (volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume)
+    (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == volume["name"])
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert load_config(FOLDER / "base/icarus.toml").gateway.session_file.startswith(mount["mountPath"] + "/")
+    assert WORKLOADS["gateway"]["strategy"] == {"type": "Recreate"}, "first the old pod lets go of the file"
 
 
 def test_services_lead_to_pods():

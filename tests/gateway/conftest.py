@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.main import build_server, make_session_store
+from icarus_gateway.sessions.store import SessionStore
 from icarus_gateway.text.chat_template import ChatTemplate
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.text.tokenizer import Tokenizer
@@ -328,6 +329,7 @@ class Cluster:
     table: WorkerTable
     model: ServedModel
     metrics: CollectorRegistry
+    store: SessionStore
     fakes: dict[str, FakeWorker] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -368,14 +370,16 @@ async def start_cluster(
     config = replace(Config(), gateway=GatewaySection(address="127.0.0.1:0", **settings))
     table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds, clock)
     registry = CollectorRegistry()
-    server = build_server(config, model, table, make_session_store(config), registry)
+    store = make_session_store(config, model)
+    server = build_server(config, model, table, store, registry)
     fakes: dict[str, FakeWorker] = {}
     await server.start()
     try:
         async with open_channel(server.address) as channel:
-            yield Cluster(server, channel, table, model, registry, fakes)
+            yield Cluster(server, channel, table, model, registry, store, fakes)
     finally:
         await server.drain(0)
+        await store.close()
         await table.close()
         for fake in fakes.values():
             await fake.server.drain(0)

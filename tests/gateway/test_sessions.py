@@ -1,6 +1,7 @@
 import pytest
 from icarus_gateway.sessions.history import History
-from icarus_gateway.sessions.store import MemorySessionStore
+from icarus_gateway.sessions.session_file import SessionFile
+from icarus_gateway.sessions.store import SessionStore
 
 from icarus.errors import ConfigError, ConflictError, InvalidInputError, NotFoundError, OverloadedError
 
@@ -16,132 +17,159 @@ class Clock:
         return self.now
 
 
-def test_a_session_belongs_to_its_tenant():
-    store = MemorySessionStore(10)
-    session = store.create("a", of(1, 2))
+@pytest.fixture(params=["memory", "file"])
+async def new_store(request, tmp_path):
+    """Makes the test's store."""
+    made = []
+
+    def new(*args):
+        file = SessionFile.open(tmp_path / "sessions.db", "base", "v") if request.param == "file" else None
+        made.append(SessionStore(*args, file=file))
+        return made[-1]
+
+    yield new
+    for store in made:
+        await store.close()
+
+
+async def hold(store, *key):
+    store.hold(*key).__enter__()
+
+
+async def get(store, *key):
+    return store.get(*key)
+
+
+async def delete(store, *key):
+    await store.delete(*key)
+
+
+async def test_a_session_belongs_to_its_tenant(new_store):
+    store = new_store(10)
+    session = await store.create("a", of(1, 2))
     assert store.get("a", session.session_id) == session
-    for use in (store.get, store.delete, lambda *key: store.hold(*key).__enter__()):
+    for use in (get, delete, hold):
         with pytest.raises(NotFoundError, match=session.session_id):
-            use("b", session.session_id)
-    store.delete("a", session.session_id)
+            await use(store, "b", session.session_id)
+    await store.delete("a", session.session_id)
     with pytest.raises(NotFoundError):
         store.get("a", session.session_id)
 
 
-def test_one_at_a_time_and_nothing_without_commit():
-    store = MemorySessionStore(10)
-    key = ("a", store.create("a", of(1)).session_id)
+async def test_one_at_a_time_and_nothing_without_commit(new_store):
+    store = new_store(10)
+    key = ("a", (await store.create("a", of(1))).session_id)
     with pytest.raises(RuntimeError), store.hold(*key) as session:
-        for use in (store.delete, lambda *key: store.hold(*key).__enter__()):
+        for use in (delete, hold):
             with pytest.raises(ConflictError, match=key[1]):
-                use(*key)
+                await use(store, *key)
         assert store.get(*key).history.token_ids == (1,)
         session.history.extended([2])
         raise RuntimeError
     assert store.get(*key).history == of(1)
     with store.hold(*key) as session:
-        session.commit(session.history.extended([2]))
+        await session.commit(session.history.extended([2]))
     assert store.get(*key).history == of(1).extended([2])
 
 
-def test_history_only_grows():
-    store = MemorySessionStore(10)
-    key = ("a", store.create("a", of(1, 2)).session_id)
+async def test_history_only_grows(new_store):
+    store = new_store(10)
+    key = ("a", (await store.create("a", of(1, 2))).session_id)
     with store.hold(*key) as session:
         for wrong in ((1,), (1, 3, 4), ()):
             with pytest.raises(ValueError, match="append-only"):
-                session.commit(of(*wrong))
+                await session.commit(of(*wrong))
     assert store.get(*key).history.token_ids == (1, 2)
 
 
-def test_there_is_a_limit():
-    store = MemorySessionStore(1)
-    first = store.create("a", of(1))
+async def test_there_is_a_limit(new_store):
+    store = new_store(1)
+    first = await store.create("a", of(1))
     with pytest.raises(OverloadedError, match="at most 1 sessions"):
-        store.create("b", History())
+        await store.create("b", History())
     assert (store.counts().live, store.counts().limit, store.counts().refused) == (1, 1, 1)
-    store.delete("a", first.session_id)
-    store.create("b", History())
+    await store.delete("a", first.session_id)
+    await store.create("b", History())
 
 
-def test_empty_sessions_make_room_the_longest_unused_first():
+async def test_empty_sessions_make_room_the_longest_unused_first(new_store):
     """One tenant that opens sessions and forgets them locks nobody out."""
     clock = Clock()
-    store = MemorySessionStore(4, 1000.0, clock)
-    full = store.create("a", of(1)).session_id
-    held, unused, used = (store.create("a", History()).session_id for _ in range(3))
+    store = new_store(4, 1000.0, clock)
+    full = (await store.create("a", of(1))).session_id
+    held, unused, used = [(await store.create("a", History())).session_id for _ in range(3)]
     clock.now += 1
     store.get("a", used)
     with store.hold("a", held):
         for gone in (unused, used):
-            store.create("b", of(2))
+            await store.create("b", of(2))
             with pytest.raises(NotFoundError):
                 store.get("a", gone)
         with pytest.raises(OverloadedError):
-            store.create("b", of(2))
+            await store.create("b", of(2))
     assert store.get("a", full) and store.get("a", held)
     assert (store.counts().displaced, store.counts().refused, store.counts().created) == (2, 1, 6)
 
 
-def test_a_session_without_use_is_forgotten():
+async def test_a_session_without_use_is_forgotten(new_store):
     clock = Clock()
-    store = MemorySessionStore(10, 30.0, clock)
-    short = store.create("a", of(1), 10.0)
-    long = store.create("a", of(2))
+    store = new_store(10, 30.0, clock)
+    short = await store.create("a", of(1), 10.0)
+    long = await store.create("a", of(2))
     assert (short.expires_in_seconds, long.expires_in_seconds) == (10.0, 30.0)
     clock.now += 9
     assert [s.expires_in_seconds for s in store.list("a", 0, 9).sessions] == [1.0, 21.0]
     assert store.get("a", short.session_id).expires_in_seconds == 10.0
     clock.now += 9
-    assert store.sweep() == 0 and store.get("a", short.session_id)
+    assert await store.sweep() == 0 and store.get("a", short.session_id)
     clock.now += 10
     assert [s.session_id for s in store.list("a", 0, 9).sessions] == [long.session_id]
-    for use in (store.get, store.delete, lambda *key: store.hold(*key).__enter__()):
+    for use in (get, delete, hold):
         with pytest.raises(NotFoundError, match=short.session_id):
-            use("a", short.session_id)
+            await use(store, "a", short.session_id)
     clock.now += 30
-    assert store.sweep() == 1 and store.sweep() == 0
+    assert await store.sweep() == 1 and await store.sweep() == 0
     assert not store._tenants
 
 
-def test_a_turn_keeps_its_session_alive():
+async def test_a_turn_keeps_its_session_alive(new_store):
     clock = Clock()
-    store = MemorySessionStore(1, 10.0, clock)
-    key = ("a", store.create("a", of(1)).session_id)
+    store = new_store(1, 10.0, clock)
+    key = ("a", (await store.create("a", of(1))).session_id)
     with store.hold(*key) as session:
         clock.now += 100
-        assert store.sweep() == 0
+        assert await store.sweep() == 0
         assert store.list("a", 0, 9).sessions[0].expires_in_seconds == 10.0
         with pytest.raises(OverloadedError):
-            store.create("b", of(2))
-        session.commit(session.history.extended([2]))
+            await store.create("b", of(2))
+        await session.commit(session.history.extended([2]))
     clock.now += 9
     assert store.get(*key).history.token_ids == (1, 2)
     clock.now += 10
-    store.create("b", of(2))
+    await store.create("b", of(2))
     with pytest.raises(NotFoundError):
         store.get(*key)
 
 
-def test_ttls_out_of_range():
-    store = MemorySessionStore(10, 30.0)
+async def test_ttls_out_of_range(new_store):
+    store = new_store(10, 30.0)
     for ttl in (0.0, -1.0, 30.1, float("nan"), float("inf")):
         with pytest.raises(InvalidInputError, match=f"ttl_seconds is {ttl}"):
-            store.create("a", History(), ttl)
+            await store.create("a", History(), ttl)
         assert not store.list("a", 0, 9).sessions
     with pytest.raises(ConfigError, match="session_ttl_seconds is 0"):
-        MemorySessionStore(10, 0)
+        SessionStore(10, 0)
 
 
-def test_pages_go_on_where_the_last_one_ended():
-    store = MemorySessionStore(10)
-    ids = [store.create("a", of(i)).session_id for i in range(5)]
-    store.create("b", History())
+async def test_pages_go_on_where_the_last_one_ended(new_store):
+    store = new_store(10)
+    ids = [(await store.create("a", of(i))).session_id for i in range(5)]
+    await store.create("b", History())
     page = store.list("a", 0, 2)
     assert [s.session_id for s in page.sessions] == ids[:2] and page.next_after
-    store.delete("a", ids[1])
-    store.delete("a", ids[2])
-    ids.append(store.create("a", History()).session_id)
+    await store.delete("a", ids[1])
+    await store.delete("a", ids[2])
+    ids.append((await store.create("a", History())).session_id)
     page = store.list("a", page.next_after, 2)
     assert [s.session_id for s in page.sessions] == ids[3:5] and page.next_after
     page = store.list("a", page.next_after, 2)

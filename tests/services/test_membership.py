@@ -52,9 +52,9 @@ class Members:
         self._base, self._specialists, self._folder = base, specialists, folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start_gateway(self, address: str, metrics: str = "") -> None:
-        where = ("--gateway-address", address, "--metrics-address", metrics)
-        self._start(f"gateway-{address}", "gateway", *where, "--gateway-heartbeat-seconds", "1")
+    def start_gateway(self, address: str, *flags: str) -> None:
+        own = ("--gateway-address", address, "--gateway-heartbeat-seconds", "1", *flags)
+        self._start(f"gateway-{address}", "gateway", *own)
 
     def start_decode(self, worker_id: str, *flags: str, adapters: tuple[str, ...] = (), program=("-m",)) -> None:
         entries = [f"--worker-adapters={name}={self._specialists.folder(name)}" for name in adapters]
@@ -118,7 +118,7 @@ def test_workers_that_were_there_first_register_with_each_gateway(members, speci
         mine = client.generate("s1", token_ids=prompt, max_tokens=4).result()
     specialists.check_tokens("s1", [*prompt, *mine.token_ids], len(prompt))
     metrics = free_address()
-    members.start_gateway(second, metrics)
+    members.start_gateway(second, "--metrics-address", metrics)
     members.wait_for(second, "decode-0", "decode-1")
     wait_until(lambda: num_indexed(metrics) >= len(prompt) // BLOCK_SIZE)
     with Client(second) as client:

@@ -25,7 +25,7 @@ from icarus.types import AdapterMode, FinishReason
 BAD_TURNS = {
     "unknown model": (NotFoundError, "model 'nobody' is not here; there are: tiny, both, s0", {"model": "nobody"}),
     "empty prompt": (InvalidInputError, "content.token_ids is empty", {"token_ids": []}),
-    "empty text": (InvalidInputError, "content.text is empty", {"token_ids": None, "prompt": ""}),
+    "empty text": (InvalidInputError, "content.text is empty", {"token_ids": None, "text": ""}),
     "token id": (
         InvalidInputError,
         r"token_ids\[1\] is 320; the model's vocabulary is \[0, 320\)",

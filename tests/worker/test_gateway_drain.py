@@ -8,6 +8,7 @@ import pytest
 from waiting import eventually
 
 from icarus.engine.engine import Engine
+from icarus.errors import NotFoundError
 from icarus.rpc.server import Service, make_server
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.gateway_link import GatewayLink
@@ -18,12 +19,16 @@ from icarus.worker.v1 import registry_service_pb2_grpc as pb_grpc
 class Registry(pb_grpc.RegistryServiceServicer):
     def __init__(self):
         self.heartbeats = []
+        self.num_forgotten = 0
+        """So many heartbeats find the worker forgotten."""
 
     async def Register(self, request, context):
         return pb.RegisterResponse(heartbeat_interval_seconds=600)
 
     async def Heartbeat(self, request, context):
         self.heartbeats.append(request)
+        if len(self.heartbeats) <= self.num_forgotten:
+            raise NotFoundError("register first")
         return pb.HeartbeatResponse()
 
     async def ReportBlocks(self, request, context):
@@ -78,3 +83,17 @@ async def test_a_link_ends_when_it_is_told_whatever_happens_at_that_moment(num_r
     running.cancel()
     await asyncio.wait_for(asyncio.gather(running, return_exceptions=True), 10)
     await stopping
+
+
+async def test_a_link_registers_again_with_a_gateway_that_forgot_it():
+    """As one does that was restarted, again and again."""
+    registry = Registry()
+    server = make_server("127.0.0.1:0", [Service.of(registry)])
+    await server.start()
+    link = GatewayLink(server.address, stand_in(), ChangeFeed(), "127.0.0.1:1")
+    registry.num_forgotten = 2
+    running = asyncio.create_task(link.run())
+    await eventually(lambda: len(registry.heartbeats) == 3)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await server.drain(0)

@@ -3,11 +3,13 @@
 import asyncio
 import dataclasses
 import logging
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from icarus.cache.index import PrefixIndex
 from icarus.config import Config, GatewaySection
+from icarus.errors import UnavailableError
 from icarus.model.hub import resolve_model
 from icarus.rpc.loop_collector import LoopCollector
 from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
@@ -26,7 +28,8 @@ from icarus_gateway.cluster.routing import Router
 from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.metrics import GatewayMetrics
 from icarus_gateway.sessions.conversations import Conversations
-from icarus_gateway.sessions.store import MemorySessionStore, SessionStore
+from icarus_gateway.sessions.session_file import SessionFile
+from icarus_gateway.sessions.store import SessionStore
 from icarus_gateway.state_metrics import GatewayState
 from icarus_gateway.text.served_model import ServedModel, load_served_model
 from icarus_gateway.turns.driver import TurnDriver
@@ -43,7 +46,7 @@ async def serve(config: Config) -> None:
     """Loads the tokenizer, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
     model = await asyncio.to_thread(_load_model, config)
     workers = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
-    store = make_session_store(config)
+    store = await asyncio.to_thread(make_session_store, config, model)
     registry = make_registry()
     sweeping = asyncio.create_task(_sweep(store))
     try:
@@ -52,6 +55,7 @@ async def serve(config: Config) -> None:
             await serve_until_signal(server, config.gateway.drain_seconds, before_drain=workers.stop_listening)
     finally:
         sweeping.cancel()
+        await store.close()
         await workers.close()
 
 
@@ -65,16 +69,23 @@ def _load_model(config: Config) -> ServedModel:
     return model
 
 
-def make_session_store(config: Config) -> MemorySessionStore:
-    return MemorySessionStore(config.gateway.max_sessions, config.gateway.session_ttl_seconds)
+def make_session_store(config: Config, model: ServedModel) -> SessionStore:
+    """Reads the session file, if one is named. Raises ConfigError where it cannot be used."""
+    settings, file = config.gateway, None
+    if settings.session_file:
+        file = SessionFile.open(Path(settings.session_file), model.name, model.tokenizer.vocabulary_digest)
+    return SessionStore(settings.max_sessions, settings.session_ttl_seconds, file=file)
 
 
 async def _sweep(store: SessionStore) -> None:
     """Forgets expired sessions that nobody asks for."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
-        if num_expired := store.sweep():
-            log.info("sessions expired", extra={"count": num_expired})
+        try:
+            if num_expired := await store.sweep():
+                log.info("sessions expired", extra={"count": num_expired})
+        except UnavailableError:
+            continue  # logged, and written at the next time
 
 
 def _weights(settings: GatewaySection) -> Weights:
@@ -84,7 +95,10 @@ def _weights(settings: GatewaySection) -> Weights:
 def build_server(
     config: Config, model: ServedModel, workers: WorkerTable, store: SessionStore, registry: CollectorRegistry
 ) -> Server:
-    """The bound server with every service of the gateway. Raises ConfigError where the address is taken."""
+    """The bound server with every service of the gateway, and with the turns that the store remembers.
+
+    Raises ConfigError where the address is taken.
+    """
     settings = config.gateway
     reports = BlockReports(PrefixIndex())
     router = Router(workers, reports.index, model.name, _weights(settings))
@@ -100,6 +114,8 @@ def build_server(
         settings.remember_turn_seconds,
         settings.resume_grace_seconds,
     )
+    for turn in store.finished_turns():
+        runs.restore(turn)
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
     services = [

@@ -53,4 +53,6 @@ class GatewayState:
         events.add_metric(["refused"], counts.refused)
         live = GaugeMetricFamily("icarus_sessions", "Sessions that are kept.", counts.live)
         limit = GaugeMetricFamily("icarus_sessions_limit", "Most sessions that are kept.", counts.limit)
-        return [live, limit, events]
+        text = "Changes of sessions that the session file did not take."
+        errors = CounterMetricFamily("icarus_session_store_errors", text, counts.write_errors)
+        return [live, limit, events, errors]

@@ -91,7 +91,7 @@ class Chat:
     def _stream(self, text: str) -> TurnStream:
         """Shows an answer as it comes. Ctrl-C stops it."""
         stream = self._generate(text)
-        with on_ctrl_c(stream.cancel):
+        with stream, on_ctrl_c(stream.cancel):
             for delta in stream:
                 sys.stdout.write(delta.text)
                 sys.stdout.flush()

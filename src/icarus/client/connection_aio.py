@@ -78,14 +78,17 @@ class AsyncTurnStream(TurnRecord):
         return self._result()
 
     async def aclose(self) -> None:
-        """`cancel`, as contextlib.aclosing calls it."""
+        """`cancel`, and then waits for the gateway's word, a second at most."""
         self.cancel()
+        if self._farewell is not None:
+            with suppress(grpc.aio.AioRpcError):
+                self._take_farewell(await self._farewell)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self.cancel()
+        await self.aclose()
 
 
 class AsyncConnection:
@@ -132,10 +135,10 @@ class AsyncConnection:
         self._check_open()
         return method(request, timeout=timeout, metadata=(*self.target.metadata, *more))
 
-    def give_up(self, call: Any, turn_id: str) -> None:
+    def give_up(self, call: Any, turn_id: str) -> Any:
         call.cancel()
         if self._closed or not self.target.retry.resumes:
-            return
+            return None
         request = generation_pb2.CancelTurnRequest(tenant=self.target.tenant, turn_id=turn_id)
         # A call object and no task that makes one: what the caller's task sends next does not overtake it.
         farewell = self.stubs.generation.CancelTurn(
@@ -143,6 +146,7 @@ class AsyncConnection:
         )
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
+        return farewell
 
     def drop(self, let_go: Callable[[], None]) -> None:
         assert self._loop is not None

@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self, cast
 
 import grpc
@@ -69,6 +70,9 @@ class TurnStream(TurnRecord):
 
     def __exit__(self, *exc_info: object) -> None:
         self.cancel()
+        if self._farewell is not None:
+            with suppress(grpc.RpcError, grpc.FutureCancelledError):
+                self._take_farewell(self._farewell.result())
 
 
 class Connection:
@@ -105,16 +109,17 @@ class Connection:
         self._check_open()
         return method(request, timeout=timeout, metadata=(*self.target.metadata, *more))
 
-    def give_up(self, call: Any, turn_id: str) -> None:
+    def give_up(self, call: Any, turn_id: str) -> Any:
         call.cancel()
         if self._closed or not self.target.retry.resumes:
-            return
+            return None
         request = generation_pb2.CancelTurnRequest(tenant=self.target.tenant, turn_id=turn_id)
         farewell = self.stubs.generation.CancelTurn.future(
             request, timeout=FAREWELL_SECONDS, metadata=self.target.metadata, wait_for_ready=True
         )
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
+        return farewell
 
     def drop(self, let_go: Callable[[], None]) -> None:
         self._reaper.put(let_go)

@@ -13,6 +13,7 @@ from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError, N
 from icarus.tracing import Metadata
 from icarus.types import FinishReason, TokenLogprobs, Usage
 from icarus.v1 import generation_pb2 as pb2
+from icarus.v1 import generation_service_pb2
 
 
 class TurnConnection(Protocol):
@@ -24,8 +25,9 @@ class TurnConnection(Protocol):
         """The call whose answer is the turn's stream; `more` is metadata."""
         ...
 
-    def give_up(self, call: Any, turn_id: str) -> None:
-        """Ends a call, and tells the gateway that nobody will come back for the turn. Waits for nothing."""
+    def give_up(self, call: Any, turn_id: str) -> Any:
+        """Ends a call, and tells the gateway that nobody will come back for the turn: that call, or None where there is
+        nobody to tell. Waits for nothing."""
         ...
 
     def drop(self, let_go: Callable[[], None]) -> None:
@@ -52,10 +54,10 @@ class _Hold:
         metadata = tracing.outgoing(self.span)
         self.call = self._connection.open(self._method, request, self._attempts.seconds_left(), metadata)
 
-    def let_go(self) -> None:
-        """Nobody wants the turn any more."""
+    def let_go(self) -> Any:
+        """Nobody wants the turn any more. Returns what `give_up` does."""
         self.span.end()
-        self._connection.give_up(self.call, self._request.turn_id)
+        return self._connection.give_up(self.call, self._request.turn_id)
 
 
 class TurnRecord:
@@ -92,6 +94,10 @@ class TurnRecord:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
+        self._cancelled = False
+        """By its reader, who may be too late: `finish_reason` says what became of the turn."""
+        self._farewell: Any = None
+        """The call that told the gateway that the turn was given up."""
         self._has_last_text = False
         """Text without tokens comes once, last; no count of tokens tells a resumed stream that it has been sent."""
 
@@ -111,22 +117,23 @@ class TurnRecord:
         return tuple(self._logprobs)
 
     def cancel(self) -> None:
-        """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended."""
+        """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended.
+
+        The gateway may have finished it while its stream was read slowly: it counts then. Leaving `with` waits for the
+        gateway's word, and `finish_reason` and `usage` then say so.
+        """
         if self.finish_reason is None and self._error is None:
+            self._cancelled = True
             self.finish_reason = FinishReason.CANCELLED
             self._stop.set()
             if self._on_drop.detach():
-                self._hold.let_go()
+                self._farewell = self._hold.let_go()
 
     close = cancel
 
     @property
     def _call(self) -> Any:
         return self._hold.call
-
-    @property
-    def _cancelled(self) -> bool:
-        return self.finish_reason is FinishReason.CANCELLED
 
     def _take(self, event: pb2.TurnEvent) -> Delta | None:
         """Records one piece of the stream; returns it if it is a delta."""
@@ -143,13 +150,20 @@ class TurnRecord:
             self._text.append(delta.text)
             return delta
         if event.HasField("finished"):
-            self.finish_reason = parse_finish_reason(event.finished)
-            self.usage = parse_usage(event.finished.usage)
-            self.route = parse_route(event.finished.route)
-            self.seed = event.finished.seed
+            self._record_end(event.finished)
             if self._on_drop.detach():
                 self._hold.span.end()
         return None
+
+    def _record_end(self, finished: pb2.TurnFinished) -> None:
+        self.finish_reason = parse_finish_reason(finished)
+        self.usage = parse_usage(finished.usage)
+        self.route = parse_route(finished.route)
+        self.seed = finished.seed
+
+    def _take_farewell(self, answer: generation_service_pb2.CancelTurnResponse) -> None:
+        if answer.HasField("finished"):
+            self._record_end(answer.finished)
 
     def _delay_after(self, error: IcarusError) -> float:
         """Seconds until the stream may be resumed. Raises and records the error where it may not."""
@@ -184,7 +198,8 @@ class TurnRecord:
     def _result(self) -> TurnResult:
         if self._error is not None:
             raise self._error
-        if self.finish_reason is None or self.usage is None or self.route is None or self.seed is None:
+        finish_reason, usage, route, seed = self.finish_reason, self.usage, self.route, self.seed
+        if self._cancelled or finish_reason is None or usage is None or route is None or seed is None:
             raise FailedPreconditionError(
                 f"turn {self.turn_id} was cancelled; what had arrived is in the stream's text and token_ids"
             )
@@ -192,9 +207,9 @@ class TurnRecord:
             self.turn_id,
             self.text,
             self.token_ids,
-            self.finish_reason,
-            self.usage,
-            self.route,
-            self.seed,
+            finish_reason,
+            usage,
+            route,
+            seed,
             self.logprobs,
         )

@@ -100,9 +100,18 @@ def logprobs_to_wire(entry: TokenLogprobs) -> generation_pb2.TokenLogprobs:
     return generation_pb2.TokenLogprobs(chosen=chosen, top=top)
 
 
+def logprobs_from_wire(message: generation_pb2.TokenLogprobs) -> TokenLogprobs:
+    chosen, *top = (TokenLogprob(item.token_id, item.logprob) for item in (message.chosen, *message.top))
+    return TokenLogprobs(chosen, tuple(top))
+
+
 def usage_to_wire(usage: Usage) -> generation_pb2.Usage:
     counts = {name: getattr(usage, name) for name in _USAGE_FIELDS}
     return generation_pb2.Usage(cached_tokens=usage.cached_tokens, **counts)
+
+
+def usage_from_wire(message: generation_pb2.Usage) -> Usage:
+    return Usage(**{name: getattr(message, name) for name in _USAGE_FIELDS})
 
 
 def source_to_wire(source: BlockSource) -> blocks_pb2.BlockSource:
@@ -158,6 +167,11 @@ def adapter_from_wire(message: registry_service_pb2.Adapter) -> AdapterInfo:
 def finish_reason_to_wire(reason: FinishReason) -> generation_pb2.FinishReason:
     """Raises KeyError for CANCELLED: a cancelled turn has no end to report."""
     return _FINISH_REASONS[reason]
+
+
+def finish_reason_from_wire(message: int) -> FinishReason:
+    """Raises StopIteration for one that this release does not know."""
+    return next(reason for reason, number in _FINISH_REASONS.items() if number == message)
 
 
 def mode_to_wire(mode: AdapterMode | None) -> model_service_pb2.AdapterMode:

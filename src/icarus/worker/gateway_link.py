@@ -59,7 +59,7 @@ class GatewayLink:
             registry = pb_grpc.RegistryServiceStub(channel)
             while not _is_cancelled():  # a group of tasks with errors raises these alone
                 try:
-                    await self._serve(registry)
+                    await asyncio.create_task(self._serve(registry))  # a group that failed leaves its task cancelled
                 except* grpc.aio.AioRpcError as errors:
                     self._lost(errors.exceptions[0])
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -51,7 +51,7 @@ class SessionServicer(pb_grpc.SessionServiceServicer):
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Any) -> pb.ForkSessionResponse:
         num_tokens = request.num_tokens if request.HasField("num_tokens") else None
         session_id = parse_session_id(request.session_id)
-        session = self._conversations.fork(parse_tenant(request.tenant), session_id, num_tokens)
+        session = await self._conversations.fork(parse_tenant(request.tenant), session_id, num_tokens)
         return pb.ForkSessionResponse(session=_to_wire(session))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:

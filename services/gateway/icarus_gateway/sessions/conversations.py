@@ -14,8 +14,8 @@ from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
 from icarus_gateway.text.prompt import open_answer, tokenise_more, tokenise_prompt
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.driver import TurnDriver
-from icarus_gateway.turns.events import Delta, End, TurnEvent, TurnRequest
-from icarus_gateway.turns.runs import TurnKey, TurnRuns
+from icarus_gateway.turns.events import Delta, End, TurnEvent, TurnRequest, join
+from icarus_gateway.turns.runs import FinishedTurn, TurnKey, TurnRuns
 
 
 class Conversations:
@@ -32,7 +32,7 @@ class Conversations:
     async def create(self, tenant: str, content: Content | None, ttl_seconds: float | None) -> Session:
         history = History() if content is None else await tokenise_more(self._model, History(), content)
         self._check_history(history)
-        return self._store.create(tenant, history, ttl_seconds)
+        return await self._store.create(tenant, history, ttl_seconds)
 
     async def append(self, tenant: str, session_id: str, content: Content) -> tuple[int, int]:
         """(tokens appended, tokens in the history now). Raises ConflictError while a turn is under way."""
@@ -41,14 +41,14 @@ class Conversations:
             before = session.history.num_tokens
             history = await tokenise_more(self._model, session.history, content)
             self._check_history(history)
-            session.commit(history)
+            await session.commit(history)
             return history.num_tokens - before, history.num_tokens
 
-    def fork(self, tenant: str, session_id: str, num_tokens: int | None) -> Session:
+    async def fork(self, tenant: str, session_id: str, num_tokens: int | None) -> Session:
         """A session of its own, with the same ttl. A turn under way is not part of it."""
         session = self._store.get(tenant, session_id)
         history = session.history if num_tokens is None else session.history.first(num_tokens)
-        fork = self._store.create(tenant, history, session.ttl_seconds)
+        fork = await self._store.create(tenant, history, session.ttl_seconds)
         self.num_forked += 1
         return fork
 
@@ -60,12 +60,15 @@ class Conversations:
 
     async def delete(self, tenant: str, session_id: str) -> None:
         await self._holders.settle(tenant, session_id)
-        self._store.delete(tenant, session_id)
+        await self._store.delete(tenant, session_id)
 
     def generate_turn(
         self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
-        """The history grows when the turn's End comes, just before it is yielded; otherwise it stays as it was."""
+        """The history grows when the turn's End comes, just before it is yielded; otherwise it stays as it was.
+
+        With it the file, if there is one, takes the turn itself: its caller may come back after a restart.
+        """
         return self._watch(call, session_id, lambda: self._turn_of_session(call, session_id, model, content, sampling))
 
     def generate(self, call: TurnCall, model: str, content: Content, sampling: Sampling) -> AsyncGenerator[TurnEvent]:
@@ -79,11 +82,8 @@ class Conversations:
         self, call: TurnCall, session_id: str, source: Callable[[], AsyncGenerator[TurnEvent]]
     ) -> AsyncGenerator[TurnEvent]:
         bind_log_fields(turn=call.turn_id, session=session_id)
-        if call.fingerprint is None:
-            run = self._runs.start(source())
-        else:
-            key = TurnKey(call.tenant, call.turn_id, call.fingerprint)
-            run = await self._runs.find_or_start(key, source, call.resume_from)
+        key = _key(call)
+        run = await self._runs.find_or_start(key, source, call.resume_from) if key else self._runs.start(source())
         async with aclosing(run.watch(call.resume_from, call.resumable)) as events:
             async for event in events:
                 yield event
@@ -102,15 +102,20 @@ class Conversations:
             request = TurnRequest(
                 call.tenant, call.turn_id, model, prompt, sampling, session_id, history.mark, history.names
             )
-            output: list[int] = []
+            deltas: list[Delta] = []
             async with aclosing(self._driver.run(request)) as events:
                 async for event in events:
                     if isinstance(event, Delta):
-                        output += event.token_ids
+                        deltas.append(event)
                     else:
-                        longer = history.extended(output, finishes_turn=True)
-                        session.commit(replace(longer, mark=event.mark, names=event.names))
+                        longer = history.extended(join(deltas).token_ids, finishes_turn=True)
+                        turn = self._remembered(call, (*deltas, event))
+                        await session.commit(replace(longer, mark=event.mark, names=event.names), turn)
                     yield event
+
+    def _remembered(self, call: TurnCall, events: tuple[TurnEvent, ...]) -> FinishedTurn | None:
+        key = _key(call)
+        return self._runs.finished(key, events) if key else None
 
     async def _turn(
         self, call: TurnCall, model: str, content: Content, sampling: Sampling
@@ -129,3 +134,7 @@ class Conversations:
         """A history that leaves no room for a single answer token is of no use."""
         if history.num_tokens:
             check_length(history.num_tokens, 1, self._model.context_length)
+
+
+def _key(call: TurnCall) -> TurnKey | None:
+    return None if call.fingerprint is None else TurnKey(call.tenant, call.turn_id, call.fingerprint)

@@ -2,7 +2,7 @@
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from icarus.cache.hashing import BlockNames
@@ -44,6 +44,21 @@ class History:
     """Of the last turn."""
     names: BlockNames | None = None
     """Of as many of its blocks as the last turn named."""
+
+    @classmethod
+    def of_pieces(cls, pieces: Iterable[tuple[Place, bytes]]) -> "History":
+        """What `pieces` gave, put together again."""
+        found = list(pieces)
+        return cls(b"".join(packed for _, packed in found), (Place(), *(place for place, _ in found)))
+
+    def pieces(self, first: int = 1) -> Iterator[tuple[Place, bytes]]:
+        """(where it ended, its tokens as in `packed`) for each piece from number `first` on; the first one is 1."""
+        for before, end in zip(self.places[first - 1 :], self.places[first:], strict=False):
+            yield end, self.packed[before.num_tokens * _TOKEN_BYTES : end.num_tokens * _TOKEN_BYTES]
+
+    @staticmethod
+    def num_tokens_in(packed: bytes) -> int:
+        return len(packed) // _TOKEN_BYTES
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Text to token ids and back."""
 
+import hashlib
+import json
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +60,11 @@ class Tokenizer:
     def special_tokens(self) -> list[str]:
         """The texts of the control tokens."""
         return [token.content for token in self._raw.get_added_tokens_decoder().values() if token.special]
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """Of what every token id stands for: ids of one tokenizer mean the same under another of this digest."""
+        return hashlib.sha256(json.dumps(sorted(self._raw.get_vocab().items())).encode()).hexdigest()
 
     @cached_property
     def longest_token(self) -> int:

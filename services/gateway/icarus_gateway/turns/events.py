@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from icarus.cache.hashing import BlockNames
-from icarus.rpc.messages import finish_reason_to_wire, logprobs_to_wire, usage_to_wire
+from icarus.rpc.messages import (
+    finish_reason_from_wire,
+    finish_reason_to_wire,
+    logprobs_from_wire,
+    logprobs_to_wire,
+    usage_from_wire,
+    usage_to_wire,
+)
 from icarus.types import FinishReason, TokenLogprobs, Usage, WorkerId
 from icarus.v1 import generation_pb2
 from icarus_gateway.api.validation import Sampling
@@ -51,8 +58,8 @@ class End:
     prefill_worker: WorkerId | None
     mark: BlockMark | None
     """Unknown where the worker died after its last token."""
-    names: BlockNames
-    """Of blocks of the turn's tokens, from the first on."""
+    names: BlockNames | None
+    """Of blocks of the turn's tokens, from the first on. Unknown for a turn of before the gateway's restart."""
 
 
 TurnEvent = Delta | End
@@ -82,4 +89,21 @@ def end_to_wire(end: End) -> generation_pb2.TurnFinished:
         usage=usage_to_wire(end.usage),
         route=generation_pb2.Route(decode_worker=end.decode_worker, prefill_worker=end.prefill_worker),
         seed=end.seed,
+    )
+
+
+def event_from_wire(message: generation_pb2.TurnEvent) -> TurnEvent:
+    if message.HasField("delta"):
+        delta = message.delta
+        return Delta(tuple(delta.token_ids), delta.text, tuple(map(logprobs_from_wire, delta.logprobs)))
+    end = message.finished
+    route = end.route
+    return End(
+        reason=finish_reason_from_wire(end.finish_reason),
+        usage=usage_from_wire(end.usage),
+        seed=end.seed,
+        decode_worker=WorkerId(route.decode_worker),
+        prefill_worker=WorkerId(route.prefill_worker) if route.HasField("prefill_worker") else None,
+        mark=None,
+        names=None,
     )

@@ -19,6 +19,17 @@ class TurnKey:
     fingerprint: bytes
 
 
+@dataclass(frozen=True)
+class FinishedTurn:
+    """A turn as it is remembered."""
+
+    key: TurnKey
+    events: tuple[TurnEvent, ...]
+    """All of them, as the turn made them."""
+    keep_seconds: float
+    """Until it is forgotten."""
+
+
 class TurnRun:
     """One turn under way or done. It keeps all its events; whoever watches reads them from any token on.
 
@@ -139,6 +150,7 @@ class TurnRun:
 class _Record:
     fingerprint: bytes
     run: TurnRun
+    keep_seconds: float
     forget: asyncio.TimerHandle | None = None
 
 
@@ -161,6 +173,16 @@ class TurnRuns:
         """The sizes of all finished turns, oldest first."""
         self._size = 0
 
+    def finished(self, key: TurnKey, events: tuple[TurnEvent, ...]) -> FinishedTurn | None:
+        """What must be kept of a turn so that `restore` can give it again; None where nothing is remembered."""
+        if self._max_kept <= 0 or self._keep_seconds <= 0:
+            return None
+        return FinishedTurn(key, events, self._keep_seconds)
+
+    def restore(self, turn: FinishedTurn) -> None:
+        """Remembers a turn that an earlier process played. The latest one goes last."""
+        self._start(turn.key, _played(turn.events), min(turn.keep_seconds, self._keep_seconds))
+
     def start(self, source: AsyncGenerator[TurnEvent]) -> TurnRun:
         """A turn that nobody can name."""
         return TurnRun(source, 0.0)
@@ -182,9 +204,7 @@ class TurnRuns:
                     f"turn {key.turn_id!r} is not known here, or not any more: it cannot be resumed from token "
                     f"{resume_from}; look at the session's history, or ask again under a new turn_id"
                 )
-            record = _Record(key.fingerprint, TurnRun(source(), self._grace_seconds))
-            self._running[name] = record
-            record.run.task.add_done_callback(lambda _: self._ended(name, record))
+            record = self._start(key, source(), self._keep_seconds)
         elif record.fingerprint != key.fingerprint:
             raise AlreadyExistsError(
                 f"turn_id {key.turn_id!r} belongs to another request; give every turn an id of its own"
@@ -202,6 +222,13 @@ class TurnRuns:
             await asyncio.wait((record.run.task,))
         return record.run.end
 
+    def _start(self, key: TurnKey, source: AsyncGenerator[TurnEvent], keep_seconds: float) -> _Record:
+        name = (key.tenant, key.turn_id)
+        record = _Record(key.fingerprint, TurnRun(source, self._grace_seconds), keep_seconds)
+        self._running[name] = record
+        record.run.task.add_done_callback(lambda _: self._ended(name, record))
+        return record
+
     def _find(self, name: tuple[str, str]) -> _Record | None:
         tenant, turn_id = name
         return self._running.get(name) or self._kept.get(tenant, {}).get(turn_id)
@@ -215,7 +242,7 @@ class TurnRuns:
         kept[turn_id] = record
         self._ages[name] = record.run.size
         self._size += record.run.size
-        record.forget = asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, tenant, turn_id)
+        record.forget = asyncio.get_running_loop().call_later(record.keep_seconds, self._forget, tenant, turn_id)
         if len(kept) > self._max_kept:
             self._forget(tenant, next(iter(kept)))
         while self._size > self._max_size:
@@ -228,3 +255,8 @@ class TurnRuns:
             record.forget.cancel()
         if not self._kept[tenant]:
             del self._kept[tenant]
+
+
+async def _played(events: tuple[TurnEvent, ...]) -> AsyncGenerator[TurnEvent]:
+    for event in events:
+        yield event
