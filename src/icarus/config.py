@@ -117,6 +117,9 @@ class GatewaySection:
     max_engine_age_seconds: float = _setting(
         60.0, "a worker whose engine has not come round for this long is left out", least=0.01
     )
+    report_wait_seconds: float = _setting(
+        0.2, "how long a session's turn waits for the report of its last turn's blocks", least=0
+    )
     prefill_threshold_tokens: int = _setting(256, "uncached prompt tokens from which a prefill worker is used", least=0)
     load_penalty_tokens: int = _setting(128, "cached tokens that one request on a worker outweighs", least=0)
     adapter_penalty_tokens: int = _setting(256, "cached tokens that reading an adapter's weights outweighs", least=0)

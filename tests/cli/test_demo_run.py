@@ -13,6 +13,9 @@ BLOCK = 16
 def run_demo(folder, *flags):
     model = tiny.tiny_llama(folder / "model", context=16384)
     argv = ["demo", f"--json={folder / 'demo.json'}", f"--model-path={model}", "--model-dtype=float32"]
+    patient = folder / "icarus.toml"
+    patient.write_text("[gateway]\nreport_wait_seconds = 10\n")
+    argv.append(f"--config={patient}")
     assert (
         main([*argv, "--engine-num-threads=1", "--cache-num-blocks=4096", f"--log-dir={folder / 'logs'}", *flags]) == 0
     )

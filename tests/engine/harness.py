@@ -164,8 +164,9 @@ class Specialists:
         return self._folders[name][0]
 
     def check_greedy(self, turn: Turn) -> None:
-        """As `check_tokens`, of an engine's turn."""
+        """As `check_tokens`, of an engine's turn, which has said something."""
         request = turn.request
+        assert turn.output, turn.events
         self.check_tokens(request.adapter.name if request.adapter else "", request.token_ids, request.num_prompt)
 
     def check_tokens(self, name: str, token_ids: Sequence[int], num_prompt: int) -> None:

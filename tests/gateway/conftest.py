@@ -1,6 +1,7 @@
 """Tokenizers, templates and scripted workers. The gateway under test is the real one, over real gRPC."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -361,24 +362,35 @@ class Cluster:
         self.fakes[worker_id] = fake
         return fake
 
+    def silence(self, fake: FakeWorker) -> None:
+        """As if it had missed a few heartbeats more than a running turn bears."""
+        self.table.instance(fake.worker_id, fake.instance_id).last_seen -= 20 * self.table.heartbeat_seconds
+
 
 @asynccontextmanager
-async def start_cluster(model: ServedModel, **settings) -> AsyncIterator[Cluster]:
-    settings = {"heartbeat_seconds": 5.0, "prefill_threshold_tokens": 1000, **settings}
+async def start_cluster(
+    model: ServedModel, clock: Callable[[], float] = time.monotonic, **settings
+) -> AsyncIterator[Cluster]:
+    """With the defaults no wait of the gateway runs out in a test. A `clock` that stands still keeps every worker live
+    under a short `heartbeat_seconds`, but those that a test silences."""
+    patient = {"heartbeat_seconds": 5.0, "report_wait_seconds": 60.0, "prefill_threshold_tokens": 1000}
+    settings = {**patient, **settings}
     config = replace(Config(), gateway=GatewaySection(address="127.0.0.1:0", **settings))
-    table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
+    table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds, clock)
     registry = CollectorRegistry()
     store = make_session_store(config, model)
     server = build_server(config, model, table, store, registry)
+    fakes: dict[str, FakeWorker] = {}
     await server.start()
-    async with open_channel(server.address) as channel:
-        cluster = Cluster(server, channel, table, model, registry, store)
-        yield cluster
-    await server.drain(0)
-    await store.close()
-    await table.close()
-    for fake in cluster.fakes.values():
-        await fake.server.drain(0)
+    try:
+        async with open_channel(server.address) as channel:
+            yield Cluster(server, channel, table, model, registry, store, fakes)
+    finally:
+        await server.drain(0)
+        await store.close()
+        await table.close()
+        for fake in fakes.values():
+            await fake.server.drain(0)
 
 
 @pytest.fixture

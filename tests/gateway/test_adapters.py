@@ -150,33 +150,38 @@ async def test_a_turn_goes_on_only_where_its_digest_is(cluster):
     assert same.script.begun[0].adapter_digest == "old" and same.script.begun[0].num_output_tokens == 2
 
 
-async def test_a_turn_that_comes_just_after_a_reload_takes_the_new_weights(cluster, new_cluster, model):
+async def beat_until(worker, done):
+    """The turn listens for a heartbeat only once the worker has refused it."""
+    while not done.done():
+        await worker.beat()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_turn_that_comes_just_after_a_reload_takes_the_new_weights(cluster):
     """Another gateway replaced them: this one learns of it from the worker's refusal and its next heartbeat."""
-    async with new_cluster(model, heartbeat_seconds=0.3) as cluster:
-        (worker,) = [await cluster.add("d1", answer=[A])]
-        worker.adapters = [stands_for("old")]
-        await worker.beat()
-        worker.script.refusals["old"] = NotFoundError("'math' stands for new")
-        asking = asyncio.create_task(ask(cluster, max_tokens=1))
-        await eventually(lambda: worker.script.begun)
-        worker.adapters = [stands_for("new")]
-        await worker.beat()
-        assert await asking == ([A], "d1")
-        assert [begin.adapter_digest for begin in worker.script.begun] == ["old", "new"]
+    worker = await cluster.add("d1", answer=[A])
+    worker.adapters = [stands_for("old")]
+    await worker.beat()
+    worker.script.refusals["old"] = NotFoundError("'math' stands for new")
+    asking = asyncio.create_task(ask(cluster, max_tokens=1))
+    await eventually(lambda: worker.script.begun)
+    worker.adapters = [stands_for("new")]
+    await beat_until(worker, asking)
+    assert await asking == ([A], "d1")
+    assert [begin.adapter_digest for begin in worker.script.begun] == ["old", "new"]
 
 
-async def test_a_turn_that_comes_just_after_a_change_of_mode_takes_the_new_one(cluster, new_cluster, model):
-    async with new_cluster(model, heartbeat_seconds=3.0) as cluster:
-        worker = await cluster.add("d1", answer=[A])
-        worker.adapters = [stands_for("same", mode="private")]
-        await worker.beat()
-        worker.script.refusals["private"] = NotFoundError("'math' is shared")
-        asking = asyncio.create_task(ask(cluster, max_tokens=1))
-        await eventually(lambda: worker.script.begun)
-        worker.adapters = [stands_for("same")]
-        await worker.beat()
-        assert await asking == ([A], "d1")
-        assert [begin.adapter_mode for begin in worker.script.begun] == ["private", "shared"]
+async def test_a_turn_that_comes_just_after_a_change_of_mode_takes_the_new_one(cluster):
+    worker = await cluster.add("d1", answer=[A])
+    worker.adapters = [stands_for("same", mode="private")]
+    await worker.beat()
+    worker.script.refusals["private"] = NotFoundError("'math' is shared")
+    asking = asyncio.create_task(ask(cluster, max_tokens=1))
+    await eventually(lambda: worker.script.begun)
+    worker.adapters = [stands_for("same")]
+    await beat_until(worker, asking)
+    assert await asking == ([A], "d1")
+    assert [begin.adapter_mode for begin in worker.script.begun] == ["private", "shared"]
 
 
 async def test_a_worker_that_cannot_read_the_weights_again_is_left_out(cluster):

@@ -212,7 +212,7 @@ async def test_one_listener_that_stays_is_enough(cluster, ask):
     await read_tokens(first, 1)
     await read_tokens(second, 1)
     first.cancel()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # long enough, mostly, for a cancellation to be seen
     worker.script.go_on.set()
     assert (await collect(second))[0] == ANSWER[1:] and not worker.script.cancelled.is_set()
 
@@ -290,12 +290,22 @@ async def test_no_grace_period(model, new_cluster):
         await asyncio.wait_for(worker.script.cancelled.wait(), 5)
 
 
+async def test_another_tenant_cannot_end_a_turn(cluster):
+    worker = await cluster.add("d1", answer=ANSWER, pause_after=2)
+    session_id, request = await resumable_turn(cluster)
+    await cluster.generation.CancelTurn(generation_service_pb2.CancelTurnRequest(turn_id="t", tenant="other"))
+    again = cluster.sessions.GenerateTurn(request)
+    await read_tokens(again, 2)
+    worker.script.go_on.set()
+    assert (await collect(again))[0] == ANSWER[2:]
+    assert len(worker.script.begun) == 1 and not worker.script.cancelled.is_set()
+    assert await state(cluster, session_id) == (PROMPT + ANSWER, 1)
+
+
 async def test_a_turn_that_nobody_listens_to_can_be_ended(cluster):
     worker = await cluster.add("d1", answer=ANSWER, pause_after=2)
     session_id, request = await resumable_turn(cluster)
     cancel = generation_service_pb2.CancelTurnRequest(turn_id="t")
-    await cluster.generation.CancelTurn(generation_service_pb2.CancelTurnRequest(turn_id="t", tenant="other"))
-    assert not worker.script.cancelled.is_set()
     await cluster.generation.CancelTurn(cancel)
     await asyncio.wait_for(worker.script.cancelled.wait(), 5)
     await idle(cluster)
@@ -315,8 +325,8 @@ async def test_ending_a_turn_is_told_to_who_listens(cluster, ask):
     await fails(stream, grpc.StatusCode.ABORTED, "was cancelled")
 
 
-async def test_turns_are_remembered_for_a_while_and_not_too_many(model, new_cluster):
-    async with new_cluster(model, remember_turn_seconds=0.3, max_remembered_turns=2) as cluster:
+async def test_not_too_many_turns_are_remembered(model, new_cluster):
+    async with new_cluster(model, max_remembered_turns=2) as cluster:
         worker = await cluster.add("d1", answer=ANSWER)
 
         def play(turn_id, tenant="", **fields):
@@ -333,12 +343,19 @@ async def test_turns_are_remembered_for_a_while_and_not_too_many(model, new_clus
         await play("c", resume_from=1)
         await play("a")  # the oldest was forgotten
         assert len(worker.script.begun) == 5
-        await asyncio.sleep(0.5)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await play("c", resume_from=1)
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-        await play("c")
-        assert len(worker.script.begun) == 6
+
+
+async def test_a_turn_is_remembered_for_a_while(model, new_cluster):
+    async with new_cluster(model, remember_turn_seconds=0.05) as cluster:
+        worker = await cluster.add("d1", answer=ANSWER)
+        sampling = pb.SamplingParams(max_tokens=2, ignore_eos=True)
+        request = generation_service_pb2.GenerateRequest(
+            turn_id="t", model="base", content=tokens(1), sampling=sampling
+        )
+        async with asyncio.timeout(20):
+            while len(worker.script.begun) < 2:  # the same turn again, until it is forgotten
+                assert (await collect(cluster.generation.Generate(request)))[0] == ANSWER[:2]
+                await asyncio.sleep(0.02)
 
 
 async def test_all_tenants_turns_together_are_bounded(model, new_cluster):

@@ -3,15 +3,13 @@ workers that die. Everything that a panel shows happens at least once, and long 
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 
-import grpc
 import pytest
 from observability.prometheus_server import PrometheusServer
 from services.system import System
 from services.test_cancellation import hold
 from services.test_chain import ids
-from services.test_faults import wait_until_busy
+from services.test_faults import lose_its_worker
 
 from icarus.client import Client
 from icarus.errors import NotFoundError
@@ -94,14 +92,9 @@ def lose_the_prefill_worker_during_a_read(system: System, client: Client, server
 
 def lose_a_decode_worker_during_a_turn(system: System, client: Client, server: PrometheusServer) -> None:
     """The turn goes on elsewhere."""
-    holds = ExitStack()
-    for name in ("decode-0", "decode-1"):
-        holds.enter_context(hold(system, name, "decoding"))
-    stream = client.generate("both", token_ids=ids(SHORT, 70), max_tokens=300, ignore_eos=True)
-    next(stream)
-    system.signal(wait_until_busy(system), signal.SIGKILL)
-    with suppress(grpc.RpcError):  # of the one that is gone
-        holds.close()
+    stream, _, _ = lose_its_worker(
+        system, lambda: client.generate("both", token_ids=ids(SHORT, 70), max_tokens=300, ignore_eos=True)
+    )
     stream.result()
     server.wait_for("count(up == 0) == 2")
     server.wait_for('sum(icarus_workers{state="left_out"}) == 2')

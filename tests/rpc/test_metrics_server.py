@@ -5,6 +5,7 @@ from urllib.request import urlopen
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from waiting import eventually
 
 from icarus.errors import ConfigError
 from icarus.rpc.channel import open_channel
@@ -37,28 +38,30 @@ def test_addresses_that_cannot_be_served():
         assert server.address == ""
 
 
+def calls_of(registry) -> dict[tuple[str, ...], float]:
+    samples = (sample for family in registry.collect() for sample in family.samples)
+    return {tuple(s.labels.values()): s.value for s in samples if s.name == "icarus_rpcs_total"}
+
+
 async def test_calls_are_counted_by_status_and_unknown_methods_are_not():
     registry = make_registry()
     server = make_server("127.0.0.1:0", [], [MetricsInterceptor(RpcMetrics.register(registry))])
-    await server.start()
-    async with open_channel(server.address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        await stub.Check(health_pb2.HealthCheckRequest())
-        watch = stub.Watch(health_pb2.HealthCheckRequest())
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        watch.cancel()
-        for call in (
-            stub.Check(health_pb2.HealthCheckRequest(service="nobody")),
-            channel.unary_unary("/icarus.v1.Nobody/Nothing")(b""),
-        ):
-            with pytest.raises(grpc.aio.AioRpcError):
-                await call
-    await server.drain(0)
-    calls = {
-        tuple(sample.labels.values()): sample.value
-        for family in registry.collect()
-        for sample in family.samples
-        if sample.name == "icarus_rpcs_total"
-    }
     check, watch = "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"
-    assert calls == {(check, "OK"): 1, (check, "NOT_FOUND"): 1, (watch, "CANCELLED"): 1}
+    await server.start()
+    try:
+        async with open_channel(server.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            await stub.Check(health_pb2.HealthCheckRequest())
+            watching = stub.Watch(health_pb2.HealthCheckRequest())
+            assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watching.cancel()
+            for call in (
+                stub.Check(health_pb2.HealthCheckRequest(service="nobody")),
+                channel.unary_unary("/icarus.v1.Nobody/Nothing")(b""),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call
+            await eventually(lambda: (watch, "CANCELLED") in calls_of(registry))
+    finally:
+        await server.drain(0)
+    assert calls_of(registry) == {(check, "OK"): 1, (check, "NOT_FOUND"): 1, (watch, "CANCELLED"): 1}

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-import os
 import signal
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 
 import grpc
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from icarus import errors
 from icarus.rpc.channel import open_channel
 from icarus.rpc.logs import KeyValueFormatter
-from icarus.rpc.server import Service, make_server, serve_until_signal
+from icarus.rpc.server import Service, make_server
 from icarus.rpc.status import code_of, error_from_rpc
 from icarus.v1 import generation_service_pb2, generation_service_pb2_grpc
 from icarus.worker.v1 import (
@@ -89,9 +90,11 @@ async def running():
         ],
     )
     await server.start()
-    async with open_channel(server.address) as channel:
-        yield server, channel, generation
-    await server.drain(0)
+    try:
+        async with open_channel(server.address) as channel:
+            yield server, channel, generation
+    finally:
+        await server.drain(0)
 
 
 async def call_unary_unary(channel, name):
@@ -270,31 +273,51 @@ async def test_health_and_reflection():
 async def test_calls_beyond_the_limit_are_refused():
     server = make_server("127.0.0.1:0", [Service.of(Generation())], max_calls=2)
     await server.start()
-    async with open_channel(server.address) as channel:
-        generation = generation_service_pb2_grpc.GenerationServiceStub(channel)
-        held = [generation.Generate(generation_service_pb2.GenerateRequest(model="wait")) for _ in range(2)]
-        for call in held:
-            await call.read()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await generation.Generate(generation_service_pb2.GenerateRequest(model="fine")).read()
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        for call in held:
-            call.cancel()
-    await server.drain(0)
+    try:
+        async with open_channel(server.address) as channel:
+            generation = generation_service_pb2_grpc.GenerationServiceStub(channel)
+            held = [generation.Generate(generation_service_pb2.GenerateRequest(model="wait")) for _ in range(2)]
+            for call in held:
+                await call.read()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generation.Generate(generation_service_pb2.GenerateRequest(model="fine")).read()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for call in held:
+                call.cancel()
+    finally:
+        await server.drain(0)
+
+
+SERVE = """
+import asyncio
+from icarus.rpc.server import make_server, serve_until_signal
+
+async def main():
+    server = make_server("127.0.0.1:0", [])
+    print(server.address, flush=True)
+    await serve_until_signal(server, grace_seconds=60)
+
+asyncio.run(main())
+print("drained")
+"""
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_drain(which):
-    generation = Generation()
-    server = make_server(
-        "127.0.0.1:0",
-        [Service.of(generation)],
-    )
-    serving = asyncio.create_task(serve_until_signal(server, grace_seconds=5))
-    async with open_channel(server.address) as channel:
-        await call_unary_stream(channel, "fine")
-    os.kill(os.getpid(), which)
-    await asyncio.wait_for(serving, 5)
+    process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        async with open_channel(process.stdout.readline().strip()) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=30)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            process.send_signal(which)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            watch.cancel()
+        assert process.communicate(timeout=30)[0] == "drained\n" and process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_log_lines():

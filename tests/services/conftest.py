@@ -11,7 +11,15 @@ from tiny import PRIVATE_TARGETS, tiny_adapter, tiny_llama
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli.local import LocalCluster
 from icarus.client import Client
-from icarus.config import CacheSection, Config, EngineSection, GatewaySection, MetricsSection, ModelSection
+from icarus.config import (
+    CacheSection,
+    Config,
+    EngineSection,
+    GatewaySection,
+    MetricsSection,
+    ModelSection,
+    WorkerSection,
+)
 from icarus.model.digest import base_digest
 from icarus.types import AdapterMode
 
@@ -49,13 +57,19 @@ def make_system(base, specialists, tmp_path_factory):
         prefix_reuse: bool = True,
         num_prefill: int = 1,
         max_batch_tokens: int = 64,
+        heartbeat_seconds: float = 1.0,
         **kwargs,
     ) -> System:
         config = Config(
             model=ModelSection(path=str(base), name="tiny", dtype="float32"),
             cache=CacheSection(num_blocks=num_blocks, block_size=BLOCK_SIZE, prefix_reuse=prefix_reuse),
             engine=EngineSection(max_batch_tokens=max_batch_tokens, num_threads=1),
-            gateway=GatewaySection(address="127.0.0.1:0", prefill_threshold_tokens=64, heartbeat_seconds=0.5),
+            gateway=GatewaySection(
+                address="127.0.0.1:0",
+                prefill_threshold_tokens=64,
+                heartbeat_seconds=heartbeat_seconds,
+                report_wait_seconds=10.0,
+            ),
             **{"metrics": MetricsSection(address="127.0.0.1:0"), **kwargs},
         )
         entries = [[f"{name}={specialists.folder(name)}" for name in names] for names in (ON_DECODE_0, ON_DECODE_1)]
@@ -72,7 +86,7 @@ def make_system(base, specialists, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def system(make_system):
-    with make_system() as running:
+    with make_system(worker=WorkerSection(test_hooks=True)) as running:
         yield running
 
 

@@ -4,9 +4,12 @@ import os
 import signal
 import time
 from typing import Self
+from urllib.request import urlopen
 
 import grpc
 from engine.harness import Specialists
+from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_until
 
 from icarus.cli.local import LocalCluster
 from icarus.client import Client
@@ -53,7 +56,7 @@ class System:
             debug = debug_service_pb2_grpc.DebugServiceStub(channel)
             return debug.CheckIntegrity(debug_service_pb2.CheckIntegrityRequest())
 
-    def wait_until_idle(self, seconds: float = 15.0) -> None:
+    def wait_until_idle(self, seconds: float = 30.0) -> None:
         """Every worker's books balance all the while, and in the end no block is in use."""
         deadline = time.monotonic() + seconds
         while True:
@@ -64,6 +67,31 @@ class System:
                 return
             assert time.monotonic() < deadline, f"blocks still in use: {states}"
             time.sleep(0.05)
+
+    def cache(self, client: Client, model: str, token_ids: list[int]) -> None:
+        """A turn over these tokens. The gateway knows of their blocks afterwards: the second turn waited for that."""
+        session = client.create_session(token_ids=token_ids)
+        for _ in range(2):
+            session.generate(model, max_tokens=1, ignore_eos=True).result()
+        session.delete()
+
+    def wait_for_heartbeats(self) -> None:
+        """Every worker has said how it is since this was called: its second heartbeat was sent after that."""
+        for _ in range(2):
+            start = time.monotonic()
+            wait_until(lambda start=start: self._last_heard() > start)
+
+    def _last_heard(self) -> float:
+        """When a heartbeat of the worker that has been silent the longest came."""
+        before = time.monotonic()
+        return before - max(self.gateway_metric("icarus_worker_heartbeat_age_seconds"))
+
+    def gateway_metric(self, name: str, **labels: str) -> list[float]:
+        """The values of every series that has these labels."""
+        with urlopen(f"http://{self.metrics['gateway']}/metrics", timeout=20) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            samples = [sample for family in families for sample in family.samples]
+        return [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
 
     def signal(self, name: str, which: signal.Signals) -> None:
         os.kill(self._cluster.pids()[name], which)

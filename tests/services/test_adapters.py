@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,15 @@ from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli.local import LocalCluster
 from icarus.client import AsyncClient, Client
 from icarus.client.results import Model
-from icarus.config import CacheSection, Config, EngineSection, GatewaySection, ModelSection, WorkerSection
+from icarus.config import (
+    CacheSection,
+    Config,
+    EngineSection,
+    GatewaySection,
+    MetricsSection,
+    ModelSection,
+    WorkerSection,
+)
 from icarus.errors import AlreadyExistsError, FailedPreconditionError, InvalidInputError, NotFoundError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
@@ -84,7 +91,10 @@ def zoo(base, root, tmp_path_factory):
         model=ModelSection(path=str(base), name="tiny", dtype="float32"),
         cache=CacheSection(num_blocks=512, block_size=BLOCK_SIZE),
         engine=EngineSection(max_batch_tokens=64, num_threads=1),
-        gateway=GatewaySection(address="127.0.0.1:0", prefill_threshold_tokens=64, heartbeat_seconds=0.2),
+        gateway=GatewaySection(
+            address="127.0.0.1:0", prefill_threshold_tokens=64, heartbeat_seconds=2.0, report_wait_seconds=10.0
+        ),
+        metrics=MetricsSection(address="127.0.0.1:0"),
         worker=WorkerSection(
             adapter_root=str(root), max_resident_adapters=SLOTS, other_base_adapters=("foreign",), test_hooks=True
         ),
@@ -252,7 +262,7 @@ def test_pins_are_listed_and_lifted(zoo, client, root):
     assert not model(client, "live").pinned
     client.pin_adapter("live")
     assert model(client, "live").pinned
-    time.sleep(0.5)  # the workers' own word, two heartbeats later
+    zoo.wait_for_heartbeats()  # the workers' own word
     assert model(client, "live").pinned
     client.pin_adapter("live", pinned=False)
     assert not model(client, "live").pinned

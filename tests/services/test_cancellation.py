@@ -18,7 +18,8 @@ from icarus.worker.v1 import debug_service_pb2 as debug_pb
 from icarus.worker.v1 import debug_service_pb2_grpc as debug_grpc
 
 PATIENCE_SECONDS = 30.0
-DEADLINE_SECONDS = 3.0
+DEADLINE_SECONDS = 10.0
+"""Long enough for a turn to come to the phase that is held."""
 LEASE_SECONDS = 600.0
 """No test may pass because a lease ran out."""
 SHORT, LONG = 40, 120
@@ -53,6 +54,13 @@ def hold(system: System, worker_id: str, name: str) -> Iterator[Hold]:
             yield Hold(debug, phase)
         finally:
             debug.ReleasePhase(debug_pb.ReleasePhaseRequest(phase=phase))
+
+
+@contextmanager
+def decoding_held(system: System) -> Iterator[None]:
+    """Turns that have output stand still."""
+    with hold(system, "decode-0", "decoding"), hold(system, "decode-1", "decoding"):
+        yield
 
 
 def states(system: System) -> dict[str, debug_pb.CheckIntegrityResponse]:
@@ -100,15 +108,19 @@ def check_reached(state: debug_pb.CheckIntegrityResponse, phase: str) -> None:
         assert state.used_blocks > 0
 
 
-@pytest.mark.parametrize("ending", ["cancelled", "deadline"])
-@pytest.mark.parametrize(("worker_id", "phase"), CASES)
+ENDINGS = [(*case, "cancelled") for case in CASES]
+"""From the gateway on, a deadline takes the same way as a cancellation."""
+ENDINGS += [("decode-0", "decoding", "deadline"), ("prefill-0", "transferring", "deadline")]
+
+
+@pytest.mark.parametrize(("worker_id", "phase", "ending"), ENDINGS)
 def test_a_turn_that_ends_in_a_phase_frees_everything(hooked, worker_id, phase, ending):
     seed = 10_000 + 100 * list(CASES).index((worker_id, phase)) + (50 if ending == "deadline" else 0)
     cached = ids(SHORT, seed)
     prompt = cached + ids(CASES[worker_id, phase], seed + 1)
     with Client(hooked.address) as client:
         if worker_id == "prefill-0":  # so that the prefill worker has something to read
-            client.generate("s1", token_ids=cached, max_tokens=2).result()
+            hooked.cache(client, "s1", cached)
         else:
             prompt = prompt[SHORT:]
         hooked.wait_until_idle()
@@ -176,8 +188,8 @@ def test_a_held_turn_goes_on_when_it_is_let_go(hooked):
     wait_until_free(hooked)
 
 
-def test_the_hooks_are_absent_unless_asked_for(system):
-    with grpc.insecure_channel(system.workers()["decode-0"].address) as channel:
+def test_the_hooks_are_absent_unless_asked_for(make_system):
+    with make_system(num_prefill=0) as system, grpc.insecure_channel(system.workers()["decode-0"].address) as channel:
         debug = debug_grpc.DebugServiceStub(channel)
         calls = [
             (debug.HoldPhase, debug_pb.HoldPhaseRequest),

@@ -83,7 +83,7 @@ def test_a_private_specialist_reads_only_its_own_kv(system, client):
 
 def test_tenants_never_share_blocks(system, client):
     prompt = ids(60, 5000)
-    client.generate("both", token_ids=prompt, max_tokens=2).result()
+    system.cache(client, "both", prompt)
     assert client.generate("s0", token_ids=prompt, max_tokens=2).result().usage.cached_tokens > 0
     with Client(system.address, tenant="another") as other:
         assert other.generate("s0", token_ids=prompt, max_tokens=2).result().usage.cached_tokens == 0

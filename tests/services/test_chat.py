@@ -4,9 +4,11 @@ import re
 
 from cli.terminal import Terminal
 from client.proxy import Proxy
+from services.test_cancellation import decoding_held
 from services.test_chain import ids
+from services.test_faults import wait_until_busy
 
-from icarus.client import Client, RetryPolicy
+from icarus.client import Client, Delta, RetryPolicy
 
 
 def test_a_conversation_passes_from_specialist_to_specialist(system, client):
@@ -41,11 +43,12 @@ def test_ctrl_c_frees_the_turn_and_the_conversation_goes_on(system, client):
     arguments = ("--gateway", system.address, "--plain", "--max-tokens", "900", "--ignore-eos")
     with Terminal("chat", *arguments) as terminal:
         terminal.wait_for("tiny> ")
-        terminal.type("count\n")
-        terminal.wait_for(r"count\n.")
-        terminal.type("\x03")
-        terminal.wait_for("stopped")
-        system.wait_until_idle(5)
+        with decoding_held(system):
+            terminal.type("count\n")
+            wait_until_busy(system)
+            terminal.type("\x03")
+            terminal.wait_for("stopped")
+            system.wait_until_idle()
         terminal.wait_for("tiny> ")
         terminal.type("\x04")
         assert terminal.wait() == 0
@@ -55,11 +58,13 @@ def test_a_turn_survives_the_proxy_in_front_of_the_gateway(system, client):
     policy = RetryPolicy(retries=8, first_delay_seconds=0.1)
     with Proxy(system.address) as proxy, Client(proxy.address, retry=policy, timeout=120) as far:
         prompt = ids(40, 77)
-        stream = far.generate("s0", token_ids=prompt, max_tokens=400, ignore_eos=True)
-        text = next(stream).text
-        for _ in range(3):
+        with decoding_held(system):  # so that at least one cut is in the middle of the turn
+            stream = far.generate("s0", token_ids=prompt, max_tokens=400, ignore_eos=True)
+            text = next(stream).text
             proxy.cut()
-            text += next(stream).text
+        for _ in range(2):
+            text += next(stream, Delta((), "")).text
+            proxy.cut()
         text += "".join(delta.text for delta in stream)
         result = stream.result()
     assert proxy.connections >= 2
@@ -68,7 +73,8 @@ def test_a_turn_survives_the_proxy_in_front_of_the_gateway(system, client):
 
 
 def test_what_is_cancelled_is_freed_at_once_though_it_was_resumable(system, client):
-    stream = client.generate("s0", token_ids=ids(40, 78), max_tokens=900, ignore_eos=True)
-    next(stream)
-    stream.cancel()
-    system.wait_until_idle(5)
+    with decoding_held(system):
+        stream = client.generate("s0", token_ids=ids(40, 78), max_tokens=900, ignore_eos=True)
+        next(stream)
+        stream.cancel()
+        system.wait_until_idle()

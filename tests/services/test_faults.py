@@ -2,16 +2,19 @@
 
 import signal
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
+import grpc
 import pytest
 from services.system import BLOCK_SIZE, System
-from services.test_cancellation import hold
+from services.test_cancellation import decoding_held, hold
 from services.test_chain import ids
 from waiting import wait_until
 
-from icarus.client import Client
+from icarus.client import Client, Delta, TurnStream
 from icarus.config import TransferSection, WorkerSection
-from icarus.errors import IcarusError
+from icarus.errors import DeadlineError
 from icarus.worker.v1 import debug_service_pb2
 
 
@@ -24,15 +27,27 @@ def wait_until_busy(system: System) -> str:
     return busy[0]
 
 
+def lose_its_worker(system: System, start: Callable[[], TurnStream]) -> tuple[TurnStream, Delta, str]:
+    """Starts a turn and kills its worker in the middle of it: (its stream, the first delta, the worker)."""
+    holds = ExitStack()
+    holds.enter_context(decoding_held(system))
+    stream = start()
+    first = next(stream)
+    busy = wait_until_busy(system)
+    system.signal(busy, signal.SIGKILL)
+    with suppress(grpc.RpcError):  # of the one that is gone
+        holds.close()
+    return stream, first, busy
+
+
 def test_a_decode_worker_that_dies_mid_stream_is_survived(make_system):
-    with make_system() as system, Client(system.address) as client:
+    with make_system(worker=WorkerSection(test_hooks=True)) as system, Client(system.address) as client:
         prompt = ids(30, 1)
-        stream = client.generate("both", token_ids=prompt, max_tokens=900, ignore_eos=True)
-        first = next(stream)
-        busy = wait_until_busy(system)
-        system.signal(busy, signal.SIGKILL)
+        stream, first, busy = lose_its_worker(
+            system, lambda: client.generate("both", token_ids=prompt, max_tokens=200, ignore_eos=True)
+        )
         result = stream.result()
-        assert len(result.token_ids) == 900
+        assert len(result.token_ids) == 200
         assert result.token_ids[: len(first.token_ids)] == first.token_ids
         assert result.route.decode_worker != busy
         system.check_greedy("both", prompt, result)
@@ -66,7 +81,7 @@ def test_a_stopped_source_is_given_up_and_its_blocks_are_quarantined(make_system
         Client(system.address) as client,
     ):
         prompt = ids(60, 4)
-        client.generate("s0", token_ids=prompt, max_tokens=2).result()
+        system.cache(client, "s0", prompt)
         with hold(system, "decode-1", "transferring") as held:
             stream = client.generate("s1", token_ids=prompt, max_tokens=2, timeout=60)
             held.wait_reached()
@@ -81,18 +96,17 @@ def test_a_stopped_source_is_given_up_and_its_blocks_are_quarantined(make_system
             assert state.quarantined_blocks == len(prompt) // BLOCK_SIZE
             assert (result.usage.remote_tokens, result.usage.computed_tokens) == (0, len(prompt))
             system.check_greedy("s1", prompt, result)
-        system.wait_until_idle(30)
+        system.wait_until_idle()
         wait_until(lambda: system.integrity("decode-1").quarantined_blocks == 0)
 
 
 def test_cancelling_a_stream_frees_its_blocks(system, client):
-    before = system.integrity("decode-0").kv_written_tokens
-    stream = client.generate("s0", token_ids=ids(40, 6), max_tokens=900, ignore_eos=True)
-    next(stream)
-    assert system.integrity("decode-0").used_blocks > 0
-    stream.cancel()
-    system.wait_until_idle(5)
-    assert system.integrity("decode-0").kv_written_tokens - before < 900
+    with decoding_held(system):
+        stream = client.generate("s0", token_ids=ids(40, 6), max_tokens=900, ignore_eos=True)
+        next(stream)
+        assert system.integrity("decode-0").used_blocks > 0
+        stream.cancel()
+        system.wait_until_idle()
 
 
 def test_cancelling_before_the_first_token_frees_everything(system, client):
@@ -100,11 +114,12 @@ def test_cancelling_before_the_first_token_frees_everything(system, client):
         stream = client.generate("both", token_ids=ids(500, 10 + seed), max_tokens=100, ignore_eos=True)
         time.sleep(0.02 * seed)
         stream.cancel()
-    system.wait_until_idle(5)
+    system.wait_until_idle()
     client.generate("both", token_ids=ids(20, 20), max_tokens=2).result()
 
 
 def test_a_deadline_frees_everything(system, client):
-    with pytest.raises(IcarusError):
-        client.generate("s1", token_ids=ids(40, 30), max_tokens=900, ignore_eos=True, timeout=0.3).result()
-    system.wait_until_idle(5)
+    with decoding_held(system):
+        with pytest.raises(DeadlineError):
+            client.generate("s1", token_ids=ids(40, 30), max_tokens=900, ignore_eos=True, timeout=2).result()
+        system.wait_until_idle()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from services.system import BLOCK_SIZE
 from services.test_chain import ids
+from services.test_metrics import scrape
+from waiting import wait_until
 
 from icarus.client import Client
 from icarus.errors import IcarusError
@@ -28,12 +30,18 @@ from icarus.engine.scheduler import Scheduler
 Scheduler.schedule = lambda self: time.sleep(100_000)
 sys.exit(main(sys.argv[1:]))
 """
+INDEXED = "icarus_index_blocks"
 
 
 def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def num_indexed(metrics: str) -> float:
+    """Blocks that a gateway knows of."""
+    return next(sample.value for family in scrape(metrics) for sample in family.samples if sample.name == INDEXED)
 
 
 class Members:
@@ -45,7 +53,7 @@ class Members:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_gateway(self, address: str, *flags: str) -> None:
-        own = ("--gateway-address", address, "--gateway-heartbeat-seconds", "0.5", *flags)
+        own = ("--gateway-address", address, "--gateway-heartbeat-seconds", "1", *flags)
         self._start(f"gateway-{address}", "gateway", *own)
 
     def start_decode(self, worker_id: str, *flags: str, adapters: tuple[str, ...] = (), program=("-m",)) -> None:
@@ -58,9 +66,9 @@ class Members:
     def _start(self, name: str, role: str, *flags: str, program: tuple[str, ...] = ("-m",)) -> None:
         model = (f"--model-path={self._base}", "--model-name=tiny")
         module = ("icarus.cli.main",) if program == ("-m",) else ()
-        command = [sys.executable, *program, *module, "serve", role, *model, *flags]
+        command = [sys.executable, *program, *module, "serve", role, "--stop-with-stdin", *model, *flags]
         with (self._folder / name).open("ab") as log:
-            self.processes[name] = subprocess.Popen(command, stderr=log)
+            self.processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log)
 
     def log(self, name: str) -> str:
         return (self._folder / name).read_text()
@@ -85,15 +93,15 @@ class Members:
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
-            process.wait(30)
+            process.wait(60)
 
 
 @pytest.fixture(scope="module")
 def members(base, specialists, tmp_path_factory):
     members = Members(base, specialists, tmp_path_factory.mktemp("members"))
-    members.start_decode("decode-0", adapters=("s0",))
-    members.start_decode("decode-1", adapters=("s1",))
     try:
+        members.start_decode("decode-0", adapters=("s0",))
+        members.start_decode("decode-1", adapters=("s1",))
         yield members
     finally:
         members.stop()
@@ -102,17 +110,17 @@ def members(base, specialists, tmp_path_factory):
 def test_workers_that_were_there_first_register_with_each_gateway(members, specialists):
     """The second gateway comes later, learns what is cached where, and serves beside the first."""
     first, second = members.gateways
-    while "msg=serving" not in members.log("decode-0"):
-        assert members.processes["decode-0"].poll() is None, members.log("decode-0")
-        time.sleep(0.1)
+    wait_until(lambda: "msg=serving" in members.log("decode-0"), 90)
     prompt = ids(60, 1)
     members.start_gateway(first)
     members.wait_for(first, "decode-0", "decode-1")
     with Client(first) as client:
         mine = client.generate("s1", token_ids=prompt, max_tokens=4).result()
     specialists.check_tokens("s1", [*prompt, *mine.token_ids], len(prompt))
-    members.start_gateway(second)
+    metrics = free_address()
+    members.start_gateway(second, "--metrics-address", metrics)
     members.wait_for(second, "decode-0", "decode-1")
+    wait_until(lambda: num_indexed(metrics) >= len(prompt) // BLOCK_SIZE)
     with Client(second) as client:
         theirs = client.generate("tiny", token_ids=prompt, max_tokens=4).result()
         assert theirs.route.decode_worker == mine.route.decode_worker == "decode-1"

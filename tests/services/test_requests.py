@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from services.test_cancellation import decoding_held
 from services.test_chain import ids
 from tiny import PRIVATE_TARGETS, tiny_adapter
 
@@ -67,9 +68,10 @@ def test_a_bad_turn_leaves_its_session_as_it_was(client):
 
 def test_a_cancelled_turn_leaves_its_session_as_it_was(system, client):
     session = client.create_session(token_ids=ids(30, 3))
-    with session.generate("s0", token_ids=[7, 8], max_tokens=800, ignore_eos=True) as stream:
-        next(stream)
-    system.wait_until_idle(5)
+    with decoding_held(system):
+        with session.generate("s0", token_ids=[7, 8], max_tokens=800, ignore_eos=True) as stream:
+            next(stream)
+        system.wait_until_idle()
     assert session.token_ids() == tuple(ids(30, 3))
     assert session.generate("s1", max_tokens=3, ignore_eos=True).result().usage.prompt_tokens == 30
 

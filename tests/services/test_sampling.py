@@ -1,15 +1,14 @@
 """Sampling through the whole system: client, gateway, decode worker, and back; the oracle judges every token."""
 
-import signal
-
 import pytest
 from engine.naive_sampling import naive_scores
 from services.test_chain import ids
-from services.test_faults import wait_until_busy
+from services.test_faults import lose_its_worker
 
 from icarus.client import Client
 from icarus.client.messages import Sampling
 from icarus.client.results import TurnResult
+from icarus.config import WorkerSection
 from icarus.errors import InvalidInputError
 from icarus.types import FinishReason, SamplingParams
 
@@ -95,15 +94,12 @@ def test_a_stop_string_before_min_tokens_is_text(client):
 
 def test_a_seeded_turn_is_the_same_after_its_worker_died(make_system):
     """Penalties and the count of tokens go on over the output of the attempt that was lost."""
-    with make_system() as system, Client(system.address) as client:
+    with make_system(worker=WorkerSection(test_hooks=True)) as system, Client(system.address) as client:
         prompt = ids(30, 7300)
-        options: Sampling = {**EVERYTHING, "max_tokens": 900, "min_tokens": 850}
-        stream = client.generate("both", token_ids=prompt, **options)
-        next(stream)
-        busy = wait_until_busy(system)
-        system.signal(busy, signal.SIGKILL)
+        options: Sampling = {**EVERYTHING, "max_tokens": 200, "min_tokens": 150}
+        stream, _, busy = lose_its_worker(system, lambda: client.generate("both", token_ids=prompt, **options))
         result = stream.result()
-        assert len(result.token_ids) == 900 and result.route.decode_worker != busy
+        assert len(result.token_ids) == 200 and result.route.decode_worker != busy
         check_sampled(system, "both", prompt, options, result)
 
 

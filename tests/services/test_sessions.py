@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from services.system import BLOCK_SIZE
+from services.test_cancellation import decoding_held
 from services.test_chain import ids
 
 from icarus.client import AsyncClient
@@ -100,17 +101,18 @@ async def test_a_caller_comes_back_for_a_turn_that_it_lost(system):
     assert (*seen, *rest.token_ids) == again.token_ids and text + rest.text == again.text
     assert len(again.token_ids) == 300
     system.check_greedy("s0", prompt, again)
-    system.wait_until_idle()
+    await asyncio.to_thread(system.wait_until_idle)
 
 
 async def test_a_turn_that_is_not_resumable_ends_with_its_caller(system):
     prompt = ids(40, 7500)
     ask = {"token_ids": prompt, "max_tokens": 900, "ignore_eos": True, "turn_id": "left"}
     async with AsyncClient(system.address, retry=RetryPolicy(retries=0)) as client:
-        stream = client.generate("s1", **ask)
-        await anext(stream)
-        stream.cancel()
-        system.wait_until_idle(5)
+        with decoding_held(system):
+            stream = client.generate("s1", **ask)
+            await anext(stream)
+            stream.cancel()
+            await asyncio.to_thread(system.wait_until_idle)
         with pytest.raises(NotFoundError, match="cannot be resumed"):
             await client.generate("s1", resume_from=1, **ask).result()
 

@@ -57,7 +57,7 @@ def attributes(span) -> dict[str, object]:
 
 
 def test_a_turn_is_one_trace_through_all_processes(make_system, receiver):
-    with make_system() as system:
+    with make_system(heartbeat_seconds=5.0) as system:
         prompt = json.dumps(ids(100, 70_000))
         command = [sys.executable, "-c", CALLER, system.address, prompt]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -123,8 +123,9 @@ def look_at_the_logs(system, session_id, trace_id, turn_id):
 def see_a_dead_source_in_the_log(system):
     """What a worker logs during a turn carries the turn's names too."""
     with Client(system.address) as client:
-        session = client.create_session(token_ids=ids(60, 70_001))
-        session.generate("s0", max_tokens=2).result()
+        session = client.create_session(token_ids=ids(57, 70_001))
+        for _ in range(2):  # the second turn, which completes no block, waits until the gateway knows the first one's
+            session.generate("s0", max_tokens=2, ignore_eos=True).result()
         system.signal("decode-0", signal.SIGKILL)
         turn = session.generate("s1", max_tokens=2)
         turn.result()

@@ -202,19 +202,6 @@ def test_peer_killed_before_the_handshake(reader: Reader, good_peer: Peer, start
     assert np.array_equal(reader.pool[2], good_peer.pool[8])
 
 
-def test_a_connection_that_broke_is_not_kept(reader: Reader, start_peer: Callable[..., Peer]):
-    """The same metadata again is a new attempt once the connection broke, not a silent success."""
-    peer = start_peer(41)
-    metadata = peer.metadata()
-    reader.connect("again", metadata)
-    reader.connect("again", metadata)
-    reader.read("again", [0], [0])
-    peer.send(signal.SIGKILL)
-    assert reader.thread.read("again", [0], [0]).result.exception(20)
-    reader.thread.connect("again", metadata, BLOCKS).exception(20)
-    assert isinstance(reader.thread.read("again", [0], [0]).result.exception(20), TransferError | DeadlineError)
-
-
 def test_metadata_that_does_not_fit_is_refused(reader: Reader, start_peer: Callable[..., Peer]):
     own, other = reader.thread.metadata, start_peer(61).metadata()
     cases = (b"", b"junk" * 40, other[:-8], other[:100] + bytes(len(other) - 100), own)
@@ -258,7 +245,7 @@ def test_peer_killed_during_a_read(tcp_pair: tuple[Reader, Peer]):
     time.sleep(0.1)
     peer.send(signal.SIGKILL)
     for read in pending:
-        assert isinstance(read.result.exception(20), TransferError)
+        assert isinstance(read.result.exception(20), TransferError | DeadlineError)
         read.settled.result(20)
 
 
@@ -347,6 +334,24 @@ def test_the_read_that_shows_it_ends_after_all_that_was_under_way(start_peer: Ca
     for each in (warm, read):
         transport.release(each)
     transport.close()
+
+
+def test_a_connection_that_broke_is_not_kept(scripted):
+    """The same metadata again is a new attempt once the connection broke, not a silent success."""
+    transport, agent = scripted
+    first = transport._connections["peer"]
+    transport.connect("peer", first.metadata, BLOCKS)
+    assert transport._connections["peer"] is first
+    agent.outcome = transport._nixl.nixlRemoteDisconnectError("gone")
+    broken = transport.post_read("peer", [0], [0])
+    assert transport.poll(broken) is ReadState.FAILED
+    transport.release(broken)
+    transport._agent = agent.agent
+    transport.connect("peer", first.metadata, BLOCKS)
+    assert transport._connections["peer"] is not first
+    read = transport.post_read("peer", [0], [0])
+    wait_until(lambda: transport.poll(read) is ReadState.DONE)
+    transport.release(read)
 
 
 def test_a_read_that_failed_on_an_agent_that_nixl_forgot_is_settled(scripted):

@@ -1,7 +1,7 @@
 """Where a worker computes."""
 
+import asyncio
 import threading
-import time
 
 import pytest
 
@@ -16,9 +16,12 @@ async def test_the_thread_is_another_and_ends():
 
 
 async def test_the_loop_goes_on_and_errors_come_through():
-    def fail(seconds: float) -> None:
-        time.sleep(seconds)
+    go_on = threading.Event()
+
+    def fail() -> None:
+        assert go_on.wait(20)
         raise ValueError("no")
 
+    asyncio.get_running_loop().call_soon(go_on.set)
     with pytest.raises(ValueError, match="no"):
-        await run_in_passing_thread(fail, 0.01)
+        await run_in_passing_thread(fail)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import torch
 from tiny import tiny_llama
+from waiting import eventually
 
 from icarus.config import Config, ModelSection
 from icarus.rpc.metrics_server import make_registry
@@ -28,10 +29,11 @@ async def num_used(state: WorkerState) -> float:
     return next(s.value for s in families["icarus_kv_blocks"].samples if s.labels["state"] == "used")
 
 
-async def test_scrapes_that_wait_for_one_step_get_its_answer_and_the_next_one_asks_anew(worker):
+async def test_scrapes_that_wait_for_one_step_get_its_answer_and_the_next_one_asks_anew(worker, monkeypatch):
     state = WorkerState(worker)
+    monkeypatch.setattr("icarus.worker.state_metrics._ENGINE_SECONDS", 60)
     scrapes = [asyncio.create_task(num_used(state)) for _ in range(3)]
-    await asyncio.sleep(0.1)
+    await eventually(lambda: state._asked is not None)
     worker.engine.start()
     assert await asyncio.gather(*scrapes) == [0, 0, 0]
     await asyncio.wrap_future(worker.engine.post(lambda engine: engine.pool.allocate(3)))
@@ -43,8 +45,11 @@ async def test_an_answer_that_came_too_late_for_its_scrape_is_not_the_next_ones(
     monkeypatch.setattr("icarus.worker.state_metrics._ENGINE_SECONDS", 0.1)
     state = WorkerState(worker)
     assert "icarus_kv_blocks" not in {family.name for family in await state.read()}
+    monkeypatch.setattr("icarus.worker.state_metrics._ENGINE_SECONDS", 60)
     worker.engine.start()
     await asyncio.wrap_future(worker.engine.post(lambda engine: engine.pool.allocate(3)))
-    await asyncio.sleep(0.05)
+    late = state._asked
+    assert late is not None
+    await asyncio.wait((late,))
     assert await num_used(state) == 3
     worker.engine.stop()

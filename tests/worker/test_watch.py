@@ -36,8 +36,10 @@ async def running(folder):
     harness = Harness(folder)
     thread = EngineThread(harness.engine, lambda sequence, changes: None)
     thread.start()
-    yield harness, thread
-    assert thread.stop()
+    try:
+        yield harness, thread
+    finally:
+        assert thread.stop()
 
 
 def fake_transfer(age_seconds=0.0, num_stuck=0):
@@ -98,10 +100,12 @@ async def test_an_engine_that_hangs_ends_the_worker(folder):
         go_on = threading.Event()
         watched = watching(thread, max_step_seconds=1.5)
         held = thread.post(lambda engine: go_on.wait(60))
-        with pytest.raises(ThreadHungError, match=r"engine thread .* 1\.5 may be .*max_step_seconds"):
-            await asyncio.wait_for(watched, 30)
-        assert not thread.stop(0.05), "so that the process can end without it"
-        go_on.set()
+        try:
+            with pytest.raises(ThreadHungError, match=r"engine thread .* 1\.5 may be .*max_step_seconds"):
+                await asyncio.wait_for(watched, 30)
+            assert not thread.stop(0.05), "so that the process can end without it"
+        finally:
+            go_on.set()
         assert held.result(10)
 
 

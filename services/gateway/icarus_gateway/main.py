@@ -105,7 +105,9 @@ def build_server(
     prefill_stage = PrefillStage(workers, config.transfer.stage_timeout_seconds * _STAGE_MARGIN)
     labels = ModelLabels(model.name, workers.adapters)
     metrics = GatewayMetrics.register(registry)
-    driver = TurnDriver(workers, reports, router, model.tokenizer, prefill_stage, metrics, labels)
+    driver = TurnDriver(
+        workers, reports, router, model.tokenizer, prefill_stage, metrics, labels, settings.report_wait_seconds
+    )
     runs = TurnRuns(
         settings.max_remembered_turns,
         settings.max_remembered_tokens,

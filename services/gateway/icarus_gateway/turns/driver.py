@@ -24,7 +24,6 @@ from icarus_gateway.turns.staged_lease import StagedLease
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-_INDEX_WAIT_SECONDS = 0.2
 
 
 class TurnDriver:
@@ -39,6 +38,7 @@ class TurnDriver:
         prefill_stage: PrefillStage,
         metrics: GatewayMetrics,
         labels: ModelLabels,
+        report_wait_seconds: float,
     ):
         self._workers = workers
         self._reports = reports
@@ -47,6 +47,7 @@ class TurnDriver:
         self._prefill_stage = prefill_stage
         self._metrics = metrics
         self._labels = labels
+        self._report_wait_seconds = report_wait_seconds
 
     async def run(self, request: TurnRequest) -> AsyncGenerator[TurnEvent]:
         """Deltas, then one End. Closing the iterator cancels the turn everywhere.
@@ -64,7 +65,7 @@ class TurnDriver:
     async def _run(self, request: TurnRequest, meter: TurnMeter) -> AsyncGenerator[TurnEvent]:
         adapter = self._router.adapter(request.model)
         if (mark := request.after) is not None and self._workers.has(mark.worker_id, mark.instance_id):
-            await self._reports.wait_for(mark.worker_id, mark.sequence, _INDEX_WAIT_SECONDS)
+            await self._reports.wait_for(mark.worker_id, mark.sequence, self._report_wait_seconds)
         sampling = request.sampling
         text = OutputText(Detokenizer(self._tokenizer, request.prompt), sampling.stop, sampling.params.min_tokens)
         progress = TurnProgress(request, adapter, text, meter)
