@@ -22,7 +22,8 @@ from icarus.rpc.server import Server, Service, make_server
 from icarus.transfer.thread import TransferQueueFullError, TransferThread
 from icarus.types import BlockHash, BlockSource, WorkerId
 from icarus.worker.block_service import BlockServicer
-from icarus.worker.fetch import BlockFetch, FetchFailure, FetchRecord, UnsettledReadError, WantedBlocks
+from icarus.worker.fetch import BlockFetch, WantedBlocks
+from icarus.worker.fetch_record import FetchFailure, FetchRecord, UnsettledReadError
 from icarus.worker.peers import PeerTable
 from icarus.worker.v1 import block_service_pb2 as pb
 

@@ -5,79 +5,22 @@ lapsed. Everything else (a dead peer, a lapsed lease, a stale index) costs time,
 """
 
 import asyncio
-import contextlib
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from enum import StrEnum
-
-import grpc
-import grpc.aio
+from dataclasses import dataclass
 
 from icarus import tracing
 from icarus.engine.request import Landing
-from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError, OverloadedError, UnavailableError
-from icarus.rpc.messages import grant_from_wire
-from icarus.rpc.status import error_from_rpc
-from icarus.transfer.thread import PendingRead, ReadResult, TransferQueueFullError, TransferThread
-from icarus.transfer.transport import TransferError
+from icarus.errors import DeadlineError, IcarusError
+from icarus.transfer.thread import PendingRead, ReadResult, TransferThread
 from icarus.types import BlockHash, BlockId, BlockSource, Grant
-from icarus.worker.peers import ANSWER_SECONDS, Peer, PeerTable
+from icarus.worker.fetch_record import FetchFailure, FetchRecord, UnsettledReadError
+from icarus.worker.peers import Peer, PeerTable
+from icarus.worker.remote_lease import acquire_lease, held_lease, release_lease
 from icarus.worker.v1 import block_service_pb2
 
 logger = logging.getLogger(__name__)
-
-
-class UnsettledReadError(IcarusError):
-    """A read failed or took too long, and its bytes may still land: its blocks must not be used."""
-
-
-class LapsedLeaseError(FailedPreconditionError):
-    """A lease had ended before it was released: what was read under it may be wrong."""
-
-
-class FetchFailure(StrEnum):
-    """Why blocks that another worker was thought to have were not read from it."""
-
-    GONE = "gone"
-    """It does not have them any more."""
-    TIMEOUT = "timeout"
-    FAILED = "failed"
-    """The transport could not read."""
-    LAPSED = "lapsed"
-    """The lease had ended before the read did: what was read was thrown away."""
-    UNREACHABLE = "unreachable"
-    REFUSED = "refused"
-    """It has lent all that it may."""
-    LOCAL = "local"
-    """Too much waited for this worker's own transfer thread."""
-    OTHER = "other"
-
-
-_FAILURES: Mapping[type, FetchFailure] = {
-    LapsedLeaseError: FetchFailure.LAPSED,
-    DeadlineError: FetchFailure.TIMEOUT,
-    TransferError: FetchFailure.FAILED,
-    UnavailableError: FetchFailure.UNREACHABLE,
-    OverloadedError: FetchFailure.REFUSED,
-    TransferQueueFullError: FetchFailure.LOCAL,
-}
-
-
-@dataclass(frozen=True)
-class FetchRecord:
-    """What came of a worker's fetches, over all turns."""
-
-    read: Callable[[ReadResult], None] = lambda result: None
-    """Hears of every read that is done."""
-    failures: Counter[FetchFailure] = field(default_factory=Counter)
-
-    def failed(self, error: IcarusError) -> None:
-        """A read that has not settled counts as what kept it from it."""
-        cause = error.__cause__ if isinstance(error, UnsettledReadError) else error
-        self.failures[_FAILURES.get(type(cause), FetchFailure.OTHER)] += 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +71,7 @@ class BlockFetch:
                 continue
             peer = self._peers.get(source.address)
             try:
-                grant = await self._acquire(peer, wanted, count)
+                grant = await acquire_lease(peer, self._request(wanted, count))
                 if not grant.block_ids:
                     self._record.failures[FetchFailure.GONE] += 1
                     continue
@@ -158,23 +101,17 @@ class BlockFetch:
         num_cached = num_cached_tokens - wanted.first_block * wanted.block_size
         return Landing(writers, max(0, min(num_cached, num_landed)))
 
-    async def _acquire(self, peer: Peer, wanted: WantedBlocks, count: int) -> Grant:
-        request = block_service_pb2.AcquireLeaseRequest(
+    def _request(self, wanted: WantedBlocks, count: int) -> block_service_pb2.AcquireLeaseRequest:
+        return block_service_pb2.AcquireLeaseRequest(
             tenant=self._tenant,
             turn_id=self._turn_id,
             block_hashes=wanted.block_hashes[:count],
             first_block=wanted.first_block,
         )
-        acquiring = asyncio.ensure_future(_acquire(peer, request))
-        try:
-            return await asyncio.shield(acquiring)
-        except asyncio.CancelledError:  # the answer may be on its way
-            _in_background(_give_up(peer, acquiring))
-            raise
 
     async def _read(self, peer: Peer, wanted: WantedBlocks, grant: Grant) -> tuple[str, ...]:
         """Writers of the blocks that were read and are valid."""
-        async with self._held(peer, grant):
+        async with held_lease(peer, grant):
             _require_wanted(wanted, grant)
             await self._peers.connect(peer, grant.owner_instance_id)
             count = len(grant.block_ids)
@@ -185,7 +122,7 @@ class BlockFetch:
                 result = await self._result(peer, pending)
                 span.set_attributes({"icarus.bytes": result.num_bytes})
             self._record.read(result)
-            await _release(peer, grant)
+            await release_lease(peer, grant)
         self.num_reads += 1
         self.num_bytes += result.num_bytes
         return grant.writers
@@ -207,18 +144,6 @@ class BlockFetch:
         except TimeoutError:
             raise DeadlineError(f"the transfer thread did not answer for {limit:g} s: it hangs") from None
 
-    @contextlib.asynccontextmanager
-    async def _held(self, peer: Peer, grant: Grant) -> AsyncIterator[None]:
-        """Renews the lease while the body runs; gives it back if the body fails or is cancelled."""
-        renewal = asyncio.create_task(_renew_forever(peer, grant))
-        try:
-            yield
-        except BaseException:
-            _in_background(_release(peer, grant))
-            raise
-        finally:
-            renewal.cancel()
-
 
 def _require_wanted(wanted: WantedBlocks, grant: Grant) -> None:
     """Blocks land by position, so they must be those that this worker's names say: a name binds all before it."""
@@ -230,52 +155,3 @@ def _require_wanted(wanted: WantedBlocks, grant: Grant) -> None:
             f"the last of {num_granted} granted blocks has the name {grant.last_block_hash.hex()}, which is not this "
             "prompt's there: they were made with another adapter, tenant or model"
         )
-
-
-async def _acquire(peer: Peer, request: block_service_pb2.AcquireLeaseRequest) -> Grant:
-    try:
-        response = await peer.blocks.AcquireLease(request, timeout=ANSWER_SECONDS, metadata=tracing.outgoing())
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error, peer.address) from None
-    return grant_from_wire(response.grant)
-
-
-async def _give_up(peer: Peer, acquiring: asyncio.Future[Grant]) -> None:
-    """Ends the lease that a turn asked for and did not wait for."""
-    grant = await acquiring
-    if grant.lease_id:
-        await _release(peer, grant)
-
-
-async def _release(peer: Peer, grant: Grant) -> None:
-    """Raises LapsedLeaseError if the lease lapsed before: what was read under it may be wrong. An owner that does not
-    answer within a lease's time cannot say that it did not."""
-    try:
-        request = block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id)
-        await peer.blocks.ReleaseLease(request, timeout=grant.duration_seconds)
-    except grpc.aio.AioRpcError as rpc_error:
-        error = error_from_rpc(rpc_error, peer.address)
-        raise (LapsedLeaseError(str(error)) if isinstance(error, FailedPreconditionError) else error) from None
-
-
-async def _renew_forever(peer: Peer, grant: Grant) -> None:
-    request = block_service_pb2.RenewLeaseRequest(lease_id=grant.lease_id)
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        while True:
-            await asyncio.sleep(grant.duration_seconds / 3)
-            await peer.blocks.RenewLease(request, timeout=grant.duration_seconds)
-
-
-_background: set[asyncio.Task[None]] = set()
-
-
-def _in_background(release: Coroutine[None, None, None]) -> None:
-    """A lease that cannot be given back expires."""
-
-    async def run() -> None:
-        with contextlib.suppress(IcarusError):
-            await release
-
-    task = asyncio.create_task(run())
-    _background.add(task)
-    task.add_done_callback(_background.discard)

@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from icarus.engine.engine import Engine, EngineState
 from icarus.rpc.model_labels import ModelLabels
-from icarus.worker.fetch import FetchFailure
+from icarus.worker.fetch_record import FetchFailure
 from icarus.worker.worker import Worker
 
 _ENGINE_SECONDS = 1.0

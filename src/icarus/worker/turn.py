@@ -11,7 +11,8 @@ from icarus.engine.request import Admitted, EngineEvent, Failed, Finished, Landi
 from icarus.engine.thread import EngineThread
 from icarus.errors import IcarusError
 from icarus.types import BlockId, BlockSource, Grant
-from icarus.worker.fetch import BlockFetch, UnsettledReadError, WantedBlocks
+from icarus.worker.fetch import BlockFetch, WantedBlocks
+from icarus.worker.fetch_record import UnsettledReadError
 
 
 class EventQueue:

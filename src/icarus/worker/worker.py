@@ -13,7 +13,8 @@ from icarus.errors import InvalidInputError
 from icarus.transfer.thread import TransferThread
 from icarus.types import AdapterMode, BlockHash, BlockSource, LeaseId, RequestId, Role, SamplingParams, WorkerId
 from icarus.worker.adapter_host import AdapterHost
-from icarus.worker.fetch import BlockFetch, FetchRecord
+from icarus.worker.fetch import BlockFetch
+from icarus.worker.fetch_record import FetchRecord
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.peers import PeerTable
 from icarus.worker.phases import PhaseGates
