@@ -1,5 +1,7 @@
 import random
 
+from index_reports import apply, replace
+
 from icarus.cache.changes import BlockChange
 from icarus.cache.index import PrefixIndex
 from icarus.types import BlockHash, WorkerId
@@ -19,13 +21,13 @@ def dropped(*which: int) -> list[BlockChange]:
 def test_match_counts_leading_blocks():
     index = PrefixIndex()
     assert index.match(H) == {} == index.match([])
-    assert index.apply(D1, "a", 0, named(0, 1, 2)) == 3
-    assert index.apply(D2, "b", 0, named(0, 2)) == 2
+    assert apply(index, D1, "a", 0, named(0, 1, 2)) == 3
+    assert apply(index, D2, "b", 0, named(0, 2)) == 2
     assert index.match(H) == {D1: 3, D2: 1}
     assert index.match(H[:2]) == {D1: 2, D2: 1}
     assert index.match(H[2:]) == {D1: 1, D2: 1}
     assert index.match(H[5:]) == {}
-    index.apply(D1, "a", 3, dropped(1))
+    apply(index, D1, "a", 3, dropped(1))
     assert index.match(H) == {D1: 1, D2: 1}
     index.drop(D1)
     index.drop(D1)
@@ -35,34 +37,34 @@ def test_match_counts_leading_blocks():
 
 def test_gap_changes_nothing_and_a_snapshot_heals_it():
     index = PrefixIndex()
-    index.apply(D1, "a", 0, named(0, 1))
-    assert index.apply(D1, "a", 3, named(2)) == 2
+    apply(index, D1, "a", 0, named(0, 1))
+    assert apply(index, D1, "a", 3, named(2)) == 2
     assert index.match(H) == {D1: 2}
-    assert index.replace(D1, "a", 7, [H[0], H[1], H[2]]) == 7
-    assert index.apply(D1, "a", 7, named(3)) == 8
+    assert replace(index, D1, "a", 7, [H[0], H[1], H[2]]) == 7
+    assert apply(index, D1, "a", 7, named(3)) == 8
     assert index.match(H) == {D1: 4}
-    assert index.replace(D1, "a", 9, [H[1]]) == 9
+    assert replace(index, D1, "a", 9, [H[1]]) == 9
     assert index.match(H) == {}
     assert index.num_blocks(D1) == 1
 
 
 def test_a_repeated_report_counts_once():
     index = PrefixIndex()
-    index.apply(D1, "a", 0, named(0, 1))
-    assert index.apply(D1, "a", 2, dropped(1)) == 3
-    assert index.apply(D1, "a", 0, [*named(0, 1), *dropped(1), *named(1)]) == 4
-    assert index.apply(D1, "a", 0, named(0)) == 4
+    apply(index, D1, "a", 0, named(0, 1))
+    assert apply(index, D1, "a", 2, dropped(1)) == 3
+    assert apply(index, D1, "a", 0, [*named(0, 1), *dropped(1), *named(1)]) == 4
+    assert apply(index, D1, "a", 0, named(0)) == 4
     assert index.match(H) == {D1: 2}
-    assert index.replace(D1, "a", 2, []) == 4
+    assert replace(index, D1, "a", 2, []) == 4
     assert index.match(H) == {D1: 2}
 
 
 def test_a_new_instance_begins_empty():
     index = PrefixIndex()
-    index.apply(D1, "a", 0, named(0, 1))
-    assert index.apply(D1, "b", 5, named(0)) == 0
+    apply(index, D1, "a", 0, named(0, 1))
+    assert apply(index, D1, "b", 5, named(0)) == 0
     assert index.match(H) == {}
-    assert index.apply(D1, "b", 0, named(0)) == 1
+    assert apply(index, D1, "b", 0, named(0)) == 1
     assert index.match(H) == {D1: 1}
 
 
@@ -74,7 +76,7 @@ def test_against_plain_sets():
         worker = rng.choice(list(held))
         i = rng.randrange(8)
         removed = H[i] in held[worker]
-        index.apply(worker, "x", index.sequence(worker), [BlockChange(H[i], removed)])
+        apply(index, worker, "x", index.sequence(worker), [BlockChange(H[i], removed)])
         held[worker] ^= {H[i]}
         expected = {w: next((n for n, h in enumerate(H) if h not in held[w]), 8) for w in held}
         assert index.match(H) == {w: n for w, n in expected.items() if n}

@@ -4,6 +4,7 @@ import pytest
 from icarus_gateway.cluster.placement import Candidate, Placement, Weights, cheapest, place, rank_sources
 from icarus_gateway.cluster.routing import Router
 from icarus_gateway.cluster.workers import Heartbeat, WorkerInfo, WorkerTable
+from index_reports import apply
 
 from icarus.cache.changes import BlockChange
 from icarus.cache.hashing import block_hashes, root_hash
@@ -113,7 +114,7 @@ class Cluster:
     def holds(self, name: str, num_tokens: int, salt: str = "") -> None:
         hashes = block_hashes(root_hash("f", "default", salt), PROMPT[:num_tokens], BLOCK)
         changes = [BlockChange(block_hash, removed=False) for block_hash in hashes]
-        self.index.apply(WorkerId(name), f"{name}-1", self.index.sequence(WorkerId(name)), changes)
+        apply(self.index, WorkerId(name), f"{name}-1", self.index.sequence(WorkerId(name)), changes)
 
     def route(self, model: str = "base", excluded: tuple[str, ...] = ()) -> tuple[str, str | None]:
         route = self.router.route("default", PROMPT, self.router.adapter(model), excluded)

@@ -30,20 +30,15 @@ class PrefixIndex:
         self._mirrors: dict[WorkerId, _Mirror] = {}
         self._holders: dict[BlockHash, set[WorkerId]] = {}
 
-    def apply(self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Iterable[BlockChange]) -> int:
-        """Takes in changes numbered from `first_sequence` and returns the next number it expects.
-
-        After a gap nothing changes. Changes seen before are skipped. A new instance begins empty at 0.
-        """
-        for _ in self.applying(worker, instance_id, first_sequence, changes):
-            pass
-        return self.sequence(worker)
-
-    def applying(
+    def apply(
         self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Iterable[BlockChange]
     ) -> Iterator[None]:
-        """`apply`, with a pause every so many changes. Ends early where the worker is dropped meanwhile; to be run to
-        its end before other reports of the worker."""
+        """Takes in changes numbered from `first_sequence`, with a pause every so many; `sequence` is then the next
+        number that it expects.
+
+        After a gap nothing changes. Changes seen before are skipped. A new instance begins empty at 0. It ends early
+        where the worker is dropped meanwhile, and is to be run to its end before other reports of the worker.
+        """
         mirror = self._mirror(worker, instance_id)
         num_seen = mirror.next_sequence - first_sequence
         if num_seen < 0:
@@ -59,19 +54,11 @@ class PrefixIndex:
                 if self._mirrors.get(worker) is not mirror:
                     return
 
-    def replace(self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]) -> int:
-        """Takes in a snapshot: exactly `hashes` after the changes before `sequence`. Returns the next number expected.
+    def replace(self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]) -> Iterator[None]:
+        """Takes in a snapshot, with pauses as `apply` has them: exactly `hashes` after the changes before `sequence`.
 
         A snapshot older than what is known changes nothing.
         """
-        for _ in self.replacing(worker, instance_id, sequence, hashes):
-            pass
-        return self.sequence(worker)
-
-    def replacing(
-        self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]
-    ) -> Iterator[None]:
-        """`replace`, with pauses as `applying` has them."""
         mirror = self._mirror(worker, instance_id)
         if sequence < mirror.next_sequence:
             return

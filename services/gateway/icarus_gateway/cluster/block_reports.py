@@ -21,11 +21,11 @@ class BlockReports:
         self, worker: WorkerId, instance_id: str, first_sequence: int, changes: Iterable[BlockChange]
     ) -> int:
         """Returns the next sequence number expected of the worker."""
-        return await self._feed(worker, self.index.applying(worker, instance_id, first_sequence, changes))
+        return await self._feed(worker, self.index.apply(worker, instance_id, first_sequence, changes))
 
     async def snapshot(self, worker: WorkerId, instance_id: str, sequence: int, hashes: Iterable[BlockHash]) -> int:
         """Returns the next sequence number expected of the worker."""
-        return await self._feed(worker, self.index.replacing(worker, instance_id, sequence, hashes))
+        return await self._feed(worker, self.index.replace(worker, instance_id, sequence, hashes))
 
     async def _feed(self, worker: WorkerId, steps: Iterator[None]) -> int:
         async with self._feeding:
