@@ -75,7 +75,10 @@ def test_a_stream_may_be_dropped_after_the_loop(gateway):
 
 def test_a_turn_that_ended_is_not_cancelled_when_it_is_dropped(gateway):
     with Client(gateway.address) as client:
-        client.generate("alpha", "hi").result()
+        stream = client.generate("alpha", "hi")
+        stream.result()
+        assert stream.is_whole
+        del stream
         gc.collect()
         client.models()
     assert "CancelTurn" not in [method for method, _ in gateway.calls]
@@ -87,7 +90,7 @@ def test_leaving_with_tells_of_a_turn_that_had_finished(gateway):
         with client.generate("alpha", "hi", turn_id="t1", seed=7) as stream:
             next(stream)
             wait_until(lambda: gateway.has_finished("t1"))
-        assert stream.finish_reason is FinishReason.LENGTH and stream.seed == 7
+        assert stream.finish_reason is FinishReason.LENGTH and stream.seed == 7 and not stream.is_whole
         assert stream.usage is not None and stream.usage.completion_tokens == 3 and stream.token_ids == (1,)
         assert list(stream) == []
         with pytest.raises(FailedPreconditionError, match="what had arrived"):

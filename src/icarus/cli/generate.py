@@ -10,7 +10,7 @@ from icarus.cli.gateway import connect
 from icarus.cli.standard_input import decoding
 from icarus.client import Client, TurnStream
 from icarus.client.messages import Sampling
-from icarus.types import FinishReason, TokenLogprobs
+from icarus.types import TokenLogprobs
 
 _SAMPLING = tuple(Sampling.__annotations__)
 _INTERRUPTED = 130
@@ -24,14 +24,13 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 sys.stdout.write(delta.text)
                 sys.stdout.flush()
-    is_whole = stream.finish_reason is not FinishReason.CANCELLED
-    if args.json and is_whole:
+    if args.json and stream.is_whole:
         sys.stdout.write(json.dumps(dataclasses.asdict(stream.result()), indent=1) + "\n")
     elif not args.json:
         sys.stdout.write("\n")
         sys.stderr.writelines(map(_logprob_line, stream.logprobs))
     sys.stderr.write(_summary(stream) + "\n")
-    return 0 if is_whole else _INTERRUPTED
+    return 0 if stream.is_whole else _INTERRUPTED
 
 
 def _read_stdin() -> str:

@@ -116,6 +116,11 @@ class TurnRecord:
         """One entry a token so far, where `logprobs` was asked for."""
         return tuple(self._logprobs)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stream was read to the turn's end. One that was left before is not, even if its turn counts."""
+        return self.finish_reason is not None and not self._cancelled
+
     def cancel(self) -> None:
         """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended.
 
