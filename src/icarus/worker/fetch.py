@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from icarus import tracing
 from icarus.engine.request import Landing
 from icarus.errors import DeadlineError, IcarusError
-from icarus.transfer.thread import PendingRead, ReadResult, TransferThread
+from icarus.transfer.posted_reads import PendingRead, ReadResult
+from icarus.transfer.thread import TransferThread
 from icarus.types import BlockHash, BlockId, BlockSource, Grant
 from icarus.worker.fetch_record import FetchFailure, FetchRecord, UnsettledReadError
 from icarus.worker.peers import Peer, PeerTable

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from icarus.errors import DeadlineError, IcarusError, OverloadedError, UnavailableError
-from icarus.transfer.thread import ReadResult, TransferQueueFullError
+from icarus.transfer.posted_reads import ReadResult
+from icarus.transfer.thread import TransferQueueFullError
 from icarus.transfer.transport import TransferError
 from icarus.worker.remote_lease import LapsedLeaseError
 
