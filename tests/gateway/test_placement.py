@@ -3,7 +3,8 @@
 import pytest
 from icarus_gateway.cluster.placement import Candidate, Placement, Weights, cheapest, place, rank_sources
 from icarus_gateway.cluster.routing import Router
-from icarus_gateway.cluster.workers import Heartbeat, WorkerInfo, WorkerTable
+from icarus_gateway.cluster.worker import Heartbeat, WorkerInfo
+from icarus_gateway.cluster.workers import WorkerTable
 from index_reports import apply
 
 from icarus.cache.changes import BlockChange

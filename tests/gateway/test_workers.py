@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 from icarus_gateway.cluster.block_reports import BlockReports
-from icarus_gateway.cluster.workers import Heartbeat, WorkerInfo, WorkerTable
+from icarus_gateway.cluster.worker import Heartbeat, WorkerInfo
+from icarus_gateway.cluster.workers import WorkerTable
 
 from icarus.cache.changes import BlockChange
 from icarus.cache.index import PrefixIndex

@@ -8,7 +8,8 @@ from icarus.errors import DeadlineError, UnavailableError
 from icarus.v1 import cluster_service_pb2 as pb
 from icarus.v1 import cluster_service_pb2_grpc as pb_grpc
 from icarus.worker.v1 import debug_service_pb2 as debug_pb
-from icarus_gateway.cluster.workers import Worker, WorkerTable
+from icarus_gateway.cluster.worker import Worker
+from icarus_gateway.cluster.workers import WorkerTable
 
 log = logging.getLogger(__name__)
 

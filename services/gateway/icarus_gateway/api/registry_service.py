@@ -10,7 +10,8 @@ from icarus.types import AdapterInfo, BlockHash, Role, WorkerId
 from icarus.worker.v1 import registry_service_pb2 as pb
 from icarus.worker.v1 import registry_service_pb2_grpc as pb_grpc
 from icarus_gateway.cluster.block_reports import BlockReports
-from icarus_gateway.cluster.workers import Heartbeat, WorkerInfo, WorkerTable
+from icarus_gateway.cluster.worker import Heartbeat, WorkerInfo
+from icarus_gateway.cluster.workers import WorkerTable
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import Any
 from icarus.errors import AlreadyExistsError, FailedPreconditionError, IcarusError, InvalidInputError, NotFoundError
 from icarus.types import AdapterInfo, AdapterMode, Role
 from icarus.worker.v1 import adapter_service_pb2 as pb
-from icarus_gateway.cluster.workers import Worker, WorkerTable
+from icarus_gateway.cluster.worker import Worker
+from icarus_gateway.cluster.workers import WorkerTable
 
 log = logging.getLogger(__name__)
 

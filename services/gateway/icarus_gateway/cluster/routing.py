@@ -8,7 +8,8 @@ from icarus.cache.index import PrefixIndex
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, UnavailableError
 from icarus.types import AdapterInfo, AdapterMode, BlockSource, Role, WorkerId
 from icarus_gateway.cluster.placement import Candidate, Weights, place, rank_sources
-from icarus_gateway.cluster.workers import Worker, WorkerTable
+from icarus_gateway.cluster.worker import Worker
+from icarus_gateway.cluster.workers import WorkerTable
 
 
 @dataclass(frozen=True)

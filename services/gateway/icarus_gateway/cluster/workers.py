@@ -1,16 +1,16 @@
-"""Who is there: the workers that registered, how they are, and what they have loaded."""
+"""Who is there: the workers that registered, and which of them are live or lost."""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from icarus.rpc.messages import PROTOCOL_VERSION
 from icarus.types import AdapterInfo, Role, WorkerId
+from icarus_gateway.cluster.worker import Heartbeat, Worker, WorkerInfo
 from icarus_gateway.cluster.worker_connection import WorkerConnection
 
 log = logging.getLogger(__name__)
@@ -20,79 +20,6 @@ _MISSED_UNTIL_LOST = 10
 """A running turn waits longer than routing does: a busy machine delays heartbeats, and a dead process is heard of
 at once by its broken connection."""
 _MISSED_UNTIL_FORGOTTEN = 60
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """What a worker says of itself when it registers."""
-
-    worker_id: WorkerId
-    instance_id: str
-    role: Role
-    address: str
-    base_model: str
-    base_digest: str
-    cache_fingerprint: str
-    block_size: int
-    num_blocks: int
-    context_length: int
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """How a worker is."""
-
-    engine_age_seconds: float = 0.0
-    num_requests: int = 0
-    """Running and waiting."""
-    available_blocks: int | None = None
-    """None before the first one."""
-    draining: bool = False
-    """It ends what it has and takes nothing new."""
-
-
-@dataclass
-class Worker:
-    """One instance of a worker. A restart makes a new one."""
-
-    info: WorkerInfo
-    connection: WorkerConnection
-    adapters: Mapping[str, AdapterInfo]
-    last_seen: float
-    adapters_revision: int = 0
-    """Of the list above, by the worker's own count."""
-    heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    failed: bool = False
-    """A call did not reach it; cleared by its next heartbeat."""
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by each heartbeat."""
-    num_assigned: int = 0
-    """Turns that this gateway has on it now."""
-    peak_assigned: int = 0
-    """The most turns that this gateway had on it at once since its last heartbeat."""
-    num_foreign: int = 0
-    """Requests of others: what its last heartbeat said, less what this gateway may have had on it when it was sent: a
-    heartbeat that crosses the end of a turn must not count it as somebody else's."""
-
-    @property
-    def worker_id(self) -> WorkerId:
-        return self.info.worker_id
-
-    def learn_adapters(self, adapters: Iterable[AdapterInfo], revision: int) -> None:
-        """Takes the worker's list, unless it is from before what the worker has answered since: a heartbeat may cross
-        an answer."""
-        if revision >= self.adapters_revision:
-            self.adapters, self.adapters_revision = {adapter.name: adapter for adapter in adapters}, revision
-
-    @property
-    def load(self) -> int:
-        return self.num_assigned + self.num_foreign
-
-    @property
-    def available_blocks(self) -> int:
-        """Free or evictable: all of a worker that has not said yet."""
-        told = self.heartbeat.available_blocks
-        return self.info.num_blocks if told is None else told
 
 
 class WorkerTable:
@@ -134,20 +61,6 @@ class WorkerTable:
         self._workers[info.worker_id] = worker
         return worker
 
-    def _require_fits(self, info: WorkerInfo) -> None:
-        """Raises FailedPreconditionError where workers that are not lost serve another model."""
-        for other in self._workers.values():
-            if other.worker_id != info.worker_id and self._is_there(other):
-                _require_same_model(info, other.info)
-
-    def _retire(self, old: Worker, new: WorkerInfo) -> None:
-        if self.is_live(old):
-            log.warning(
-                "worker replaced by another instance of the same name",
-                extra={"worker": new.worker_id, "old": old.info.address, "new": new.address},
-            )
-        self._closing.append(old.connection)
-
     def beat(
         self,
         worker_id: WorkerId,
@@ -161,19 +74,25 @@ class WorkerTable:
         worker = self.instance(worker_id, instance_id)
         if not self._is_there(worker):
             self._require_fits(worker.info)
-        worker.last_seen = self._clock()
-        worker.failed = False
-        worker.heartbeat = heartbeat
-        worker.num_foreign = max(0, heartbeat.num_requests - worker.peak_assigned)
-        worker.peak_assigned = worker.num_assigned
+        worker.take_heartbeat(heartbeat, self._clock())
         worker.learn_adapters(adapters, adapters_revision)
-        worker.heard.set()
 
-    async def next_heartbeat(self, worker: Worker) -> None:
-        """Waits for it, but not longer than until the worker would be left out."""
-        worker.heard.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(worker.heard.wait(), _MISSED_UNTIL_LEFT_OUT * self.heartbeat_seconds)
+    def deregister(self, worker_id: WorkerId, instance_id: str) -> None:
+        """Removes a worker that ends. Raises NotFoundError for an instance that is not registered."""
+        self._closing.append(self.instance(worker_id, instance_id).connection)
+        del self._workers[worker_id]
+
+    def forget_silent(self) -> list[WorkerId]:
+        """Removes workers that were not heard of for long, and names them."""
+        limit = self._clock() - _MISSED_UNTIL_FORGOTTEN * self.heartbeat_seconds
+        silent = [worker for worker in self._workers.values() if worker.last_seen < limit]
+        for worker in silent:
+            self._closing.append(self._workers.pop(worker.worker_id).connection)
+        return [worker.worker_id for worker in silent]
+
+    def stop_listening(self) -> None:
+        """The gateway drains and refuses heartbeats: silence says nothing any more; a dead worker's connection does."""
+        self._listens = False
 
     def instance(self, worker_id: WorkerId, instance_id: str) -> Worker:
         """The worker if it is still this instance; raises NotFoundError otherwise."""
@@ -186,43 +105,9 @@ class WorkerTable:
         worker = self._workers.get(worker_id)
         return worker is not None and worker.info.instance_id == instance_id
 
-    def is_live(self, worker: Worker) -> bool:
-        """Whether new work may go to it."""
-        return not worker.failed and not worker.heartbeat.draining and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
-
-    def is_lost(self, worker: Worker) -> bool:
-        """Whether work that it has now should be given up."""
-        return self._workers.get(worker.worker_id) is not worker or not self._is_heard(worker, _MISSED_UNTIL_LOST)
-
-    async def wait_on(self, worker: Worker, answer: "asyncio.Future[Any]") -> None:
-        """Returns once the worker's answer is there, or an error. Raises UnavailableError where the worker is lost."""
-        was_lost = False
-        while not answer.done():
-            await asyncio.wait((answer,), timeout=self.heartbeat_seconds)
-            lost = not answer.done() and self.is_lost(worker)
-            if lost and was_lost:  # once may be this process, too busy to have taken in the heartbeats that came
-                raise UnavailableError(f"worker {worker.worker_id} was not heard of any more")
-            was_lost = lost
-
-    def _is_there(self, worker: Worker) -> bool:
-        """Whether it was heard of lately, however it is."""
-        return self.silent_seconds(worker) <= _MISSED_UNTIL_LOST * self.heartbeat_seconds
-
-    def stop_listening(self) -> None:
-        """The gateway drains and refuses heartbeats: silence says nothing any more; a dead worker's connection does."""
-        self._listens = False
-
-    def _is_heard(self, worker: Worker, missed: int) -> bool:
-        is_silent = self._listens and self.silent_seconds(worker) > missed * self.heartbeat_seconds
-        return not is_silent and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
-
     def known(self) -> list[Worker]:
         """Every worker that registered and was not forgotten since, by name."""
         return sorted(self._workers.values(), key=lambda worker: worker.worker_id)
-
-    def silent_seconds(self, worker: Worker) -> float:
-        """Since it was last heard of."""
-        return self._clock() - worker.last_seen
 
     def live(self, role: Role | None = None) -> list[Worker]:
         """Live workers by name."""
@@ -242,6 +127,34 @@ class WorkerTable:
         """Every adapter of a live worker, by name."""
         return {name: info for worker in self.live() for name, info in sorted(worker.adapters.items())}
 
+    def is_live(self, worker: Worker) -> bool:
+        """Whether new work may go to it."""
+        return not worker.failed and not worker.heartbeat.draining and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
+
+    def is_lost(self, worker: Worker) -> bool:
+        """Whether work that it has now should be given up."""
+        return self._workers.get(worker.worker_id) is not worker or not self._is_heard(worker, _MISSED_UNTIL_LOST)
+
+    def silent_seconds(self, worker: Worker) -> float:
+        """Since it was last heard of."""
+        return self._clock() - worker.last_seen
+
+    async def next_heartbeat(self, worker: Worker) -> None:
+        """Waits for it, but not longer than until the worker would be left out."""
+        worker.heard.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(worker.heard.wait(), _MISSED_UNTIL_LEFT_OUT * self.heartbeat_seconds)
+
+    async def wait_on(self, worker: Worker, answer: "asyncio.Future[Any]") -> None:
+        """Returns once the worker's answer is there, or an error. Raises UnavailableError where the worker is lost."""
+        was_lost = False
+        while not answer.done():
+            await asyncio.wait((answer,), timeout=self.heartbeat_seconds)
+            lost = not answer.done() and self.is_lost(worker)
+            if lost and was_lost:  # once may be this process, too busy to have taken in the heartbeats that came
+                raise UnavailableError(f"worker {worker.worker_id} was not heard of any more")
+            was_lost = lost
+
     @contextlib.contextmanager
     def assigned(self, worker: Worker) -> Iterator[None]:
         """Counts a turn on the worker while it runs."""
@@ -252,19 +165,6 @@ class WorkerTable:
         finally:
             worker.num_assigned -= 1
 
-    def forget_silent(self) -> list[WorkerId]:
-        """Removes workers that were not heard of for long, and names them."""
-        limit = self._clock() - _MISSED_UNTIL_FORGOTTEN * self.heartbeat_seconds
-        silent = [worker for worker in self._workers.values() if worker.last_seen < limit]
-        for worker in silent:
-            self._closing.append(self._workers.pop(worker.worker_id).connection)
-        return [worker.worker_id for worker in silent]
-
-    def deregister(self, worker_id: WorkerId, instance_id: str) -> None:
-        """Removes a worker that ends. Raises NotFoundError for an instance that is not registered."""
-        self._closing.append(self.instance(worker_id, instance_id).connection)
-        del self._workers[worker_id]
-
     async def close_unused(self) -> None:
         """Closes the connections to replaced and removed workers."""
         while self._closing:
@@ -274,6 +174,28 @@ class WorkerTable:
         self._closing.extend(worker.connection for worker in self._workers.values())
         self._workers.clear()
         await self.close_unused()
+
+    def _require_fits(self, info: WorkerInfo) -> None:
+        """Raises FailedPreconditionError where workers that are not lost serve another model."""
+        for other in self._workers.values():
+            if other.worker_id != info.worker_id and self._is_there(other):
+                _require_same_model(info, other.info)
+
+    def _retire(self, old: Worker, new: WorkerInfo) -> None:
+        if self.is_live(old):
+            log.warning(
+                "worker replaced by another instance of the same name",
+                extra={"worker": new.worker_id, "old": old.info.address, "new": new.address},
+            )
+        self._closing.append(old.connection)
+
+    def _is_there(self, worker: Worker) -> bool:
+        """Whether it was heard of lately, however it is."""
+        return self.silent_seconds(worker) <= _MISSED_UNTIL_LOST * self.heartbeat_seconds
+
+    def _is_heard(self, worker: Worker, missed: int) -> bool:
+        is_silent = self._listens and self.silent_seconds(worker) > missed * self.heartbeat_seconds
+        return not is_silent and worker.heartbeat.engine_age_seconds <= self._max_engine_age_seconds
 
 
 def _require_same_model(info: WorkerInfo, other: WorkerInfo) -> None:

@@ -10,7 +10,8 @@ import grpc.aio
 from icarus.errors import IcarusError, UnavailableError
 from icarus.rpc.status import error_from_rpc
 from icarus.worker.v1 import decode_service_pb2 as pb
-from icarus_gateway.cluster.workers import Worker, WorkerTable
+from icarus_gateway.cluster.worker import Worker
+from icarus_gateway.cluster.workers import WorkerTable
 
 _LINGER_SECONDS = 1.0
 

@@ -10,7 +10,8 @@ from icarus.rpc.model_labels import ModelLabels
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus_gateway.cluster.block_reports import BlockReports
 from icarus_gateway.cluster.routing import Route, Router
-from icarus_gateway.cluster.workers import Worker, WorkerTable
+from icarus_gateway.cluster.worker import Worker
+from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.metrics import GatewayMetrics
 from icarus_gateway.text.stop_strings import OutputText
 from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer

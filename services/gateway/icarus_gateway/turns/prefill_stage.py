@@ -8,7 +8,8 @@ from icarus.rpc.messages import source_to_wire
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
 from icarus_gateway.cluster.routing import Route
-from icarus_gateway.cluster.workers import Worker, WorkerTable
+from icarus_gateway.cluster.worker import Worker
+from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.turns.decode_call import DecodeCall
 from icarus_gateway.turns.progress import TurnProgress
 from icarus_gateway.turns.staged_lease import StagedLease
