@@ -198,6 +198,18 @@ class SessionStore:
         finally:
             entry.used_at = self._clock()
 
+    def counts(self) -> SessionCounts:
+        return SessionCounts(
+            live=self._num_live,
+            limit=self._max_sessions,
+            created=self._num_created,
+            expired=self._num_expired,
+            deleted=self._num_deleted,
+            displaced=self._num_displaced,
+            refused=self._num_refused,
+            write_errors=self._file.num_errors if self._file else 0,
+        )
+
     async def sweep(self) -> int:
         """Forgets every session that has expired; how many. Writes when sessions were used last."""
         num_expired = self._expire()
@@ -252,18 +264,6 @@ class SessionStore:
             self._forget(*key)
         self._num_expired += len(expired)
         return len(expired)
-
-    def counts(self) -> SessionCounts:
-        return SessionCounts(
-            live=self._num_live,
-            limit=self._max_sessions,
-            created=self._num_created,
-            expired=self._num_expired,
-            deleted=self._num_deleted,
-            displaced=self._num_displaced,
-            refused=self._num_refused,
-            write_errors=self._file.num_errors if self._file else 0,
-        )
 
     def _displace_empty(self) -> bool:
         """Makes room; False where every session has tokens or is in use."""
