@@ -14,21 +14,17 @@ Known limit of UCX (the one in nixl 1.5.1, TCP only): an owner that was stopped 
 reader died, may be aborted by UCX as it answers. Shared memory and a reader killed under a running owner are fine.
 """
 
-import fcntl
 import importlib
 import logging
-import os
-import tempfile
-import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from icarus.transfer.init_lock import only_one_initialises
 from icarus.transfer.transport import (
     PoolRegion,
     ReadState,
@@ -45,8 +41,6 @@ _KIND = "nixl"
 _NAME_BYTES = 32
 _PROGRESS_DELAY_MICROSECONDS = 1000
 """Longest sleep of NIXL's progress thread when no event wakes it."""
-_INIT_LOCK = Path(tempfile.gettempdir()) / "icarus-nixl-init.lock"
-_INIT_LOCK_SECONDS = 30.0
 
 
 @dataclass(eq=False)
@@ -89,7 +83,7 @@ class NixlTransport(Transport):
         self._connections: dict[str, _Connection] = {}
         self._open: dict[str, _Connection] = {}  # by agent, retired ones included
         settings = ",".join(f"{key}={value}" for key, value in (ucx_settings or {}).items())
-        with _only_one_initialises(), self._wrapped("cannot start NIXL's UCX backend"):
+        with only_one_initialises(), self._wrapped("cannot start NIXL's UCX backend"):
             config = self._nixl.nixlAgentConfig()
             config.useProgThread = True
             config.pthrDelay = _PROGRESS_DELAY_MICROSECONDS
@@ -100,7 +94,7 @@ class NixlTransport(Transport):
             entry = (region.base_address, region.num_bytes, region.device_index, "")
             self._registration = self._nixl.nixlRegDList(self._memory_kind(region), [entry])
             self._agent.registerMem(self._registration, [self._backend])
-            self._local = self._prepare(self._nixl.NIXL_INIT_AGENT, region)
+            self._local = self._describe_blocks(self._nixl.NIXL_INIT_AGENT, region)
 
     def metadata(self) -> bytes:
         return encode_metadata(_KIND, self.region, self._name.encode() + self._agent.getLocalMD())
@@ -119,7 +113,7 @@ class NixlTransport(Transport):
         with self._wrapped(f"cannot connect to {peer}"):
             try:
                 self._agent.loadRemoteMD(blob[_NAME_BYTES:])
-                descriptors = self._prepare(agent, region)
+                descriptors = self._describe_blocks(agent, region)
             except Exception:
                 self._forget_agent(agent)
                 raise
@@ -202,7 +196,7 @@ class NixlTransport(Transport):
             self._ask(failed.probe)
         failed.settled = failed.probe.settled
 
-    def _advance(self, read: _Read, step: Any) -> None:
+    def _advance(self, read: _Read, step: Callable[[], Any]) -> None:
         """Runs a post or a status check and notes the outcome. The bindings raise, and may return an error as well."""
         try:
             status = step()
@@ -231,8 +225,8 @@ class NixlTransport(Transport):
         with suppress(Exception):  # NIXL forgets a dead agent by itself
             self._agent.invalidateRemoteMD(agent)
 
-    def _prepare(self, agent: str, region: PoolRegion) -> int:
-        """Descriptors of all blocks of a pool."""
+    def _describe_blocks(self, agent: str, region: PoolRegion) -> int:
+        """A handle of the descriptors of all blocks of an agent's pool."""
         rows = np.empty((region.num_blocks, 3), dtype=np.uint64)
         rows[:, 0] = region.base_address + np.arange(region.num_blocks, dtype=np.uint64) * region.block_bytes
         rows[:, 1] = region.block_bytes
@@ -255,34 +249,3 @@ class NixlTransport(Transport):
             raise
         except Exception as error:
             raise TransferError(f"{what}: {str(error) or type(error).__name__}") from error
-
-
-@contextmanager
-def _only_one_initialises() -> Iterator[None]:
-    """One agent at a time starts on this machine: two at the same moment may hang (nixl#1668).
-
-    A lock file in the temporary folder; containers with their own do not see each other. A holder that hangs is waited
-    for `_INIT_LOCK_SECONDS`, then left behind.
-    """
-    try:
-        lock = os.open(_INIT_LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
-    except PermissionError:  # another user's file in a sticky folder may be opened, not "created"
-        lock = os.open(_INIT_LOCK, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + _INIT_LOCK_SECONDS
-        while not _try_lock(lock):
-            if time.monotonic() > deadline:
-                logger.warning("%s was held for %.0f s; starting NIXL without it", _INIT_LOCK, _INIT_LOCK_SECONDS)
-                break
-            time.sleep(0.02)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
