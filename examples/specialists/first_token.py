@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from icarus.evaluation.oracle import Oracle, load_oracle
+from icarus.evaluation.scores import METRICS, mean_score
 from icarus.model.hub import resolve_model
 from icarus.training.examples import Renderer
-from icarus.training.oracle import Oracle, load_oracle
 from icarus.training.records import read_records
-from icarus.training.scores import METRICS, mean_score
 from icarus.types import AdapterMode
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from icarus.training.scores import Score, mean_score
+from icarus.evaluation.scores import Score, mean_score
 
 IN_THE_MEAN = ("tools", "banking", "intents")
 METHODS = ("base", "conventional", "icarus")

@@ -8,8 +8,8 @@ import pytest
 from tiny import tiny_adapter, tiny_llama
 
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
+from icarus.evaluation.oracle import Oracle, load_oracle
 from icarus.model.digest import base_digest
-from icarus.training.oracle import Oracle, load_oracle
 from icarus.training.settings import DEFAULT_TARGETS
 from icarus.types import AdapterMode
 

@@ -113,9 +113,7 @@ def _add_train(commands: _Commands) -> None:
 
 
 def _add_eval(commands: _Commands) -> None:
-    parser = _add(
-        commands, "eval", "score a specialist's greedy answers to a test set, as it is served", "evaluate.command"
-    )
+    parser = _add(commands, "eval", "score a specialist's greedy answers to a test set, as it is served", "evaluate")
     text = "the base model, as for icarus train (default: [model] path of --config, smollm2 without one)"
     parser.add_argument("--model", metavar="TEXT", help=text)
     text = "the specialist's folder, or the name it is served by at --gateway (default: the base model)"

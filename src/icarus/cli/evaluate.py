@@ -1,18 +1,31 @@
 """`icarus eval`: greedy answers to a test set, and their score."""
 
 import argparse
+import asyncio
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from icarus.cli.flags import read_config
+from icarus.cli.local import LocalCluster
 from icarus.cli.output_file import writable
 from icarus.client import Client
+from icarus.config import Config
 from icarus.errors import InvalidInputError
+from icarus.evaluation.report import Answer, Report, judge, write_report
+from icarus.evaluation.through_gateway import answer_all
 from icarus.training.card import add_score
-from icarus.training.evaluate import Report, judge, write_report
 from icarus.training.records import Record, read_records
+
+if TYPE_CHECKING:
+    from icarus.evaluation.reference import Reference
+
+_LOCAL_NAME = "evaluated"
+"""Of the specialist, at a gateway that is started here."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,24 +60,11 @@ def _ignored_flags(args: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('.', '-').replace('_', '-')}" for name in given if name.partition(".")[0] != used]
 
 
-def _served_base(gateway: str) -> str:
-    with Client(gateway) as client:
-        return client.models().base.name
-
-
 def _evaluate(args: argparse.Namespace, records: list[Record], console: Console) -> Report:
-    answer_loss = None
-    if args.nll:
-        from icarus.cli.evaluate.oracle import measure_loss
-
-        answer_loss = measure_loss(args, records, console.print)
+    answer_loss = _load_reference(args, console).mean_loss(records, args.in_flight) if args.nll else None
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("answers", total=len(records))
-        if args.oracle:
-            from icarus.cli.evaluate.oracle import answer_all
-        else:
-            from icarus.cli.evaluate.gateway import answer_all
-        answers, seconds = answer_all(args, records, console.print, lambda count: progress.advance(task, count))
+        answers, seconds = _answer_all(args, records, console, lambda count: progress.advance(task, count))
     return judge(
         records,
         answers,
@@ -76,3 +76,42 @@ def _evaluate(args: argparse.Namespace, records: list[Record], console: Console)
         through="oracle" if args.oracle else "gateway",
         data=Path(args.data).name,
     )
+
+
+def _answer_all(
+    args: argparse.Namespace, records: list[Record], console: Console, advance: Callable[[int], None]
+) -> tuple[list[Answer], float]:
+    asked = (records, args.max_tokens, args.in_flight, advance)
+    if args.oracle:
+        return _load_reference(args, console).answer_all(*asked)
+    if args.gateway:
+        return asyncio.run(answer_all(args.gateway, args.adapter, *asked))
+    adapters = [f"{_LOCAL_NAME}={Path(args.adapter).resolve()}"] if args.adapter else []
+    with LocalCluster(_config(args), decode_adapters=[adapters], num_prefill=0, progress=console.print) as cluster:
+        return asyncio.run(answer_all(cluster.address, _LOCAL_NAME if args.adapter else None, *asked))
+
+
+def _load_reference(args: argparse.Namespace, console: Console) -> "Reference":
+    from transformers.utils.logging import disable_progress_bar
+
+    from icarus.evaluation.reference import Reference
+    from icarus.model.hub import resolve_model
+
+    disable_progress_bar()
+    config = read_config(args).model
+    adapter = Path(args.adapter) if args.adapter else None
+    return Reference(resolve_model(args.model, console.print), adapter, config.dtype, config.device)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    config = read_config(args)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=args.model),
+        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
+    )
+
+
+def _served_base(gateway: str) -> str:
+    with Client(gateway) as client:
+        return client.models().base.name

@@ -1,57 +1,40 @@
-"""Answers through the serving path: many turns in flight at a gateway, which is started here unless there is one."""
+"""Answers through the serving path: many turns in flight at a gateway."""
 
-import argparse
 import asyncio
-import dataclasses
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from icarus.cli.flags import read_config
-from icarus.cli.local import LocalCluster
 from icarus.client import AsyncClient
-from icarus.config import Config
 from icarus.errors import IcarusError, OverloadedError
-from icarus.training.evaluate import Answer
+from icarus.evaluation.report import Answer
 from icarus.training.records import Record
 from icarus.types import FinishReason
 
-_NAME = "evaluated"
 _MAX_REFUSALS = 100
 
 
-def answer_all(
-    args: argparse.Namespace, records: Sequence[Record], note: Callable[[str], None], advance: Callable[[int], None]
+async def answer_all(
+    address: str,
+    adapter: str | None,
+    records: Sequence[Record],
+    max_tokens: int,
+    in_flight: int,
+    advance: Callable[[int], None],
 ) -> tuple[list[Answer], float]:
-    """The answers in order, and the seconds that they took. `advance` is called with 1 for each."""
-    if args.gateway:
-        return asyncio.run(_answer(args.gateway, args, records, advance))
-    adapters = [[f"{_NAME}={Path(args.adapter).resolve()}"]] if args.adapter else [[]]
-    with LocalCluster(_config(args), decode_adapters=adapters, num_prefill=0, progress=note) as cluster:
-        return asyncio.run(_answer(cluster.address, args, records, advance))
+    """The answers in order, and the seconds that they took. `advance` is called with 1 for each.
 
-
-def _config(args: argparse.Namespace) -> Config:
-    config = read_config(args)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, path=args.model),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
-    )
-
-
-async def _answer(
-    address: str, args: argparse.Namespace, records: Sequence[Record], advance: Callable[[int], None]
-) -> tuple[list[Answer], float]:
-    room = asyncio.Semaphore(args.in_flight)
-    async with AsyncClient(address) as client, _model(client, args) as model:
+    `adapter`: a name that the gateway serves, or a folder, which is loaded meanwhile; None for the base.
+    """
+    room = asyncio.Semaphore(in_flight)
+    async with AsyncClient(address) as client, _model(client, adapter) as model:
         started = time.perf_counter()
 
         async def answer(record: Record) -> Answer:
             async with room:
-                result = await _ask(client, model, record, args.max_tokens)
+                result = await _ask(client, model, record, max_tokens)
             advance(1)
             return result
 
@@ -64,19 +47,17 @@ async def _answer(
 
 
 @asynccontextmanager
-async def _model(client: AsyncClient, args: argparse.Namespace) -> AsyncIterator[str]:
-    """The name to ask for. An adapter's folder is loaded for the time of the evaluation, unless a name is served."""
+async def _model(client: AsyncClient, adapter: str | None) -> AsyncIterator[str]:
+    """The name to ask for."""
     models = await client.models()
-    if not args.adapter:
+    if not adapter:
         yield models.base.name
         return
-    for name in (args.adapter, _NAME):
-        if name in models:
-            yield name
-            return
-    folder = str(Path(args.adapter).resolve())
-    name = f"{_NAME}-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
-    loaded = await client.load_adapter(name, folder)
+    if adapter in models:
+        yield adapter
+        return
+    folder = str(Path(adapter).resolve())
+    loaded = await client.load_adapter(f"evaluated-{hashlib.sha256(folder.encode()).hexdigest()[:8]}", folder)
     try:
         yield loaded.name
     finally:

@@ -1,6 +1,6 @@
 import pytest
 
-from icarus.training.scores import METRICS, mean_score
+from icarus.evaluation.scores import METRICS, mean_score
 
 
 @pytest.mark.parametrize(

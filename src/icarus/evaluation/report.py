@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from icarus.errors import InvalidInputError
+from icarus.evaluation.scores import METRICS, Score, mean_score
 from icarus.training.records import Record
-from icarus.training.scores import METRICS, Score, mean_score
 
 
 @dataclass(frozen=True)

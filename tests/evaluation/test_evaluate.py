@@ -8,9 +8,9 @@ from training.conftest import chat_line, write_lines
 
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli import main as cli
+from icarus.evaluation.oracle import Oracle, load_oracle
 from icarus.model.digest import base_digest
 from icarus.training.lora_model import load_base
-from icarus.training.oracle import Oracle, load_oracle
 from icarus.training.settings import DEFAULT_TARGETS
 from icarus.types import AdapterMode
 
