@@ -9,9 +9,8 @@ from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
 from icarus_gateway.cluster.routing import Route
-from icarus_gateway.sessions.history import BlockMark
 from icarus_gateway.text.stop_strings import OutputText
-from icarus_gateway.turns.events import Delta, End, TurnEvent, TurnRequest
+from icarus_gateway.turns.events import BlockMark, Delta, End, TurnEvent, TurnRequest
 from icarus_gateway.turns.meter import TurnMeter
 from icarus_gateway.turns.prompt_sources import PromptSources, prompt_sources
 

@@ -20,6 +20,23 @@ class TurnKey:
 
 
 @dataclass(frozen=True)
+class TurnCall:
+    """How a caller asks for a turn: under which id, and from which of its tokens on."""
+
+    tenant: str
+    turn_id: str
+    fingerprint: bytes | None
+    """Of what is asked for, whoever listens and from where on. None where the caller gave no turn_id."""
+    resume_from: int
+    resumable: bool
+
+    @property
+    def key(self) -> TurnKey | None:
+        """None for a turn that nobody can name."""
+        return None if self.fingerprint is None else TurnKey(self.tenant, self.turn_id, self.fingerprint)
+
+
+@dataclass(frozen=True)
 class FinishedTurn:
     """A turn as it is remembered."""
 

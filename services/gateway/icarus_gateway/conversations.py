@@ -5,17 +5,15 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from icarus.rpc.logs import bind_log_fields
-from icarus_gateway.api.content import Content
-from icarus_gateway.api.turn_call import TurnCall
-from icarus_gateway.api.validation import Sampling, check_length
 from icarus_gateway.sessions.history import History
 from icarus_gateway.sessions.holders import SessionHolders
+from icarus_gateway.sessions.prompt import check_length, open_answer, tokenise_more, tokenise_prompt
 from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
-from icarus_gateway.text.prompt import open_answer, tokenise_more, tokenise_prompt
+from icarus_gateway.text.content import Content
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.driver import TurnDriver
-from icarus_gateway.turns.events import Delta, End, TurnEvent, TurnRequest, join
-from icarus_gateway.turns.runs import FinishedTurn, TurnKey, TurnRuns
+from icarus_gateway.turns.events import Delta, End, Sampling, TurnEvent, TurnRequest, join
+from icarus_gateway.turns.runs import FinishedTurn, TurnCall, TurnRuns
 
 
 class Conversations:
@@ -82,7 +80,7 @@ class Conversations:
         self, call: TurnCall, session_id: str, source: Callable[[], AsyncGenerator[TurnEvent]]
     ) -> AsyncGenerator[TurnEvent]:
         bind_log_fields(turn=call.turn_id, session=session_id)
-        key = _key(call)
+        key = call.key
         run = await self._runs.find_or_start(key, source, call.resume_from) if key else self._runs.start(source())
         async with aclosing(run.watch(call.resume_from, call.resumable)) as events:
             async for event in events:
@@ -114,8 +112,7 @@ class Conversations:
                     yield event
 
     def _remembered(self, call: TurnCall, events: tuple[TurnEvent, ...]) -> FinishedTurn | None:
-        key = _key(call)
-        return self._runs.finished(key, events) if key else None
+        return self._runs.finished(call.key, events) if call.key else None
 
     async def _turn(
         self, call: TurnCall, model: str, content: Content, sampling: Sampling
@@ -134,7 +131,3 @@ class Conversations:
         """A history that leaves no room for a single answer token is of no use."""
         if history.num_tokens:
             check_length(history.num_tokens, 1, self._model.context_length)
-
-
-def _key(call: TurnCall) -> TurnKey | None:
-    return None if call.fingerprint is None else TurnKey(call.tenant, call.turn_id, call.fingerprint)
