@@ -2,10 +2,17 @@ import threading
 
 import pytest
 import tokenizers
-from icarus_gateway.api.content import Messages, Text, Tokens
 from icarus_gateway.sessions.history import History
+from icarus_gateway.sessions.prompt import (
+    append,
+    check_length,
+    open_answer,
+    stateless_prompt,
+    tokenise_more,
+    tokenise_prompt,
+)
 from icarus_gateway.text.chat_template import ChatMessage
-from icarus_gateway.text.prompt import append, open_answer, stateless_prompt, tokenise_more, tokenise_prompt
+from icarus_gateway.text.content import Messages, Text, Tokens
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
 
@@ -129,3 +136,11 @@ def test_a_token_that_the_model_does_not_have_is_refused(model, kind):
         for history in (History(), begun):
             with pytest.raises(InvalidInputError, match=r"'<new>' with id 262.* its vocabulary is \[0, 262\)"):
                 call(history)
+
+
+def test_lengths():
+    check_length(90, 10, 100)
+    with pytest.raises(InvalidInputError, match=r"prompt of 90 tokens \+ max_tokens 11 = 101.*context of 100"):
+        check_length(90, 11, 100)
+    with pytest.raises(InvalidInputError, match="prompt is empty"):
+        check_length(0, 1, 100)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from icarus_gateway.turns.events import Delta, End
-from icarus_gateway.turns.runs import TurnKey, TurnRun, TurnRuns
+from icarus_gateway.turns.runs import TurnCall, TurnRun, TurnRuns
 from waiting import eventually
 
 from icarus.cache.hashing import BlockNames, root_hash
@@ -14,13 +14,17 @@ from icarus.types import FinishReason, Usage, WorkerId
 END = End(FinishReason.LENGTH, Usage(), 0, WorkerId("d1"), None, None, BlockNames(root_hash("f", "default"), 4))
 
 
-async def turn(num_tokens, go_on=None):
+def turn(num_tokens, go_on=None):
     """Waits for `go_on` after its first token."""
-    for i in range(num_tokens):
-        yield Delta((i,), str(i))
-        if go_on is not None:
-            await go_on.wait()
-    yield END
+
+    async def play(run):
+        for i in range(num_tokens):
+            run.emit(Delta((i,), str(i)))
+            if go_on is not None:
+                await go_on.wait()
+        return END
+
+    return play
 
 
 async def test_a_turn_that_was_resumed_is_not_held_to_its_first_break(monkeypatch):
@@ -38,7 +42,8 @@ async def test_a_turn_that_was_resumed_is_not_held_to_its_first_break(monkeypatc
 
 
 async def play(runs, turn_id, num_tokens=2, tenant="default", resume_from=0):
-    run = await runs.find_or_start(TurnKey(tenant, turn_id, b""), lambda: turn(num_tokens), resume_from)
+    call = TurnCall(tenant, turn_id, b"", resume_from, resumable=False)
+    run = await runs.find_or_start(call, turn(num_tokens))
     async for _ in run.watch(resume_from, resumable=False):
         pass
     await asyncio.sleep(0)  # it is remembered in the next round of the loop

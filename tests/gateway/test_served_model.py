@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from icarus_gateway.api.content import Messages, Text, Tokens
+from icarus_gateway.sessions.prompt import stateless_prompt
 from icarus_gateway.text.chat_template import ChatMessage
+from icarus_gateway.text.content import Messages, Text, Tokens
 from icarus_gateway.text.model_files import read_json
-from icarus_gateway.text.prompt import stateless_prompt
 from icarus_gateway.text.served_model import load_served_model
 
 from icarus.errors import ConfigError, FailedPreconditionError

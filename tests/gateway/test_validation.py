@@ -1,7 +1,5 @@
 import pytest
-from icarus_gateway.api.content import Messages, Text, Tokens
 from icarus_gateway.api.validation import (
-    check_length,
     parse_content,
     parse_model,
     parse_sampling,
@@ -9,6 +7,7 @@ from icarus_gateway.api.validation import (
     parse_tenant,
     parse_turn_id,
 )
+from icarus_gateway.text.content import Messages, Text, Tokens
 
 from icarus.errors import InvalidInputError
 from icarus.types import SamplingParams
@@ -96,14 +95,6 @@ def test_good_content():
     assert parse_content(Content(token_ids={"ids": [0, 99]}), 100, 3) == Tokens((0, 99))
     messages = parse_content(Content(messages={"messages": [{"role": "user", "content": "a"}]}), 100, 3)
     assert isinstance(messages, Messages) and messages.messages[0].content == "a"
-
-
-def test_lengths():
-    check_length(90, 10, 100)
-    with pytest.raises(InvalidInputError, match=r"prompt of 90 tokens \+ max_tokens 11 = 101.*context of 100"):
-        check_length(90, 11, 100)
-    with pytest.raises(InvalidInputError, match="prompt is empty"):
-        check_length(0, 1, 100)
 
 
 def test_names():

@@ -1,9 +1,9 @@
 """Files to token ids: the gateway's ids, loss on the answer, and what is refused with its line."""
 
 import pytest
-from icarus_gateway.api.content import ChatMessage, Messages, Text
+from icarus_gateway.sessions.prompt import stateless_prompt
 from icarus_gateway.text.chat_template import load_chat_template
-from icarus_gateway.text.prompt import stateless_prompt
+from icarus_gateway.text.content import ChatMessage, Messages, Text
 from icarus_gateway.text.served_model import load_served_model
 from training.conftest import chat_line, write_lines
 

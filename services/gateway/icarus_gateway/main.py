@@ -26,8 +26,8 @@ from icarus_gateway.cluster.block_reports import BlockReports
 from icarus_gateway.cluster.placement import Weights
 from icarus_gateway.cluster.routing import Router
 from icarus_gateway.cluster.workers import WorkerTable
+from icarus_gateway.conversations import Conversations
 from icarus_gateway.metrics import GatewayMetrics
-from icarus_gateway.sessions.conversations import Conversations
 from icarus_gateway.sessions.session_file import SessionFile
 from icarus_gateway.sessions.store import SessionStore
 from icarus_gateway.state_metrics import GatewayState

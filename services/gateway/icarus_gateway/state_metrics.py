@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from icarus.cache.index import PrefixIndex
 from icarus.types import Role
 from icarus_gateway.cluster.workers import WorkerTable
-from icarus_gateway.sessions.conversations import Conversations
+from icarus_gateway.conversations import Conversations
 from icarus_gateway.sessions.store import SessionStore
 
 

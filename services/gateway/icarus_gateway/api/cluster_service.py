@@ -55,9 +55,9 @@ class ClusterServicer(pb_grpc.ClusterServiceServicer):
 
 
 async def _ask(worker: Worker) -> pb.Worker | None:
-    connection, request = worker.connection, debug_pb.CheckIntegrityRequest(skip_check=True)
+    request = debug_pb.CheckIntegrityRequest(skip_check=True)
     try:
-        answer = await connection.ask(connection.debug.CheckIntegrity, request, _TIMEOUT_SECONDS)
+        answer = await worker.connection.check_integrity(request, _TIMEOUT_SECONDS)
     except (UnavailableError, DeadlineError) as error:
         log.warning("worker did not answer", extra={"worker": worker.worker_id, "reason": str(error)})
         return None

@@ -1,23 +1,13 @@
-"""How a caller asks for a turn: under which id, and from which of its tokens on."""
+"""Checks how a caller asks for a turn."""
 
 import hashlib
-from dataclasses import dataclass
 
 from icarus.errors import InvalidInputError
 from icarus.v1 import generation_service_pb2, session_service_pb2
 from icarus_gateway.api.validation import parse_tenant, parse_turn_id
+from icarus_gateway.turns.runs import TurnCall
 
 _HOW_TO_LISTEN = ("resume_from", "resumable")
-
-
-@dataclass(frozen=True)
-class TurnCall:
-    tenant: str
-    turn_id: str
-    fingerprint: bytes | None
-    """Of what is asked for, whoever listens and from where on. None where the caller gave no turn_id."""
-    resume_from: int
-    resumable: bool
 
 
 def parse_turn_call(

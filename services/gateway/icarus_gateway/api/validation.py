@@ -2,13 +2,13 @@
 
 import math
 import secrets
-from dataclasses import dataclass
 
 from icarus.errors import InvalidInputError
 from icarus.types import DEFAULT_TENANT, SamplingParams
 from icarus.v1 import generation_pb2
-from icarus_gateway.api.content import Content, Messages, Text, Tokens
 from icarus_gateway.text.chat_template import ChatMessage
+from icarus_gateway.text.content import Content, Messages, Text, Tokens
+from icarus_gateway.turns.events import Sampling
 
 _ROLES = ("system", "user", "assistant", "tool")
 _MAX_STOPS = 16
@@ -16,14 +16,6 @@ _MAX_STOP_LENGTH = 1024
 _MAX_STOP_IDS = 64
 _MAX_LOGPROBS = 20
 _MAX_NAME_LENGTH = 256
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a turn is sampled, and the stop strings that only the gateway sees."""
-
-    params: SamplingParams
-    stop: tuple[str, ...] = ()
 
 
 def parse_content(message: generation_pb2.Content, vocab_size: int, context_length: int) -> Content:
@@ -121,17 +113,6 @@ def _check_stops(message: generation_pb2.SamplingParams, vocab_size: int) -> Non
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise InvalidInputError(f"{name} is {value}; it must be {rule}")
-
-
-def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -> None:
-    """Raises InvalidInputError for an empty prompt, or one that does not fit the context with its answer."""
-    if num_prompt_tokens == 0:
-        raise InvalidInputError("the prompt is empty; give content or append some to the session")
-    if num_prompt_tokens + max_tokens > context_length:
-        raise InvalidInputError(
-            f"prompt of {num_prompt_tokens} tokens + max_tokens {max_tokens} = {num_prompt_tokens + max_tokens}, "
-            f"beyond the context of {context_length}; shorten the prompt or lower max_tokens"
-        )
 
 
 def parse_tenant(tenant: str) -> str:

@@ -125,7 +125,7 @@ async def _load_on(
     name = request.name
     for worker in workers:
         try:
-            answer = await worker.connection.ask(worker.connection.adapters.LoadAdapter, request)
+            answer = await worker.connection.load_adapter(request)
         except asyncio.CancelledError:  # it may have loaded it all the same
             loaded.append(worker)
             raise
@@ -157,8 +157,7 @@ def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusEr
 
 
 async def _unload_from(worker: Worker, name: str) -> None:
-    connection = worker.connection
-    answer = await connection.ask(connection.adapters.UnloadAdapter, pb.UnloadAdapterRequest(name=name))
+    answer = await worker.connection.unload_adapter(pb.UnloadAdapterRequest(name=name))
     worker.learn_adapters(_without(worker, name), answer.adapters_revision)
 
 
@@ -172,8 +171,7 @@ async def _unload_all(workers: Sequence[Worker], name: str) -> None:
 
 
 async def _pin_on(worker: Worker, name: str, pinned: bool) -> None:
-    connection = worker.connection
-    answer = await connection.ask(connection.adapters.PinAdapter, pb.PinAdapterRequest(name=name, pinned=pinned))
+    answer = await worker.connection.pin_adapter(pb.PinAdapterRequest(name=name, pinned=pinned))
     info = worker.adapters.get(name)
     if info is not None:
         changed = replace(info, pinned=pinned, resident=pinned or info.resident)

@@ -1,1 +1,1 @@
-"""Conversations: a history of token ids that agents share, and the turns that extend it."""
+"""A history of token ids that agents share: how content makes it longer, and where it is kept."""

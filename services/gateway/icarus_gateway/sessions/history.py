@@ -7,16 +7,7 @@ from dataclasses import dataclass, replace
 
 from icarus.cache.hashing import BlockNames
 from icarus.errors import InvalidInputError
-from icarus.types import WorkerId
-
-
-@dataclass(frozen=True)
-class BlockMark:
-    """Where a turn left its blocks: all of them are known once the worker's changes before `sequence` are."""
-
-    worker_id: WorkerId
-    instance_id: str
-    sequence: int
+from icarus_gateway.turns.events import BlockMark
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Drives one turn over the workers, from routing to its end, over the death of a worker if need be."""
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Callable
 
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError, UnavailableError
 from icarus.rpc.messages import sampling_to_wire, source_to_wire
@@ -16,7 +15,7 @@ from icarus_gateway.metrics import GatewayMetrics
 from icarus_gateway.text.stop_strings import OutputText
 from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer
 from icarus_gateway.turns.decode_call import DecodeCall
-from icarus_gateway.turns.events import End, TurnEvent, TurnRequest
+from icarus_gateway.turns.events import Delta, End, TurnRequest
 from icarus_gateway.turns.meter import TurnMeter, measured
 from icarus_gateway.turns.prefill_stage import PrefillStage
 from icarus_gateway.turns.progress import TurnProgress
@@ -50,26 +49,24 @@ class TurnDriver:
         self._labels = labels
         self._report_wait_seconds = report_wait_seconds
 
-    async def run(self, request: TurnRequest) -> AsyncGenerator[TurnEvent]:
-        """Deltas, then one End. Closing the iterator cancels the turn everywhere.
+    async def run(self, request: TurnRequest, emit: Callable[[Delta], None]) -> End:
+        """Plays the turn to its end; `emit` takes its deltas as they come. Cancelling it ends the turn everywhere.
 
         A worker that cannot be reached or has no room is replaced by another, which goes on after the tokens so far.
         Raises NotFoundError for an unknown model, OverloadedError, UnavailableError, and what the worker raised.
         """
         with measured(self._metrics, self._labels, request) as meter:
-            async with aclosing(self._run(request, meter)) as events:
-                async for event in events:
-                    if isinstance(event, End):
-                        meter.finished(event.reason)
-                    yield event
+            end = await self._run(request, emit, meter)
+            meter.finished(end.reason)
+            return end
 
-    async def _run(self, request: TurnRequest, meter: TurnMeter) -> AsyncGenerator[TurnEvent]:
+    async def _run(self, request: TurnRequest, emit: Callable[[Delta], None], meter: TurnMeter) -> End:
         adapter = self._router.adapter(request.model)
         if (mark := request.after) is not None and self._workers.has(mark.worker_id, mark.instance_id):
             await self._reports.wait_for(mark.worker_id, mark.sequence, self._report_wait_seconds)
         sampling = request.sampling
         text = OutputText(Detokenizer(self._tokenizer, request.prompt), sampling.stop, sampling.params.min_tokens)
-        progress = TurnProgress(request, adapter, text, meter)
+        progress = TurnProgress(request, adapter, text, emit, meter)
         failure: IcarusError | None = None
         while True:
             route = self._route(progress, failure)
@@ -77,16 +74,11 @@ class TurnDriver:
             if failure is not None:
                 meter.redispatched(failure)
             try:
-                async with aclosing(self._attempt(progress, route)) as events:
-                    async for event in events:
-                        yield event
-                return
+                return await self._attempt(progress, route)
             except (UnavailableError, OverloadedError, NotFoundError, FailedPreconditionError) as error:
                 failure = error  # the last two: the worker does not have the adapter's weights any more
             if progress.reason() is not None:  # only the word that it is over got lost
-                for event in progress.end(route, finished=None):
-                    yield event
-                return
+                return progress.end(route, finished=None)
             if not (isinstance(failure, NotFoundError) and await self._renew_adapter(progress, route.decode)):
                 self._leave_out(progress, route.decode, failure)
 
@@ -130,7 +122,7 @@ class TurnDriver:
             raise failure
         log.warning("attempt failed", extra={"worker": worker.worker_id, "reason": str(failure)})
 
-    async def _attempt(self, progress: TurnProgress, route: Route) -> AsyncGenerator[TurnEvent]:
+    async def _attempt(self, progress: TurnProgress, route: Route) -> End:
         worker = route.decode
         progress.num_resumed = len(progress.output)
         call = DecodeCall(self._workers, worker)
@@ -150,13 +142,11 @@ class TurnDriver:
                         progress.meter.reserved()
                     if message.HasField("prompt"):
                         progress.learn_sources(message.prompt)
-                    for delta in progress.take(message.tokens):
-                        yield delta
+                    progress.take(message.tokens)
                     if progress.text.stopped and not finishing:
                         finishing = True
                         await call.send(decode_pb.DecodeRequest(finish=decode_pb.FinishTurn()))
-        for event in progress.end(route, message.finished):
-            yield event
+        return progress.end(route, message.finished)
 
 
 def _begin(progress: TurnProgress, route: Route) -> decode_pb.BeginTurn:

@@ -12,10 +12,25 @@ from icarus.rpc.messages import (
     usage_from_wire,
     usage_to_wire,
 )
-from icarus.types import FinishReason, TokenLogprobs, Usage, WorkerId
+from icarus.types import FinishReason, SamplingParams, TokenLogprobs, Usage, WorkerId
 from icarus.v1 import generation_pb2
-from icarus_gateway.api.validation import Sampling
-from icarus_gateway.sessions.history import BlockMark
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a turn is sampled, and the stop strings that only the gateway sees."""
+
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BlockMark:
+    """Where a turn left its blocks: all of them are known once the worker's changes before `sequence` are."""
+
+    worker_id: WorkerId
+    instance_id: str
+    sequence: int
 
 
 @dataclass(frozen=True)

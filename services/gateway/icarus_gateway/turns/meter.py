@@ -40,7 +40,6 @@ class TurnMeter:
         self._num_tokens = 0
         self._num_redispatches = 0
         self._sources = PromptSources()
-        self._finished: Outcome | None = None
         metrics.expect(self._model)
         metrics.turns_running.labels(self._model).inc()
 
@@ -75,11 +74,12 @@ class TurnMeter:
 
     def finished(self, reason: FinishReason) -> None:
         """The turn ended as it should."""
-        self._finished = Outcome(reason.value)
+        self._end(Outcome(reason.value))
 
-    def end(self, outcome: Outcome) -> None:
-        """Counts the turn; `outcome` unless it was finished."""
-        outcome = self._finished or outcome
+    def failed(self, error: BaseException) -> None:
+        self._end(_outcome(error))
+
+    def _end(self, outcome: Outcome) -> None:
         seconds = time.monotonic() - self._started
         self._metrics.turns_running.labels(self._model).dec()
         self._metrics.turns.labels(self._model, outcome).inc()
@@ -114,21 +114,20 @@ class TurnMeter:
 
 @contextmanager
 def measured(metrics: GatewayMetrics, labels: ModelLabels, request: TurnRequest) -> Iterator[TurnMeter]:
-    """Around a turn. What is raised says how it ended, unless `finished` has said it."""
+    """Around a turn, which says when it has `finished`. What is raised says how else it ended."""
     names = {"session_id": request.session_id, "turn_id": request.turn_id, "model": request.model}
-    with tracing.task_span("turn", "server", **names) as span:
+    with tracing.span("turn", "server", **names) as span:
         bind_log_fields(turn=request.turn_id, session=request.session_id, trace=tracing.trace_id())
         meter = TurnMeter(metrics, labels, request, span)
         try:
             yield meter
         except BaseException as error:
-            meter.end(_outcome(error))
+            meter.failed(error)
             raise
-        meter.end(Outcome.FAILED)
 
 
 def _outcome(error: BaseException) -> Outcome:
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+    if isinstance(error, asyncio.CancelledError):
         return Outcome.CANCELLED
     if isinstance(error, OverloadedError):
         return Outcome.OVERLOADED

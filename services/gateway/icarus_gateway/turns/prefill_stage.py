@@ -82,8 +82,7 @@ class PrefillStage:
 
     async def _ask(self, worker: Worker, request: prefill_pb.PrefillRequest) -> prefill_pb.PrefillResponse:
         """Raises what the worker raised, and UnavailableError where it is lost."""
-        connection = worker.connection
-        asking = asyncio.ensure_future(connection.ask(connection.prefill.Prefill, request, self._timeout_seconds))
+        asking = asyncio.ensure_future(worker.connection.prefill(request, self._timeout_seconds))
         try:
             await self._workers.wait_on(worker, asking)
             return asking.result()

@@ -1,6 +1,6 @@
 """A turn under way, over all its attempts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from icarus.cache.hashing import BlockNames
@@ -9,9 +9,8 @@ from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
 from icarus_gateway.cluster.routing import Route
-from icarus_gateway.sessions.history import BlockMark
 from icarus_gateway.text.stop_strings import OutputText
-from icarus_gateway.turns.events import Delta, End, TurnEvent, TurnRequest
+from icarus_gateway.turns.events import BlockMark, Delta, End, TurnRequest
 from icarus_gateway.turns.meter import TurnMeter
 from icarus_gateway.turns.prompt_sources import PromptSources, prompt_sources
 
@@ -23,6 +22,7 @@ class TurnProgress:
     request: TurnRequest
     adapter: AdapterInfo | None
     text: OutputText
+    emit: Callable[[Delta], None]
     meter: TurnMeter
     sources: PromptSources | None = None
     """Where the prompt came from, by the last attempt that said so."""
@@ -61,8 +61,8 @@ class TurnProgress:
         self.sources = sources.capped(self.num_found)
         self.meter.prompt_used(self.sources)
 
-    def take(self, tokens: decode_pb.TokensGenerated) -> Iterator[Delta]:
-        """Adds tokens of the worker, a delta each; those after a stop string are not the turn's."""
+    def take(self, tokens: decode_pb.TokensGenerated) -> None:
+        """Emits tokens of the worker, a delta each; those after a stop string are not the turn's."""
         for i, token_id in enumerate(tokens.token_ids):
             taken, text = self.text.push((token_id,))
             if not taken:
@@ -71,7 +71,8 @@ class TurnProgress:
             self.meter.token()
             if self.reason() is not None:
                 text += self.text.flush()
-            yield Delta((token_id,), text, tuple(map(generated_logprobs_from_wire, taken, tokens.logprobs[i : i + 1])))
+            logprobs = tuple(map(generated_logprobs_from_wire, taken, tokens.logprobs[i : i + 1]))
+            self.emit(Delta((token_id,), text, logprobs))
 
     def reason(self) -> FinishReason | None:
         """Why the turn is over, as far as its tokens tell; None while it goes on."""
@@ -80,10 +81,10 @@ class TurnProgress:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.output) >= params.max_tokens else None
 
-    def end(self, route: Route, finished: decode_pb.DecodeFinished | None) -> list[TurnEvent]:
-        """The last events. `finished` is None where the worker died after the turn's last token."""
-        rest = self.text.flush()
-        events: list[TurnEvent] = [Delta((), rest)] if rest else []
+    def end(self, route: Route, finished: decode_pb.DecodeFinished | None) -> End:
+        """Emits the rest of the text. `finished` is None where the worker died after the turn's last token."""
+        if rest := self.text.flush():
+            self.emit(Delta((), rest))
         reason = self.reason()
         if finished is not None:
             self.add_cost(finished)
@@ -94,7 +95,7 @@ class TurnProgress:
         if finished is not None:
             mark = BlockMark(worker.worker_id, worker.info.instance_id, finished.block_sequence)
         seed = self.request.sampling.params.seed
-        return [*events, End(reason, self._usage(), seed, worker.worker_id, self.prefill_worker, mark, route.names)]
+        return End(reason, self._usage(), seed, worker.worker_id, self.prefill_worker, mark, route.names)
 
     def _usage(self) -> Usage:
         """What the last attempt used. What a worker wrote that died is not known and not in `kv_written_tokens`."""

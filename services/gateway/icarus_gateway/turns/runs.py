@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from icarus.errors import AlreadyExistsError, ConflictError, InvalidInputError, NotFoundError
@@ -20,6 +19,23 @@ class TurnKey:
 
 
 @dataclass(frozen=True)
+class TurnCall:
+    """How a caller asks for a turn: under which id, and from which of its tokens on."""
+
+    tenant: str
+    turn_id: str
+    fingerprint: bytes | None
+    """Of what is asked for, whoever listens and from where on. None where the caller gave no turn_id."""
+    resume_from: int
+    resumable: bool
+
+    @property
+    def key(self) -> TurnKey | None:
+        """None for a turn that nobody can name."""
+        return None if self.fingerprint is None else TurnKey(self.tenant, self.turn_id, self.fingerprint)
+
+
+@dataclass(frozen=True)
 class FinishedTurn:
     """A turn as it is remembered."""
 
@@ -29,15 +45,28 @@ class FinishedTurn:
     keep_seconds: float
     """Until it is forgotten."""
 
+    async def play(self, run: "TurnRun") -> End:
+        """Plays it again."""
+        for event in self.events:
+            if isinstance(event, Delta):
+                run.emit(event)
+        end = self.events[-1]
+        assert isinstance(end, End)
+        return end
+
+
+Play = Callable[["TurnRun"], Awaitable[End]]
+"""Plays a turn: emits its deltas to the run and returns its end, once the session has the turn and is free."""
+
 
 class TurnRun:
-    """One turn under way or done. It keeps all its events; whoever watches reads them from any token on.
+    """One turn under way or done. It keeps all its deltas; whoever watches reads them from any token on.
 
     When its last watcher leaves, an unfinished turn is cancelled: at once, or `grace_seconds` later where one of its
     watchers asked for a resumable turn.
     """
 
-    def __init__(self, source: AsyncGenerator[TurnEvent], grace_seconds: float):
+    def __init__(self, play: Play, grace_seconds: float):
         self.error: BaseException | None = None
         self.end: End | None = None
         self._deltas: list[Delta] = []
@@ -50,8 +79,13 @@ class TurnRun:
         self._num_watchers = 0
         self._grace: asyncio.TimerHandle | None = None
         self._news = asyncio.Event()
-        self.task = asyncio.create_task(self._run(source))
+        self.task = asyncio.create_task(self._run(play))
         self.task.add_done_callback(self._finished)
+
+    @property
+    def deltas(self) -> tuple[Delta, ...]:
+        """So far, as they were emitted."""
+        return (*self._deltas, Delta((), self._rest)) if self._rest else tuple(self._deltas)
 
     @property
     def failed(self) -> bool:
@@ -67,19 +101,16 @@ class TurnRun:
         """Cancelled, and not done with it."""
         return self._cancel_requested and not self.task.done()
 
-    async def _run(self, source: AsyncGenerator[TurnEvent]) -> None:
-        """The end is told once the source has returned: whoever hears of it finds its session free."""
-        end: End | None = None
-        async with aclosing(source):
-            async for event in source:
-                if isinstance(event, End):
-                    end = event
-                elif event.token_ids:
-                    self._deltas.append(event)
-                    self._tell()
-                else:
-                    self._rest += event.text
-        self.end = end
+    def emit(self, delta: Delta) -> None:
+        """Takes the turn's next delta."""
+        if delta.token_ids:
+            self._deltas.append(delta)
+            self._tell()
+        else:
+            self._rest += delta.text
+
+    async def _run(self, play: Play) -> None:
+        self.end = await play(self)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         if self._grace is not None:
@@ -173,38 +204,35 @@ class TurnRuns:
         """The sizes of all finished turns, oldest first."""
         self._size = 0
 
-    def finished(self, key: TurnKey, events: tuple[TurnEvent, ...]) -> FinishedTurn | None:
-        """What must be kept of a turn so that `restore` can give it again; None where nothing is remembered."""
-        if self._max_kept <= 0 or self._keep_seconds <= 0:
+    def finished(self, key: TurnKey | None, events: tuple[TurnEvent, ...]) -> FinishedTurn | None:
+        """What must be kept of a turn so that `restore` can give it again; None where it is not remembered."""
+        if key is None or self._max_kept <= 0 or self._keep_seconds <= 0:
             return None
         return FinishedTurn(key, events, self._keep_seconds)
 
     def restore(self, turn: FinishedTurn) -> None:
         """Remembers a turn that an earlier process played. The latest one goes last."""
-        self._start(turn.key, _played(turn.events), min(turn.keep_seconds, self._keep_seconds))
+        self._start(turn.key, turn.play, min(turn.keep_seconds, self._keep_seconds))
 
-    def start(self, source: AsyncGenerator[TurnEvent]) -> TurnRun:
-        """A turn that nobody can name."""
-        return TurnRun(source, 0.0)
-
-    async def find_or_start(
-        self, key: TurnKey, source: Callable[[], AsyncGenerator[TurnEvent]], resume_from: int
-    ) -> TurnRun:
+    async def find_or_start(self, call: TurnCall, play: Play) -> TurnRun:
         """The turn of this id, or a new one. Waits for one that is being cancelled.
 
         Raises AlreadyExistsError where the id belongs to another request, and NotFoundError where there is no such turn
         to resume: a second one would not be the same.
         """
+        key = call.key
+        if key is None:
+            return TurnRun(play, 0.0)
         name = (key.tenant, key.turn_id)
         while (record := self._find(name)) is not None and record.run.cancelling:
             await asyncio.wait((record.run.task,))
         if record is None:
-            if resume_from > 0:
+            if call.resume_from > 0:
                 raise NotFoundError(
                     f"turn {key.turn_id!r} is not known here, or not any more: it cannot be resumed from token "
-                    f"{resume_from}; look at the session's history, or ask again under a new turn_id"
+                    f"{call.resume_from}; look at the session's history, or ask again under a new turn_id"
                 )
-            record = self._start(key, source(), self._keep_seconds)
+            record = self._start(key, play, self._keep_seconds)
         elif record.fingerprint != key.fingerprint:
             raise AlreadyExistsError(
                 f"turn_id {key.turn_id!r} belongs to another request; give every turn an id of its own"
@@ -222,9 +250,9 @@ class TurnRuns:
             await asyncio.wait((record.run.task,))
         return record.run.end
 
-    def _start(self, key: TurnKey, source: AsyncGenerator[TurnEvent], keep_seconds: float) -> _Record:
+    def _start(self, key: TurnKey, play: Play, keep_seconds: float) -> _Record:
         name = (key.tenant, key.turn_id)
-        record = _Record(key.fingerprint, TurnRun(source, self._grace_seconds), keep_seconds)
+        record = _Record(key.fingerprint, TurnRun(play, self._grace_seconds), keep_seconds)
         self._running[name] = record
         record.run.task.add_done_callback(lambda _: self._ended(name, record))
         return record
@@ -255,8 +283,3 @@ class TurnRuns:
             record.forget.cancel()
         if not self._kept[tenant]:
             del self._kept[tenant]
-
-
-async def _played(events: tuple[TurnEvent, ...]) -> AsyncGenerator[TurnEvent]:
-    for event in events:
-        yield event

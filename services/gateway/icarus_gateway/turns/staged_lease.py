@@ -58,4 +58,4 @@ class StagedLease:
 
 async def _release(prefill: WorkerConnection, lease_id: str) -> None:
     with contextlib.suppress(IcarusError):  # it is gone, and the lease with it; or the lease has ended
-        await prefill.ask(prefill.blocks.ReleaseLease, pb.ReleaseLeaseRequest(lease_id=lease_id), _TIMEOUT_SECONDS)
+        await prefill.release_lease(pb.ReleaseLeaseRequest(lease_id=lease_id), _TIMEOUT_SECONDS)

@@ -3,9 +3,9 @@
 import asyncio
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
-from icarus_gateway.api.content import Content, Messages, Text
 from icarus_gateway.sessions.history import History
 from icarus_gateway.text.chat_tokens import ChatTokens
+from icarus_gateway.text.content import Content, Messages, Text
 from icarus_gateway.text.served_model import ServedModel
 
 _LONG_CHARACTERS = 16_384  # some 10 ms of tokenising
@@ -52,6 +52,17 @@ def open_answer(model: ServedModel, history: History) -> History:
     if not history.end.after_messages:
         return history
     return history.extended(_chat(model).generation_prompt, answer_open=True)
+
+
+def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+    """Raises InvalidInputError for an empty prompt, or one that does not fit the context with its answer."""
+    if num_prompt_tokens == 0:
+        raise InvalidInputError("the prompt is empty; give content or append some to the session")
+    if num_prompt_tokens + max_tokens > context_length:
+        raise InvalidInputError(
+            f"prompt of {num_prompt_tokens} tokens + max_tokens {max_tokens} = {num_prompt_tokens + max_tokens}, "
+            f"beyond the context of {context_length}; shorten the prompt or lower max_tokens"
+        )
 
 
 def _close_answer(history: History, closing: tuple[int, ...]) -> History:

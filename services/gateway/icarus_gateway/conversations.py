@@ -1,21 +1,19 @@
 """What callers do with sessions and prompts: content in, a driven turn out, the history kept right."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
 from icarus.rpc.logs import bind_log_fields
-from icarus_gateway.api.content import Content
-from icarus_gateway.api.turn_call import TurnCall
-from icarus_gateway.api.validation import Sampling, check_length
 from icarus_gateway.sessions.history import History
 from icarus_gateway.sessions.holders import SessionHolders
+from icarus_gateway.sessions.prompt import check_length, open_answer, tokenise_more, tokenise_prompt
 from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
-from icarus_gateway.text.prompt import open_answer, tokenise_more, tokenise_prompt
+from icarus_gateway.text.content import Content
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.driver import TurnDriver
-from icarus_gateway.turns.events import Delta, End, TurnEvent, TurnRequest, join
-from icarus_gateway.turns.runs import FinishedTurn, TurnKey, TurnRuns
+from icarus_gateway.turns.events import End, Sampling, TurnEvent, TurnRequest, join
+from icarus_gateway.turns.runs import Play, TurnCall, TurnRun, TurnRuns
 
 
 class Conversations:
@@ -65,32 +63,31 @@ class Conversations:
     def generate_turn(
         self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
     ) -> AsyncGenerator[TurnEvent]:
-        """The history grows when the turn's End comes, just before it is yielded; otherwise it stays as it was.
+        """The history grows just before the turn's End is yielded; otherwise it stays as it was.
 
         With it the file, if there is one, takes the turn itself: its caller may come back after a restart.
         """
-        return self._watch(call, session_id, lambda: self._turn_of_session(call, session_id, model, content, sampling))
+        return self._watch(
+            call, session_id, lambda run: self._turn_of_session(run, call, session_id, model, content, sampling)
+        )
 
     def generate(self, call: TurnCall, model: str, content: Content, sampling: Sampling) -> AsyncGenerator[TurnEvent]:
-        return self._watch(call, "", lambda: self._turn(call, model, content, sampling))
+        return self._watch(call, "", lambda run: self._turn(run, call, model, content, sampling))
 
     async def cancel(self, tenant: str, turn_id: str) -> End | None:
         """Ends a turn, if it is under way, however many listen. The End of one that had finished before."""
         return await self._runs.cancel(tenant, turn_id)
 
-    async def _watch(
-        self, call: TurnCall, session_id: str, source: Callable[[], AsyncGenerator[TurnEvent]]
-    ) -> AsyncGenerator[TurnEvent]:
+    async def _watch(self, call: TurnCall, session_id: str, play: Play) -> AsyncGenerator[TurnEvent]:
         bind_log_fields(turn=call.turn_id, session=session_id)
-        key = _key(call)
-        run = await self._runs.find_or_start(key, source, call.resume_from) if key else self._runs.start(source())
+        run = await self._runs.find_or_start(call, play)
         async with aclosing(run.watch(call.resume_from, call.resumable)) as events:
             async for event in events:
                 yield event
 
     async def _turn_of_session(
-        self, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
-    ) -> AsyncGenerator[TurnEvent]:
+        self, run: TurnRun, call: TurnCall, session_id: str, model: str, content: Content | None, sampling: Sampling
+    ) -> End:
         await self._holders.settle(call.tenant, session_id)
         with self._holders.hold(call.tenant, session_id) as session:
             history = session.history
@@ -102,30 +99,17 @@ class Conversations:
             request = TurnRequest(
                 call.tenant, call.turn_id, model, prompt, sampling, session_id, history.mark, history.names
             )
-            deltas: list[Delta] = []
-            async with aclosing(self._driver.run(request)) as events:
-                async for event in events:
-                    if isinstance(event, Delta):
-                        deltas.append(event)
-                    else:
-                        longer = history.extended(join(deltas).token_ids, finishes_turn=True)
-                        turn = self._remembered(call, (*deltas, event))
-                        await session.commit(replace(longer, mark=event.mark, names=event.names), turn)
-                    yield event
+            end = await self._driver.run(request, run.emit)
+            longer = history.extended(join(run.deltas).token_ids, finishes_turn=True)
+            turn = self._runs.finished(call.key, (*run.deltas, end))
+            await session.commit(replace(longer, mark=end.mark, names=end.names), turn)
+            return end
 
-    def _remembered(self, call: TurnCall, events: tuple[TurnEvent, ...]) -> FinishedTurn | None:
-        key = _key(call)
-        return self._runs.finished(key, events) if key else None
-
-    async def _turn(
-        self, call: TurnCall, model: str, content: Content, sampling: Sampling
-    ) -> AsyncGenerator[TurnEvent]:
+    async def _turn(self, run: TurnRun, call: TurnCall, model: str, content: Content, sampling: Sampling) -> End:
         prompt = await tokenise_prompt(self._model, content)
         self._check_turn(len(prompt), sampling)
         request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling)
-        async with aclosing(self._driver.run(request)) as events:
-            async for event in events:
-                yield event
+        return await self._driver.run(request, run.emit)
 
     def _check_turn(self, num_prompt_tokens: int, sampling: Sampling) -> None:
         check_length(num_prompt_tokens, sampling.params.max_tokens, self._model.context_length)
@@ -134,7 +118,3 @@ class Conversations:
         """A history that leaves no room for a single answer token is of no use."""
         if history.num_tokens:
             check_length(history.num_tokens, 1, self._model.context_length)
-
-
-def _key(call: TurnCall) -> TurnKey | None:
-    return None if call.fingerprint is None else TurnKey(call.tenant, call.turn_id, call.fingerprint)
