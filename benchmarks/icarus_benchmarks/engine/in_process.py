@@ -15,6 +15,7 @@ from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
 from icarus.config import Config
 from icarus.engine.engine import Engine
+from icarus.engine.lender import Lender
 from icarus.engine.request import EngineEvent, Failed, Request
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
@@ -36,7 +37,8 @@ class InProcessEngine:
         max_running = max(settings.max_running, num_requests)
         scheduler = Scheduler(pool, settings.max_batch_tokens, max_running, num_requests, prefix_reuse=False)
         runner = Runner(model, self._kv, config.model.device, settings.cuda_graphs)
-        self._engine = Engine(runner, pool, scheduler, LeaseTable(1.0), "benchmark", max_leased_blocks=0)
+        lender = Lender(pool, LeaseTable(1.0), "benchmark", max_leased_blocks=0)
+        self._engine = Engine(runner, pool, scheduler, lender)
 
     @property
     def kv_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -205,6 +205,11 @@ class Request:
         computed = prompt - self.local_tokens - self.remote_tokens
         written_under = dict(self.written_under)
         return Account(computed, self.local_tokens, self.remote_tokens, written_under, self.kv_written_tokens)
+
+    def cross_tokens(self, writers: Iterable[str]) -> Counter[str]:
+        """Tokens of blocks that another specialist's turn completed first, by that specialist."""
+        blocks = Counter(writer for writer in writers if writer != self.writer)
+        return Counter({writer: count * self.block_size for writer, count in blocks.items()})
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

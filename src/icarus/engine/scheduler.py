@@ -44,6 +44,11 @@ class Scheduler:
         yield from self.landing
         yield from self.running
 
+    @property
+    def num_promised_blocks(self) -> int:
+        """Blocks that the prefills here will end in leases of."""
+        return sum(request.num_to_lease for request in self if request.prefill_only)
+
     def add(self, request: Request) -> None:
         """Raises OverloadedError when the queue is full."""
         if len(self.waiting) >= self._max_waiting:
