@@ -18,8 +18,9 @@ from icarus.cache.kv import KVPool
 from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
 from icarus.engine.engine import Engine
+from icarus.engine.events import Admitted, EngineEvent, Failed, Finished, Prefilled, Sampled
 from icarus.engine.lender import Lender
-from icarus.engine.request import Admitted, EngineEvent, Failed, Finished, Prefilled, Request, Sampled
+from icarus.engine.request import Request
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.model.loading import load_model
@@ -94,7 +95,6 @@ class Harness:
         request = Request(
             request_id=RequestId(f"turn-{next(_ids)}"),
             token_ids=list(token_ids),
-            num_prompt=len(token_ids),
             adapter=adapter,
             writer=adapter.name if adapter else "",
             sampling=sampling or SamplingParams(max_tokens=max_tokens),

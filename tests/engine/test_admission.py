@@ -4,7 +4,7 @@ import pytest
 from engine.harness import BLOCK_SIZE, Harness, Turn
 
 from icarus.engine.engine import Engine
-from icarus.engine.request import Failed, Finished
+from icarus.engine.events import Failed, Finished
 from icarus.errors import UnavailableError
 from icarus.types import SamplingParams
 

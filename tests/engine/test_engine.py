@@ -7,7 +7,8 @@ import torch
 from engine.harness import BLOCK_SIZE, Harness
 
 from icarus.engine.engine import Engine
-from icarus.engine.request import Failed, Finished, Landing, Phase, Prefilled
+from icarus.engine.events import Failed, Finished, Prefilled
+from icarus.engine.request import Landing, Phase
 from icarus.engine.runner import Runner
 from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
 from icarus.types import FinishReason, LeaseId, SamplingParams

@@ -15,7 +15,8 @@ from icarus.types import AdapterMode, Role, SamplingParams, WorkerId
 from icarus.worker.build import build_worker
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.metrics import WorkerMetrics
-from icarus.worker.worker import TurnSpec, Worker
+from icarus.worker.turn_spec import TurnSpec
+from icarus.worker.worker import Worker
 
 
 @pytest.fixture(scope="module")

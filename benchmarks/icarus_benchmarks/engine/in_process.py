@@ -15,8 +15,9 @@ from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
 from icarus.config import Config
 from icarus.engine.engine import Engine
+from icarus.engine.events import EngineEvent, Failed
 from icarus.engine.lender import Lender
-from icarus.engine.request import EngineEvent, Failed, Request
+from icarus.engine.request import Request
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.model.two_stream import TwoStreamModel
@@ -63,7 +64,6 @@ class InProcessEngine:
         request = Request(
             request_id=RequestId(f"request-{next(_ids)}"),
             token_ids=list(token_ids),
-            num_prompt=len(token_ids),
             adapter=adapter,
             writer=adapter.name if adapter else "",
             sampling=SamplingParams(max_tokens=max_tokens),

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from icarus.cache.pool import BlockPool
+from icarus.engine.events import Admitted, Failed, Finished, Prefilled, PromptRead, Sampled
 from icarus.engine.lender import Lender
-from icarus.engine.request import Admitted, Failed, Finished, Landing, Phase, Prefilled, PromptRead, Request, Sampled
+from icarus.engine.request import Landing, Phase, Request
 from icarus.engine.runner import DeviceFailedError, Runner
 from icarus.engine.scheduler import ScheduledRows, Scheduler
 from icarus.engine.state import EngineState, read_state
@@ -150,7 +151,7 @@ class Engine:
         """A read into these blocks of a landing request timed out and may still write: the request starts over
         without them."""
         request = self._requests[request_id]
-        self._quarantine(request, unsettled)
+        self._scheduler.quarantine(request, unsettled)
         self._scheduler.preempt(request)
         self._admit()
 
@@ -158,11 +159,6 @@ class Engine:
         """The read into these quarantined blocks is over."""
         self.pool.settle(block_ids)
         self._admit()
-
-    def _quarantine(self, request: Request, block_ids: Sequence[BlockId]) -> None:
-        self.pool.quarantine(block_ids)
-        gone = set(block_ids)
-        request.block_ids = [block_id for block_id in request.block_ids if block_id not in gone]
 
     def _start(self, request: Request) -> None:
         self._scheduler.start(request)
@@ -240,7 +236,7 @@ class Engine:
         A prefill that ended while its caller went away has left a lease that nobody knows of: it ends too."""
         request = self._requests.pop(request_id, None)
         if request is not None:
-            self._quarantine(request, unsettled)
+            self._scheduler.quarantine(request, unsettled)
             self._scheduler.remove(request)
         else:
             self._lender.release_prefilled(request_id)
