@@ -169,27 +169,23 @@ class Engine:
 
     def step(self) -> None:
         """One batch through the model."""
-        scheduled = self._scheduler.schedule()
-        if scheduled:
-            tokens = iter(self._run(scheduled))
-            for rows in scheduled:
-                self._postprocess(rows, next(tokens) if rows.sample else None)
+        if scheduled := self._scheduler.schedule():
+            for rows, sampled in zip(scheduled, self._run(scheduled), strict=True):
+                self._postprocess(rows, sampled)
         self._admit()
 
-    def _run(self, scheduled: list[ScheduledRows]) -> list[Sampled | Failed]:
+    def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled | Failed | None]:
+        """What became of each: a token, a failure, or None where no token was wanted."""
         started = time.monotonic()
         try:
-            tokens = self._runner.run(scheduled)
+            tokens = iter(self._runner.run(scheduled))
         except DeviceFailedError:
             raise  # and end the engine: every later step would fail as well
         except Exception as error:
             logger.exception("a step of %d requests failed", len(scheduled))
-            for rows in scheduled:
-                self._fail(rows.request, error)
-            scheduled.clear()
-            return []
+            return [Failed(error)] * len(scheduled)
         self._on_step(StepReport(time.monotonic() - started, len(scheduled), count_rows(scheduled)))
-        return tokens
+        return [next(tokens) if rows.sample else None for rows in scheduled]
 
     def _postprocess(self, rows: ScheduledRows, sampled: Sampled | Failed | None) -> None:
         request = rows.request
