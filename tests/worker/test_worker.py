@@ -55,6 +55,22 @@ async def test_token_ids_end_with_the_vocabulary(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("adapter", "mode", "prefill_only", "needs"),
+    [
+        ("", "", False, False),
+        ("a", "", False, True),
+        ("a", AdapterMode.SHARED, False, True),
+        ("a", AdapterMode.SHARED, True, False),
+        ("a", AdapterMode.PRIVATE, True, True),
+        ("a", "", True, False),
+    ],
+)
+def test_the_base_alone_writes_a_shared_specialists_prefill(adapter, mode, prefill_only, needs):
+    spec = TurnSpec("default", "t", [5], adapter, SamplingParams(), adapter_mode=mode, prefill_only=prefill_only)
+    assert spec.needs_weights == needs
+
+
+@pytest.mark.parametrize(
     ("role", "names"),
     [(Role.DECODE, ["asked", "shared", "trained"]), (Role.PREFILL, ["asked", "trained"])],
 )
