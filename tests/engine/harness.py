@@ -18,7 +18,9 @@ from icarus.cache.kv import KVPool
 from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
 from icarus.engine.engine import Engine
-from icarus.engine.request import Admitted, EngineEvent, Failed, Finished, Prefilled, Request, Sampled
+from icarus.engine.events import Admitted, EngineEvent, Failed, Finished, Prefilled, Sampled
+from icarus.engine.lender import Lender
+from icarus.engine.request import Request
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.model.loading import load_model
@@ -74,15 +76,9 @@ class Harness:
         self.pool = BlockPool(num_blocks)
         self.clock = Clock()
         self.scheduler = Scheduler(self.pool, max_batch_tokens, 32, 32, prefix_reuse)
-        self.engine = Engine(
-            Runner(self.model, self.kv, DEVICE),
-            self.pool,
-            self.scheduler,
-            LeaseTable(lease_seconds),
-            "me",
-            num_blocks,
-            clock or self.clock,
-        )
+        self.leases = LeaseTable(lease_seconds)
+        self.lender = Lender(self.pool, self.leases, "me", num_blocks, clock or self.clock)
+        self.engine = Engine(Runner(self.model, self.kv, DEVICE), self.pool, self.scheduler, self.lender)
         data = self.kv.tensor
         self.transport = InProcessTransport(PoolRegion(data.data_ptr(), self.kv.block_bytes, num_blocks, "cpu"))
 
@@ -99,7 +95,6 @@ class Harness:
         request = Request(
             request_id=RequestId(f"turn-{next(_ids)}"),
             token_ids=list(token_ids),
-            num_prompt=len(token_ids),
             adapter=adapter,
             writer=adapter.name if adapter else "",
             sampling=sampling or SamplingParams(max_tokens=max_tokens),

@@ -4,7 +4,7 @@ import pytest
 from engine.harness import BLOCK_SIZE, Harness, Turn
 
 from icarus.engine.engine import Engine
-from icarus.engine.request import Failed, Finished
+from icarus.engine.events import Failed, Finished
 from icarus.errors import UnavailableError
 from icarus.types import SamplingParams
 
@@ -85,7 +85,7 @@ def test_what_just_fits_is_taken(base):
     assert runs(harness, harness.submit(OTHER, max_tokens=8))
     going_on = harness.submit(PROMPT[:12], sampling=SamplingParams(max_tokens=8), num_earlier_output=4)
     assert runs(harness, going_on) and len(going_on.output) == 4
-    harness.engine._max_leased_blocks = 3
+    harness.lender._max_leased_blocks = 3
     harness.submit(PROMPT[:12], prefill_only=True)
     harness.run()
     assert Engine.state(harness.engine).leased_blocks == 3

@@ -7,7 +7,8 @@ import torch
 from engine.harness import BLOCK_SIZE, Harness
 
 from icarus.engine.engine import Engine
-from icarus.engine.request import Failed, Finished, Landing, Phase, Prefilled
+from icarus.engine.events import Failed, Finished, Prefilled
+from icarus.engine.request import Landing, Phase
 from icarus.engine.runner import Runner
 from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
 from icarus.types import FinishReason, LeaseId, SamplingParams
@@ -289,7 +290,7 @@ def test_blocks_that_two_prefills_make_at_once_carry_the_name_of_the_one_that_ea
 
 def test_the_cap_on_leased_blocks_counts_each_block_once_and_no_block_that_the_reader_has(base):
     harness = Harness(base)
-    harness.engine._max_leased_blocks = 6
+    harness.lender._max_leased_blocks = 6
     turn = harness.submit(prompt(40), prefill_only=True, lease_from_block=5)
     harness.run()
     assert len(turn.ended.grant.block_ids) == 5
@@ -302,7 +303,7 @@ def test_the_cap_on_leased_blocks_counts_each_block_once_and_no_block_that_the_r
 
 def test_a_reader_gets_none_of_the_blocks_that_prefills_were_promised(base):
     harness = Harness(base)
-    harness.engine._max_leased_blocks = 6
+    harness.lender._max_leased_blocks = 6
     cached = harness.generate(prompt(8), max_tokens=1).request
     prefill = harness.submit(prompt(20, 1), prefill_only=True)
     with pytest.raises(OverloadedError, match="0 blocks are leased and 5 promised to prefills, of at most 6; 2 more"):
@@ -473,7 +474,7 @@ def test_what_cannot_fit_is_refused_with_both_numbers(base):
 
 def test_a_full_queue_and_a_full_lease_cap_push_back(base):
     harness = Harness(base, num_blocks=16)
-    harness.engine._max_leased_blocks = 6
+    harness.lender._max_leased_blocks = 6
     harness.submit(prompt(20), prefill_only=True)
     with pytest.raises(OverloadedError, match="0 blocks are leased and 5 promised to prefills, of at most 6; 5 more"):
         harness.submit(prompt(20, 1), prefill_only=True)

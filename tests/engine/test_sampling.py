@@ -8,7 +8,7 @@ import torch
 from engine.harness import Harness, Specialists, Turn
 from engine.naive_sampling import naive_scores
 
-from icarus.engine.request import Failed, Sampled
+from icarus.engine.events import Failed, Sampled
 from icarus.types import FinishReason, SamplingParams
 
 EVERYTHING = SamplingParams(

@@ -19,7 +19,6 @@ def request(num_tokens: int) -> Request:
     return Request(
         request_id=RequestId(f"turn-{serial}"),
         token_ids=list(range(1000 * serial, 1000 * serial + num_tokens)),
-        num_prompt=num_tokens,
         adapter=None,
         writer="",
         sampling=SamplingParams(max_tokens=100),

@@ -144,7 +144,7 @@ async def test_what_was_read_under_a_lease_that_lapsed_is_thrown_away(new_reader
     await eventually(lambda: reader.transport.posted)
 
     def lapse(engine: Engine) -> None:
-        for block_ids in engine._leases.expire(time.monotonic() + 1000):
+        for block_ids in reader.owner.harness.leases.expire(time.monotonic() + 1000):
             engine.pool.release(block_ids)
 
     await reader.owner.ask(lapse)

@@ -14,7 +14,7 @@ from tiny import tiny_llama
 from waiting import eventually
 
 from icarus.engine.engine import Engine
-from icarus.engine.request import Failed
+from icarus.engine.events import Failed
 from icarus.engine.thread import EngineFailedError, EngineThread
 from icarus.errors import UnavailableError
 from icarus.transfer.thread import TransferThreadFailedError

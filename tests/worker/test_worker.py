@@ -15,7 +15,8 @@ from icarus.types import AdapterMode, Role, SamplingParams, WorkerId
 from icarus.worker.build import build_worker
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.metrics import WorkerMetrics
-from icarus.worker.worker import TurnSpec, Worker
+from icarus.worker.turn_spec import TurnSpec
+from icarus.worker.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,22 @@ async def test_token_ids_end_with_the_vocabulary(tmp_path):
     await worker.turn(TurnSpec("default", "t", [319], "", SamplingParams()))
     with pytest.raises(InvalidInputError, match=r"token id 320 is outside the vocabulary \[0, 320\)"):
         await worker.turn(TurnSpec("default", "t", [320], "", SamplingParams()))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "mode", "prefill_only", "needs"),
+    [
+        ("", "", False, False),
+        ("a", "", False, True),
+        ("a", AdapterMode.SHARED, False, True),
+        ("a", AdapterMode.SHARED, True, False),
+        ("a", AdapterMode.PRIVATE, True, True),
+        ("a", "", True, False),
+    ],
+)
+def test_the_base_alone_writes_a_shared_specialists_prefill(adapter, mode, prefill_only, needs):
+    spec = TurnSpec("default", "t", [5], adapter, SamplingParams(), adapter_mode=mode, prefill_only=prefill_only)
+    assert spec.needs_weights == needs
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
 from icarus.config import Config
 from icarus.engine.engine import Engine
-from icarus.engine.request import EngineEvent, Failed, Request
+from icarus.engine.events import EngineEvent, Failed
+from icarus.engine.lender import Lender
+from icarus.engine.request import Request
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.model.two_stream import TwoStreamModel
@@ -36,7 +38,8 @@ class InProcessEngine:
         max_running = max(settings.max_running, num_requests)
         scheduler = Scheduler(pool, settings.max_batch_tokens, max_running, num_requests, prefix_reuse=False)
         runner = Runner(model, self._kv, config.model.device, settings.cuda_graphs)
-        self._engine = Engine(runner, pool, scheduler, LeaseTable(1.0), "benchmark", max_leased_blocks=0)
+        lender = Lender(pool, LeaseTable(1.0), "benchmark", max_leased_blocks=0)
+        self._engine = Engine(runner, pool, scheduler, lender)
 
     @property
     def kv_bytes(self) -> int:
@@ -61,7 +64,6 @@ class InProcessEngine:
         request = Request(
             request_id=RequestId(f"request-{next(_ids)}"),
             token_ids=list(token_ids),
-            num_prompt=len(token_ids),
             adapter=adapter,
             writer=adapter.name if adapter else "",
             sampling=SamplingParams(max_tokens=max_tokens),

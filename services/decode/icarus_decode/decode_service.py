@@ -7,16 +7,17 @@ from contextlib import aclosing
 
 import grpc.aio
 
-from icarus.engine.request import Account, Admitted, Finished, PromptRead, Sampled
+from icarus.engine.events import Account, Admitted, Finished, PromptRead, Sampled
 from icarus.errors import DeadlineError, InvalidInputError
 from icarus.rpc.messages import generated_logprobs_to_wire, grant_from_wire, sampling_from_wire, source_from_wire
 from icarus.tracing import Span
 from icarus.worker.phases import TurnPhase
 from icarus.worker.turn import WorkerTurn
 from icarus.worker.turn_context import turn_context
+from icarus.worker.turn_spec import TurnSpec
 from icarus.worker.v1 import decode_service_pb2 as pb
 from icarus.worker.v1 import decode_service_pb2_grpc as pb_grpc
-from icarus.worker.worker import TurnSpec, Worker
+from icarus.worker.worker import Worker
 
 
 class DecodeServicer(pb_grpc.DecodeServiceServicer):

@@ -2,15 +2,16 @@
 
 import grpc.aio
 
-from icarus.engine.request import Prefilled
+from icarus.engine.events import Prefilled
 from icarus.errors import FailedPreconditionError
 from icarus.rpc.messages import grant_to_wire, source_from_wire
-from icarus.types import AdapterMode, LeaseId, SamplingParams
+from icarus.types import LeaseId, SamplingParams
 from icarus.worker.phases import TurnPhase
 from icarus.worker.turn_context import turn_context
+from icarus.worker.turn_spec import TurnSpec
 from icarus.worker.v1 import prefill_service_pb2 as pb
 from icarus.worker.v1 import prefill_service_pb2_grpc as pb_grpc
-from icarus.worker.worker import TurnSpec, Worker
+from icarus.worker.worker import Worker
 
 
 class PrefillServicer(pb_grpc.PrefillServiceServicer):
@@ -51,7 +52,6 @@ def _spec(request: pb.PrefillRequest) -> TurnSpec:
         sampling=SamplingParams(),
         sources=[source_from_wire(source) for source in request.sources],
         prefill_only=True,
-        base_writes_alone=request.adapter_mode != AdapterMode.PRIVATE,
         lease_from_block=request.first_block,
         lease_id=LeaseId(request.lease_id) if request.lease_id else None,
     )

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from icarus.cache.hashing import child_hash
-from icarus.types import (
-    AdapterMode,
-    BlockHash,
-    BlockId,
-    FinishReason,
-    Grant,
-    LeaseId,
-    RequestId,
-    SamplingParams,
-    TokenLogprobs,
-)
+from icarus.engine.events import Account, EngineEvent
+from icarus.types import AdapterMode, BlockHash, BlockId, LeaseId, RequestId, SamplingParams
 
 if TYPE_CHECKING:
     from icarus.adapters.lora import LoraWeights
@@ -39,78 +30,6 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True)
-class Admitted:
-    """The prompt's blocks are reserved. Blocks [num_local_blocks, len(block_ids)) hold nothing yet."""
-
-    num_local_blocks: int
-    block_ids: tuple[BlockId, ...]
-    block_hashes: tuple[BlockHash, ...]
-    """Names of the prompt's full blocks."""
-    landing: bool
-    """Whether the engine now waits for `land`."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A new token."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-    """None where they were not asked for."""
-
-
-@dataclass(frozen=True)
-class Account:
-    """What a request cost on this worker; prompt tokens by where their KV came from."""
-
-    computed_tokens: int
-    local_tokens: int
-    remote_tokens: int
-    written_under: Mapping[str, int]
-    """Of local and remote, by the other specialist whose turn wrote them first ("" for the base)."""
-    kv_written_tokens: int
-
-    @property
-    def cross_adapter_tokens(self) -> int:
-        return sum(self.written_under.values())
-
-
-@dataclass(frozen=True)
-class PromptRead:
-    """The first token follows: the prompt has been used, and where its KV came from will not change any more."""
-
-    account: Account
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The turn ended as it should."""
-
-    reason: FinishReason
-    account: Account
-    block_sequence: int
-    """The number that the pool's next change will get: every block of this turn was announced before it."""
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """A prefill-only request is done; its blocks are leased."""
-
-    grant: Grant
-    account: Account
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The request is gone; `error` says why."""
-
-    error: Exception
-
-
-EngineEvent = Admitted | PromptRead | Sampled | Finished | Prefilled | Failed
-
-
-@dataclass(frozen=True)
 class Landing:
     """Blocks that were read from another worker into a request's reserved blocks, proved valid by the lease."""
 
@@ -122,7 +41,8 @@ class Landing:
 
 @dataclass(eq=False)
 class Request:
-    """One turn's state. Only the engine thread touches it after `submit`.
+    """One turn: what was asked of the engine and, from `phase` on, how far it got. Only the engine thread touches it
+    after `submit`.
 
     KV is there for positions [0, num_kv); blocks [0, num_named) are complete and have their names.
     """
@@ -131,7 +51,7 @@ class Request:
     """Unique to this attempt: a turn may come again."""
     token_ids: list[int]
     """Prompt, then output."""
-    num_prompt: int
+    num_prompt: int = field(init=False)
     adapter: LoraWeights | None
     writer: str
     """The specialist that the turn is for; blocks that this turn completes carry it. "" for the base."""
@@ -167,6 +87,7 @@ class Request:
     """Kept by the sampler where penalties need it."""
 
     def __post_init__(self) -> None:
+        self.num_prompt = len(self.token_ids)
         self.extend_hashes()
 
     @property
@@ -205,6 +126,11 @@ class Request:
         computed = prompt - self.local_tokens - self.remote_tokens
         written_under = dict(self.written_under)
         return Account(computed, self.local_tokens, self.remote_tokens, written_under, self.kv_written_tokens)
+
+    def cross_tokens(self, writers: Iterable[str]) -> Counter[str]:
+        """Tokens of blocks that another specialist's turn completed first, by that specialist."""
+        blocks = Counter(writer for writer in writers if writer != self.writer)
+        return Counter({writer: count * self.block_size for writer, count in blocks.items()})
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

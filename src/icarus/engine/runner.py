@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icarus.cache.kv import KVPool
-from icarus.engine.request import Failed, Sampled
+from icarus.engine.events import Failed, Sampled
 from icarus.engine.sampler import sample
 from icarus.engine.scheduler import ScheduledRows
 from icarus.errors import IcarusError

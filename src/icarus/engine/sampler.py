@@ -7,8 +7,9 @@ import torch
 from icarus_kernels import add_gumbel_noise
 from torch import Tensor
 
+from icarus.engine.events import Failed, Sampled
 from icarus.engine.logits import forbid, keep_min_p, keep_top_k, keep_top_p, penalise, scale
-from icarus.engine.request import Failed, Request, Sampled
+from icarus.engine.request import Request
 from icarus.engine.token_counts import TokenCounts
 from icarus.errors import IcarusError
 from icarus.types import SamplingParams, TokenLogprob, TokenLogprobs

@@ -6,12 +6,13 @@ pool has none, the youngest running request gives its blocks up and waits again 
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from icarus.cache.pool import BlockPool
 from icarus.engine.request import Phase, Request
 from icarus.errors import OverloadedError
+from icarus.types import BlockId
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Scheduler:
         yield from self.waiting
         yield from self.landing
         yield from self.running
+
+    @property
+    def num_promised_blocks(self) -> int:
+        """Blocks that the prefills here will end in leases of."""
+        return sum(request.num_to_lease for request in self if request.prefill_only)
 
     def add(self, request: Request) -> None:
         """Raises OverloadedError when the queue is full."""
@@ -82,6 +88,12 @@ class Scheduler:
         request.phase = Phase.WAITING
         self.waiting.appendleft(request)
         self.preemptions += 1
+
+    def quarantine(self, request: Request, block_ids: Sequence[BlockId]) -> None:
+        """Takes blocks that a posted read may still write to away from their request."""
+        self._pool.quarantine(block_ids)
+        gone = set(block_ids)
+        request.block_ids = [block_id for block_id in request.block_ids if block_id not in gone]
 
     def schedule(self) -> list[ScheduledRows]:
         """The rows of the next step; empty when there is nothing to compute."""

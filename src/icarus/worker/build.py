@@ -18,6 +18,7 @@ from icarus.cache.leases import LeaseTable
 from icarus.cache.pool import BlockPool
 from icarus.config import Config
 from icarus.engine.engine import Engine
+from icarus.engine.lender import Lender
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.engine.thread import EngineThread
@@ -148,9 +149,7 @@ def _build_engine(
         runner,
         pool,
         scheduler,
-        LeaseTable(config.transfer.lease_seconds),
-        instance_id,
-        max_leased,
+        Lender(pool, LeaseTable(config.transfer.lease_seconds), instance_id, max_leased),
         hold_admission=lambda: gates.stops(TurnPhase.QUEUED),
         on_step=metrics.observe_step,
     )

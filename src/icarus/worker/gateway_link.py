@@ -13,7 +13,8 @@ import grpc
 import grpc.aio
 
 from icarus.cache.changes import BlockChange
-from icarus.engine.engine import Engine, EngineState
+from icarus.engine.engine import Engine
+from icarus.engine.state import EngineState
 from icarus.rpc.channel import open_channel
 from icarus.rpc.messages import PROTOCOL_VERSION, adapter_to_wire
 from icarus.types import BlockHash

@@ -4,7 +4,8 @@ import asyncio
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from icarus.engine.engine import Engine, EngineState
+from icarus.engine.engine import Engine
+from icarus.engine.state import EngineState
 from icarus.rpc.model_labels import ModelLabels
 from icarus.worker.fetch_record import FetchFailure
 from icarus.worker.worker import Worker

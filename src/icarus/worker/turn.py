@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from icarus.engine.engine import Engine
-from icarus.engine.request import Admitted, EngineEvent, Failed, Finished, Landing, Prefilled, Request
+from icarus.engine.events import Admitted, EngineEvent, Failed, Finished, Prefilled
+from icarus.engine.request import Landing, Request
 from icarus.engine.thread import EngineThread
 from icarus.errors import IcarusError
 from icarus.types import BlockId, BlockSource, Grant

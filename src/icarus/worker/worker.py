@@ -11,7 +11,7 @@ from icarus.engine.request import Request
 from icarus.engine.thread import EngineThread
 from icarus.errors import InvalidInputError
 from icarus.transfer.thread import TransferThread
-from icarus.types import AdapterMode, BlockHash, BlockSource, LeaseId, RequestId, Role, SamplingParams, WorkerId
+from icarus.types import AdapterMode, BlockHash, RequestId, Role, WorkerId
 from icarus.worker.adapter_host import AdapterHost
 from icarus.worker.fetch import BlockFetch
 from icarus.worker.fetch_record import FetchRecord
@@ -19,6 +19,7 @@ from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.peers import PeerTable
 from icarus.worker.phases import PhaseGates
 from icarus.worker.turn import EventQueue, WorkerTurn
+from icarus.worker.turn_spec import TurnSpec
 
 
 @dataclass(frozen=True)
@@ -37,30 +38,6 @@ class Identity:
     block_bytes: int
     context_length: int
     vocab_size: int
-
-
-@dataclass(frozen=True)
-class TurnSpec:
-    """A turn as a service asks for it."""
-
-    tenant: str
-    turn_id: str
-    token_ids: Sequence[int]
-    adapter: str
-    """The specialist; empty for the base."""
-    sampling: SamplingParams
-    sources: Sequence[BlockSource] = ()
-    num_earlier_output: int = 0
-    prefill_only: bool = False
-    base_writes_alone: bool = False
-    """A shared specialist's prefill: its name is noted, its weights are not needed."""
-    await_landing: bool = False
-    lease_from_block: int = 0
-    lease_id: LeaseId | None = None
-    adapter_digest: str = ""
-    """What the specialist's name stood for when the turn began; empty takes what it stands for now."""
-    adapter_mode: str = ""
-    """The mode that it had then, likewise."""
 
 
 class Worker:
@@ -101,16 +78,14 @@ class Worker:
 
         Raises InvalidInputError for bad tokens, and what `AdapterHost.weights` raises."""
         self._check_tokens(spec.token_ids)
-        needed = spec.adapter and not spec.base_writes_alone
         adapter = None
-        if needed:
+        if spec.needs_weights:
             adapter = await self.adapters.weights(spec.adapter, spec.adapter_digest, spec.adapter_mode)
         sources = spec.sources if self._prefix_reuse else ()
         events = EventQueue()
         request = Request(
             request_id=RequestId(f"{spec.turn_id}/{secrets.token_hex(4)}"),
             token_ids=list(spec.token_ids),
-            num_prompt=len(spec.token_ids),
             adapter=adapter,
             writer=spec.adapter,
             sampling=spec.sampling,
