@@ -93,7 +93,9 @@ class WorkerSection:
     id: str = _setting("", "the worker's name, stable over restarts; role and address when empty")
     address: str = _setting("127.0.0.1:0", "where the worker listens; port 0 takes a free one", metavar="HOST:PORT")
     advertise: str = _setting("", "where others reach it, if that differs from the address", metavar="HOST:PORT")
-    gateways: tuple[str, ...] = _setting(("127.0.0.1:7080",), "gateways to register with", metavar="HOST:PORT")
+    gateways: tuple[str, ...] = _setting(
+        ("127.0.0.1:7080",), "gateways to register with, where they listen for workers", metavar="HOST:PORT"
+    )
     adapters: tuple[str, ...] = _setting(
         (), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private", metavar="NAME=FOLDER"
     )
@@ -111,6 +113,9 @@ class GatewaySection:
     """The gateway process."""
 
     address: str = _setting("127.0.0.1:7080", "where the gateway listens; port 0 takes a free one", metavar="HOST:PORT")
+    worker_address: str = _setting(
+        "", "where it listens for workers, apart from clients; at their address when empty", metavar="HOST:PORT"
+    )
     heartbeat_seconds: float = _setting(
         1.0, "seconds between heartbeats; a worker that misses three is left out", least=0.01
     )
@@ -135,9 +140,7 @@ class GatewaySection:
     remember_turn_seconds: float = _setting(300.0, "how long a finished turn is remembered", least=0)
     resume_grace_seconds: float = _setting(10.0, "how long a resumable turn goes on when nobody listens", least=0)
     drain_seconds: float = _setting(25.0, _DRAIN_HELP, least=0)
-    max_calls: int = _setting(
-        4096, "calls under way at once, of clients and workers together, before more are refused", least=1
-    )
+    max_calls: int = _setting(4096, "calls under way at once at each address, before more are refused", least=1)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_a_taken_port_is_a_setting_to_change(config):
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with (
-            pytest.raises(ConfigError, match=f"gateway: cannot listen on {address}"),
+            pytest.raises(ConfigError, match=rf"gateway: \[gateway\] address: cannot listen on {address}"),
             gateway_only(replace(config, gateway=GatewaySection(address=address))),
         ):
             pass
@@ -99,16 +99,20 @@ def test_a_worker_that_finds_its_settings_wrong_is_named(config):
         pass
 
 
-def test_a_config_of_a_single_worker_does_for_several(config):
-    """As deploy/compose/icarus.toml is one: what it says of the worker's place holds for none of them."""
+def test_a_config_of_a_single_worker_does_for_several(config, tmp_path):
+    """As deploy/compose/icarus.toml is one: what it says of the worker's place holds for none of them. They register
+    where the gateway listens for them."""
+    gateway = replace(config.gateway, worker_address="127.0.0.1:0")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         worker = WorkerSection(address="{}:{}".format(*taken.getsockname()), advertise="decode:7081")
-        cluster = LocalCluster(replace(config, worker=worker), num_prefill=0, startup_seconds=60)
+        config = replace(config, worker=worker, gateway=gateway)
+        cluster = LocalCluster(config, num_prefill=0, startup_seconds=60, log_dir=tmp_path)
         with cluster, Client(cluster.address, timeout=10) as client:
             (decode,) = client.cluster().workers
     assert decode.worker_id == "decode-0" and decode.address.startswith("127.0.0.1:")
+    assert f"msg=registered gateway={cluster._worker_address}\n" in (tmp_path / "decode-0.log").read_text()
 
 
 def test_a_child_that_dies_is_named_with_its_last_words(config):

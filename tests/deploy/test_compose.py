@@ -53,6 +53,15 @@ def test_every_command_is_understood(name):
         assert config.model.device == ("cuda" if name.endswith("-gpu") else "cpu")
 
 
+def test_workers_register_at_a_port_that_is_not_published():
+    config = settings(SERVICES["gateway"]).gateway
+    registration, clients = (address.rpartition(":")[2] for address in (config.worker_address, config.address))
+    assert [with_defaults(port) for port in SERVICES["gateway"]["ports"]] == [f"127.0.0.1:{clients}:{clients}"]
+    assert registration != clients
+    for name in SERVING.keys() - {"gateway"}:
+        assert settings(SERVING[name]).worker.gateways == (f"gateway:{registration}",)
+
+
 def test_the_model_service_is_understood():
     args = build_parser().parse_args([with_defaults(word) for word in SERVICES["model"]["command"]])
     assert (args.model, args.folder) == ("smollm2", "/models/smollm2")

@@ -17,6 +17,7 @@ MANIFESTS = sorted(FOLDER.glob("base/[!k]*.yaml"))
 DOCUMENTS = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
 WORKLOADS = {d["metadata"]["name"]: d["spec"] for d in DOCUMENTS if d["kind"] in ("Deployment", "StatefulSet")}
 POD_LABELS = {name: spec["template"]["metadata"]["labels"] for name, spec in WORKLOADS.items()}
+WORKERS = [name for name in WORKLOADS if name != "gateway"]
 BASE = yaml.safe_load((FOLDER / "base/kustomization.yaml").read_text())
 GPU = yaml.safe_load((FOLDER / "gpu/kustomization.yaml").read_text())
 
@@ -44,9 +45,10 @@ def test_every_pod(name):
     args = build_parser().parse_args(main["args"])
     args.config = FOLDER / "base/icarus.toml"
     config = read_config(args)
-    port = int((config.gateway if name == "gateway" else config.worker).address.rpartition(":")[2])
+    port = port_of((config.gateway if name == "gateway" else config.worker).address)
     ports = {entry["name"]: entry["containerPort"] for entry in main["ports"]}
-    assert ports == {"grpc": port, "metrics": int(config.metrics.address.rpartition(":")[2])}
+    assert ports.pop("workers", None) == (port_of(config.gateway.worker_address) if name == "gateway" else None)
+    assert ports == {"grpc": port, "metrics": port_of(config.metrics.address)}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert main[probe]["grpc"] == {"port": port} and main[probe]["timeoutSeconds"] == 5
     (model,) = pod["initContainers"]
@@ -74,6 +76,16 @@ def test_sessions_survive_a_new_pod():
     assert WORKLOADS["gateway"]["strategy"] == {"type": "Recreate"}, "first the old pod lets go of the file"
 
 
+def test_workers_register_where_no_client_is_served():
+    """At a Service of its own, whose one port the gateway listens at for them alone."""
+    config = load_config(FOLDER / "base/icarus.toml")
+    services = {d["metadata"]["name"]: d["spec"]["ports"] for d in DOCUMENTS if d["kind"] == "Service"}
+    (registration,) = services["gateway-workers"]
+    assert config.worker.gateways == (f"gateway-workers:{registration['port']}",)
+    assert registration["port"] == port_of(config.gateway.worker_address) != port_of(config.gateway.address)
+    assert [port["port"] for port in services["gateway"]] == [port_of(config.gateway.address)]
+
+
 def test_services_lead_to_pods():
     for service in (document for document in DOCUMENTS if document["kind"] == "Service"):
         found = [
@@ -88,14 +100,21 @@ def test_services_lead_to_pods():
 
 
 def test_who_may_reach_what():
-    """The policies come to: all pods each other, Prometheus the metrics, labelled clients the gateway alone."""
-    inside, outside = (d["spec"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy")
-    assert selected(inside["podSelector"]) == list(WORKLOADS)
-    peers, prometheus = inside["ingress"]
+    """Gateways and workers all of a worker, Prometheus the metrics; of the gateway workers the one port, labelled
+    clients the other."""
+    config = load_config(FOLDER / "base/icarus.toml")
+    everybody, workers, gateway = (d["spec"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy")
+    assert selected(everybody["podSelector"]) == list(WORKLOADS)
+    (prometheus,) = everybody["ingress"]
+    assert ports_of(prometheus) == [port_of(config.metrics.address)]
+    assert selected(workers["podSelector"]) == WORKERS
+    (peers,) = workers["ingress"]
     assert selected(peers["from"][0]["podSelector"]) == list(WORKLOADS) and "ports" not in peers
-    assert [entry["port"] for entry in prometheus["ports"]] == [9400]
-    (clients,) = outside["ingress"]
-    assert selected(outside["podSelector"]) == ["gateway"] and [entry["port"] for entry in clients["ports"]] == [7080]
+    assert selected(gateway["podSelector"]) == ["gateway"]
+    registering, clients = gateway["ingress"]
+    assert selected(registering["from"][0]["podSelector"]) == WORKERS
+    assert ports_of(registering) == [port_of(config.gateway.worker_address)]
+    assert ports_of(clients) == [port_of(config.gateway.address)]
     for rule in (prometheus, clients):
         assert selected(rule["from"][0]["podSelector"]) == []
 
@@ -125,6 +144,14 @@ def test_the_gpu_patch_fits_the_workers():
             for key in parents:
                 place = place[int(key) if isinstance(place, list) else key]
             assert last == "-" if isinstance(place, list) else last.replace("~1", "/") not in place
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def ports_of(rule: dict) -> list[int]:
+    return [entry["port"] for entry in rule["ports"]]
 
 
 def selected(selector: dict) -> list[str]:

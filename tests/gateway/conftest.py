@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 import tokenizers
 from icarus_gateway.cluster.workers import WorkerTable
-from icarus_gateway.main import build_server, make_session_store
+from icarus_gateway.main import build_servers, make_session_store
 from icarus_gateway.sessions.store import SessionStore
 from icarus_gateway.text.chat_template import ChatTemplate
 from icarus_gateway.text.served_model import ServedModel
@@ -332,8 +332,9 @@ class FakeWorker:
 class Cluster:
     """A running gateway and its scripted workers."""
 
-    server: Server
     channel: grpc.aio.Channel
+    worker_channel: grpc.aio.Channel
+    """Where workers register: the same, unless they have an address of their own."""
     table: WorkerTable
     model: ServedModel
     metrics: CollectorRegistry
@@ -345,7 +346,7 @@ class Cluster:
         self.generation = generation_service_pb2_grpc.GenerationServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.cluster = cluster_service_pb2_grpc.ClusterServiceStub(self.channel)
-        self.registry = registry_service_pb2_grpc.RegistryServiceStub(self.channel)
+        self.registry = registry_service_pb2_grpc.RegistryServiceStub(self.worker_channel)
 
     async def add(self, worker_id: str, role: str = "decode", adapters: dict[str, str] | None = None, **script):
         """Starts a scripted worker and registers it. `adapters`: name -> mode."""
@@ -374,19 +375,21 @@ async def start_cluster(
     """With the defaults no wait of the gateway runs out in a test. A `clock` that stands still keeps every worker live
     under a short `heartbeat_seconds`, but those that a test silences."""
     patient = {"heartbeat_seconds": 5.0, "report_wait_seconds": 60.0, "prefill_threshold_tokens": 1000}
-    settings = {**patient, **settings}
-    config = replace(Config(), gateway=GatewaySection(address="127.0.0.1:0", **settings))
+    settings = {"address": "127.0.0.1:0", **patient, **settings}
+    config = replace(Config(), gateway=GatewaySection(**settings))
     table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds, clock)
     registry = CollectorRegistry()
     store = make_session_store(config, model)
-    server = build_server(config, model, table, store, registry)
+    servers = build_servers(config, model, table, store, registry)
     fakes: dict[str, FakeWorker] = {}
-    await server.start()
+    for server in servers:
+        await server.start()
     try:
-        async with open_channel(server.address) as channel:
-            yield Cluster(server, channel, table, model, registry, store, fakes)
+        async with open_channel(servers[0].address) as channel, open_channel(servers[-1].address) as worker_channel:
+            yield Cluster(channel, worker_channel, table, model, registry, store, fakes)
     finally:
-        await server.drain(0)
+        for server in servers:
+            await server.drain(0)
         await store.close()
         await table.close()
         for fake in fakes.values():

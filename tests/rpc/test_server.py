@@ -248,8 +248,8 @@ async def test_what_does_not_parse_is_bad_input(kind, method, data, said):
 
 async def test_taken_port():
     async with running() as (server, _, _):
-        with pytest.raises(errors.ConfigError, match=server.address):
-            make_server(server.address, [])
+        with pytest.raises(errors.ConfigError, match=rf"\[gateway\] address: cannot listen on {server.address}"):
+            make_server(server.address, [], setting="[gateway] address")
 
 
 async def test_health_and_reflection():
@@ -293,9 +293,9 @@ import asyncio
 from icarus.rpc.server import make_server, serve_until_signal
 
 async def main():
-    server = make_server("127.0.0.1:0", [])
-    print(server.address, flush=True)
-    await serve_until_signal(server, grace_seconds=60)
+    server, helper = make_server("127.0.0.1:0", []), make_server("127.0.0.1:0", [])
+    print(server.address, helper.address, flush=True)
+    await serve_until_signal(server, grace_seconds=60, helpers=[helper])
 
 asyncio.run(main())
 print("drained")
@@ -304,17 +304,23 @@ print("drained")
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_drain(which):
+    """A call under way holds the server, and with it its helper, for which no call counts."""
     process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
-        async with open_channel(process.stdout.readline().strip()) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+        address, helper_address = process.stdout.readline().split()
+        async with open_channel(address) as channel, open_channel(helper_address) as helper_channel:
+            health, helper_health = map(health_pb2_grpc.HealthStub, (channel, helper_channel))
             watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=30)
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            helper_watch = helper_health.Watch(health_pb2.HealthCheckRequest(), timeout=30)
+            assert (await helper_watch.read()).status == health_pb2.HealthCheckResponse.SERVING
             process.send_signal(which)
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            answer = await helper_health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
             watch.cancel()
-        assert process.communicate(timeout=30)[0] == "drained\n" and process.returncode == 0
+            assert process.communicate(timeout=30)[0] == "drained\n" and process.returncode == 0
     finally:
         process.kill()
         process.communicate()

@@ -463,4 +463,5 @@ def test_a_taken_port(base, role):
         flags = ("--model-path", str(base), f"--{section}-address", address)
         done = subprocess.run(command(role, *flags), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"icarus: error: cannot listen on {address}: Address already in use" in done.stderr.splitlines()[-1]
+    told = f"icarus: error: [{section}] address: cannot listen on {address}: Address already in use"
+    assert told in done.stderr.splitlines()[-1]

@@ -46,7 +46,7 @@ def run(job: AgentsJob, config: Config, progress: Callable[[str], None], startup
     config = dataclasses.replace(
         config,
         model=resolve_section(config.model, progress),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
+        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
     )
     folder = Path(config.model.path)
     scene = Scene(ModelConfig.from_folder(folder).vocab_size, _workflows(job, data, folder), job)

@@ -146,5 +146,5 @@ def _config(config: Config, job: PeerJob, server: str) -> Config:
         config,
         model=dataclasses.replace(config.model, path=str(folder), name=_BASE),
         cache=dataclasses.replace(config.cache, num_blocks=num_blocks),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
+        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 
@@ -50,9 +51,10 @@ async def serve(config: Config) -> None:
     registry = make_registry()
     sweeping = asyncio.create_task(_sweep(store))
     try:
-        server = build_server(config, model, workers, store, registry)
+        server, *helpers = build_servers(config, model, workers, store, registry)
+        before_drain = None if helpers else workers.stop_listening  # a server that drains refuses heartbeats
         with MetricsServer(config.metrics.address, registry):
-            await serve_until_signal(server, config.gateway.drain_seconds, before_drain=workers.stop_listening)
+            await serve_until_signal(server, config.gateway.drain_seconds, before_drain, helpers=helpers)
     finally:
         sweeping.cancel()
         await store.close()
@@ -92,12 +94,13 @@ def _weights(settings: GatewaySection) -> Weights:
     return Weights(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Weights)})
 
 
-def build_server(
+def build_servers(
     config: Config, model: ServedModel, workers: WorkerTable, store: SessionStore, registry: CollectorRegistry
-) -> Server:
-    """The bound server with every service of the gateway, and with the turns that the store remembers.
+) -> list[Server]:
+    """The bound servers with every service of the gateway, and with the turns that the store remembers: the clients'
+    and, where workers have an address of their own, theirs.
 
-    Raises ConfigError where the address is taken.
+    Raises ConfigError where an address is taken.
     """
     settings = config.gateway
     reports = BlockReports(PrefixIndex())
@@ -118,12 +121,23 @@ def build_server(
         runs.restore(turn)
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
-    services = [
+    for_clients = [
         Service.of(SessionServicer(model, conversations)),
         Service.of(GenerationServicer(model, conversations)),
         Service.of(ModelServicer(model, workers, Adapters(workers, model.name))),
         Service.of(ClusterServicer(workers)),
-        Service.of(RegistryServicer(workers, reports)),
     ]
-    interceptors = [MetricsInterceptor(RpcMetrics.register(registry))]
-    return make_server(settings.address, services, interceptors, settings.max_calls)
+    for_workers = [Service.of(RegistryServicer(workers, reports))]
+    return _listen(settings, for_clients, for_workers, MetricsInterceptor(RpcMetrics.register(registry)))
+
+
+def _listen(
+    settings: GatewaySection, for_clients: list[Service], for_workers: list[Service], counting: MetricsInterceptor
+) -> list[Server]:
+    listen = functools.partial(make_server, interceptors=[counting], max_calls=settings.max_calls)
+    if not settings.worker_address:
+        return [listen(settings.address, [*for_clients, *for_workers], setting="[gateway] address")]
+    return [
+        listen(settings.address, for_clients, setting="[gateway] address"),
+        listen(settings.worker_address, for_workers, setting="[gateway] worker_address"),
+    ]

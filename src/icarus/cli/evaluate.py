@@ -108,7 +108,7 @@ def _config(args: argparse.Namespace) -> Config:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, path=args.model),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
+        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
     )
 
 

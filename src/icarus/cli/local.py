@@ -47,7 +47,7 @@ class LocalCluster:
 
     There is a decode worker `decode-i` for each list of `decode_adapters` (`NAME=FOLDER` or `NAME=FOLDER:private`) and
     `num_prefill` workers `prefill-i` with `prefill_adapters`. They share this config; addresses and names are set
-    here, but the gateway keeps its port unless that is 0. The model is found, and converted if need be, once, here.
+    here, but the gateway keeps its ports unless they are 0. The model is found, and converted if need be, once, here.
     `metrics` says where each process serves its metrics, by name; nowhere unless the config has an address for them,
     which is the gateway's: the workers take the ports that follow.
 
@@ -68,6 +68,7 @@ class LocalCluster:
     ):
         self.config = config
         self.address = _listen_address(config.gateway.address)
+        self._worker_address = _listen_address(config.gateway.worker_address)
         self.metrics: dict[str, str] = {}
         self._decode_adapters = decode_adapters
         self._prefill_adapters = prefill_adapters
@@ -123,7 +124,9 @@ class LocalCluster:
         except OSError as error:
             raise ConfigError(f"log folder {self.log_dir} cannot be made: {error.strerror}") from None
         drain_seconds = min(config.gateway.drain_seconds, _DRAIN_SECONDS)
-        section = dataclasses.replace(config.gateway, address=self.address, drain_seconds=drain_seconds)
+        section = dataclasses.replace(
+            config.gateway, address=self.address, worker_address=self._worker_address, drain_seconds=drain_seconds
+        )
         gateway = dataclasses.replace(config, gateway=section)
         self._spawn("gateway", "gateway", gateway)
         for role, adapters_of_workers in (
@@ -132,7 +135,7 @@ class LocalCluster:
         ):
             for index, adapters in enumerate(adapters_of_workers):
                 name = f"{role}-{index}"
-                worker = _of_child(config.worker, name, self.address, adapters)
+                worker = _of_child(config.worker, name, self._worker_address or self.address, adapters)
                 self._spawn(name, role, dataclasses.replace(config, worker=worker))
         self._progress(f"starting {', '.join(child.name for child in self._children)}")
         self._wait_until_ready()

@@ -78,10 +78,11 @@ def make_server(
     services: Sequence[Service],
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     max_calls: int | None = None,
+    setting: str = "address",
 ) -> Server:
     """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection. `interceptors` see
     calls as gRPC does: bytes in, and an error as the status that it became. Beyond `max_calls` at once, calls are
-    RESOURCE_EXHAUSTED.
+    RESOURCE_EXHAUSTED. `setting` is where the address was set.
 
     Raises ConfigError where the address cannot be listened on. Call within a running event loop.
     """
@@ -94,18 +95,18 @@ def make_server(
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = [service.name for service in services]
     reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = _bind(server, address)
+    port = _bind(server, address, setting)
     return Server(server, health_servicer, names, host, port)
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
+def _bind(server: grpc.aio.Server, address: str, setting: str) -> int:
     try:
         _try_to_bind(address)
         return server.add_insecure_port(address)
     except (OSError, OverflowError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"cannot listen on {address}: {reason}; choose a free port of this machine, or port 0 for any"
+            f"{setting}: cannot listen on {address}: {reason}; choose a free port of this machine, or port 0 for any"
         ) from None
 
 
@@ -143,22 +144,28 @@ async def stop_signal() -> str:
 async def serve_until_signal(
     server: Server,
     grace_seconds: float,
-    before_drain: Callable[[], None] = lambda: None,
+    before_drain: Callable[[], None] | None = None,
     trouble: Coroutine[Any, Any, None] | None = None,
+    helpers: Sequence[Server] = (),
 ) -> None:
     """Starts the server, waits for SIGTERM or SIGINT, calls `before_drain`, then drains the server, which gives calls
     under way `grace_seconds` to end.
 
     `trouble` runs beside the server; when it ends the server is drained as well, and what it raised is raised.
+    `helpers` are servers that it needs: they start before it, answer while it drains, and stop at once then.
     """
     _keep_loaded_objects()
-    await server.start()
-    log.info("serving", extra={"address": server.address})
+    for each in (*helpers, server):
+        await each.start()
+        log.info("serving", extra={"address": each.address})
     try:
         log.info("draining", extra={"signal": await _signal_or(trouble)})
     finally:
-        before_drain()
+        if before_drain:
+            before_drain()
         await server.drain(grace_seconds)
+        for helper in helpers:
+            await helper.drain(0)
 
 
 def _keep_loaded_objects() -> None:

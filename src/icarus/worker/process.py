@@ -52,7 +52,8 @@ async def _run(config: Config, role: Role, make_servicer: Callable[[Worker], Any
     counting = MetricsInterceptor(RpcMetrics.register(registry))
     debug = DebugServicer(worker, config.worker.test_hooks)
     servicers = make_servicer(worker), BlockServicer(worker), AdapterServicer(worker.adapters), debug
-    server = make_server(config.worker.address, [*map(Service.of, servicers)], [counting])
+    services = [*map(Service.of, servicers)]
+    server = make_server(config.worker.address, services, [counting], setting="[worker] address")
     await worker.start()
     try:
         await _serve(config, worker, changes, server)

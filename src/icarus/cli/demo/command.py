@@ -133,7 +133,7 @@ def _prepare(config: Config, console: Console) -> Config:
         cache=replace(config.cache, num_blocks=_POOL_BLOCKS if num_blocks == CacheSection().num_blocks else num_blocks),
         engine=replace(config.engine, thread_spins=config.engine.thread_spins or _THREAD_SPINS),
         model=resolve_section(config.model, console.print),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0"),
+        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
     )
 
 
