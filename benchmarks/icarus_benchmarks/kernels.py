@@ -18,6 +18,7 @@ from icarus_kernels import (
     LoraSegment,
     LoraTable,
     SequenceRows,
+    add_gumbel_noise,
     add_segmented_lora,
     paged_attention,
     store_kv,
@@ -105,6 +106,7 @@ def _ops(job: KernelsJob) -> Iterator[Op]:
         yield _store(job, shape, batch)
         for name in ("q_proj", "gate_up", "down_proj"):
             yield _lora(job, shape, batch, name)
+        yield _noise(job, shape, batch)
     for context in job.contexts:
         yield _prefill(job, shape, context)
     yield _store(job, shape, _PREFILL_CHUNK)
@@ -171,6 +173,13 @@ def _lora(job: KernelsJob, shape: ModelShape, batch: int, name: str) -> Op:
     num_bytes = matrices + x.nbytes + 2 * output.nbytes
     call = lambda: add_segmented_lora(output, x, rows, 0, columns)  # noqa: E731
     return Op(f"LoRA, {name}, adapters distinct", batch, 0, num_bytes, call)
+
+
+def _noise(job: KernelsJob, shape: ModelShape, batch: int) -> Op:
+    """The sampler's, where every request has a temperature."""
+    logits = torch.zeros(batch, shape.vocab_size, device=job.device)
+    keys = torch.zeros(batch, 2, dtype=torch.uint64, device=job.device)
+    return Op("noise", batch, 0, 2 * logits.nbytes + keys.nbytes, lambda: add_gumbel_noise(logits, keys))
 
 
 def _lora_table(job: KernelsJob, in_size: int, outs: list[int]) -> LoraTable:
