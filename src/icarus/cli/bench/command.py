@@ -98,6 +98,7 @@ def _agents(args: argparse.Namespace, progress: Progress) -> "Report":
         num_prefill=args.num_prefill,
         num_decode=args.num_decode,
         rank=args.rank,
+        random_weights=args.random_weights,
     )
     return run(job, read_config(args), progress, args.startup_seconds)
 
