@@ -120,7 +120,7 @@ def _private(name: str) -> str:
 async def _run_cases(
     cases: Sequence[Case], scene: Scene, address: str, names: Sequence[str], progress: Callable[[str], None]
 ) -> list[CaseFigures]:
-    await _warm_up(address, scene, [*names, *map(_private, names)])
+    await _warm_up(address, scene, names)
     figures = []
     for case in cases:
         progress(case.title)
@@ -128,10 +128,16 @@ async def _run_cases(
     return figures
 
 
-async def _warm_up(address: str, scene: Scene, models: Sequence[str]) -> None:
-    """Every specialist once, on a short context, not counted."""
+async def _warm_up(address: str, scene: Scene, names: Sequence[str]) -> None:
+    """Every specialist once, then batches of every size, for which a GPU records graphs. On short contexts, not
+    counted."""
+    models = [*names, *map(_private, names)]
+    most = max(scene.job.closed.num_workflows, scene.job.open.num_workflows)
     async with AsyncClient(address, tenant="warm-up") as client:
         await run_closed_loop(client, models, ChainJob(2, len(models), 64, 2, 2), scene.vocab_size)
+        for size in (*(2**power for power in range((most - 1).bit_length())), most):
+            for model in (names[0], _private(names[0])):
+                await run_closed_loop(client, [model], ChainJob(size, 1, 64, 4, 2), scene.vocab_size)
 
 
 async def _run_case(case: Case, scene: Scene, address: str, names: Sequence[str]) -> CaseFigures:
