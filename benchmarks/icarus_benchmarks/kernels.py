@@ -25,7 +25,7 @@ from icarus_kernels import (
 )
 from torch import Tensor
 
-from icarus.errors import ConfigError
+from icarus_benchmarks.machine import require_device
 from icarus_benchmarks.model_shapes import SHAPES, ModelShape
 from icarus_benchmarks.percentiles import median
 from icarus_benchmarks.plot import Panel
@@ -80,10 +80,7 @@ class OpFigures:
 
 def run(job: KernelsJob, progress: Callable[[str], None]) -> Report:
     """Raises ConfigError where the device is not there."""
-    if job.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"torch {torch.__version__} finds no GPU here; --device cpu measures the CPU's implementations"
-        )
+    require_device(job.device)
     copy = _copy(job)
     copy_rate = copy.num_bytes / _time(copy, job)
     progress(f"a copy moves {copy_rate / 1e9:.1f} GB/s")

@@ -20,6 +20,7 @@ def test_bytes_and_bandwidth_of_every_op(bench):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys):
-    assert main(["bench", "kernels"]) == 2
+@pytest.mark.parametrize("argv", [["kernels"], ["transfer", "--device=cuda"]])
+def test_without_a_gpu_it_says_so(argv, capsys):
+    assert main(["bench", *argv]) == 2
     assert "finds no GPU" in (err := capsys.readouterr().err) and err.count("\n") == 1

@@ -106,7 +106,7 @@ def _agents(args: argparse.Namespace, progress: Progress) -> "Report":
 def _transfer(args: argparse.Namespace, progress: Progress) -> "Report":
     from icarus_benchmarks.transfer.benchmark import TransferJob, run
 
-    return run(TransferJob(args.block_bytes, args.blocks, args.repetitions), progress)
+    return run(TransferJob(args.block_bytes, args.blocks, args.repetitions, args.device), progress)
 
 
 def _peer(args: argparse.Namespace, progress: Progress) -> "Report":

@@ -58,6 +58,7 @@ def _add_agents_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_transfer_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="whose memory (default: cpu)")
     text = "bytes of a block (default: 368640, 16 tokens of SmolLM2-135M in bfloat16)"
     parser.add_argument("--block-bytes", type=_count, default=368_640, metavar="N", help=text)
     _add(parser, "--blocks", _counts, (1, 4, 16, 64, 256), "blocks of a read")
