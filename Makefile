@@ -37,9 +37,10 @@ demo: .venv/demo.stamp ## eight specialists over one KV cache, then over eight, 
 test: .venv/dev.stamp ## the whole suite, on the CPU
 	$(BIN)/python -m pytest $(ARGS)
 
-test-gpu: .venv/dev.stamp ## the kernels and the engine on this machine's GPU
+test-gpu: .venv/dev.stamp ## the kernels, the engine and a few services on this machine's GPU
 	$(BIN)/python -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "torch finds no GPU here")'
-	TRITON_INTERPRET=0 ICARUS_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels tests/model tests/engine $(ARGS)
+	TRITON_INTERPRET=0 ICARUS_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/kernels tests/model tests/engine \
+		tests/services/test_chain.py $(ARGS)
 
 kernel-table: .venv/dev.stamp ## writes kernels/icarus_kernels/resources.md anew: what each kernel takes on a GPU
 	TRITON_INTERPRET=0 $(BIN)/python -m icarus_kernels.compile_table

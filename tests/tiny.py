@@ -16,7 +16,8 @@ from icarus.adapters.lora import LoraWeights
 from icarus.types import AdapterMode
 
 DEVICE = os.environ.get("ICARUS_TEST_DEVICE", "cpu")
-"""Where the tests of the model and of the engine compute: "cuda" in `make test-gpu`. The oracle stays on the CPU."""
+"""Where the tests of the model, the engine and the services compute: "cuda" in `make test-gpu`. The oracle stays on the
+CPU."""
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Ids 0, 1 and 2; the last one is the end of sequence."""
 EOS = 2

@@ -18,13 +18,14 @@ from icarus_kernels import (
     LoraSegment,
     LoraTable,
     SequenceRows,
+    add_gumbel_noise,
     add_segmented_lora,
     paged_attention,
     store_kv,
 )
 from torch import Tensor
 
-from icarus.errors import ConfigError
+from icarus_benchmarks.machine import require_device
 from icarus_benchmarks.model_shapes import SHAPES, ModelShape
 from icarus_benchmarks.percentiles import median
 from icarus_benchmarks.plot import Panel
@@ -79,10 +80,7 @@ class OpFigures:
 
 def run(job: KernelsJob, progress: Callable[[str], None]) -> Report:
     """Raises ConfigError where the device is not there."""
-    if job.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"torch {torch.__version__} finds no GPU here; --device cpu measures the CPU's implementations"
-        )
+    require_device(job.device)
     copy = _copy(job)
     copy_rate = copy.num_bytes / _time(copy, job)
     progress(f"a copy moves {copy_rate / 1e9:.1f} GB/s")
@@ -105,6 +103,7 @@ def _ops(job: KernelsJob) -> Iterator[Op]:
         yield _store(job, shape, batch)
         for name in ("q_proj", "gate_up", "down_proj"):
             yield _lora(job, shape, batch, name)
+        yield _noise(job, shape, batch)
     for context in job.contexts:
         yield _prefill(job, shape, context)
     yield _store(job, shape, _PREFILL_CHUNK)
@@ -171,6 +170,13 @@ def _lora(job: KernelsJob, shape: ModelShape, batch: int, name: str) -> Op:
     num_bytes = matrices + x.nbytes + 2 * output.nbytes
     call = lambda: add_segmented_lora(output, x, rows, 0, columns)  # noqa: E731
     return Op(f"LoRA, {name}, adapters distinct", batch, 0, num_bytes, call)
+
+
+def _noise(job: KernelsJob, shape: ModelShape, batch: int) -> Op:
+    """The sampler's, where every request has a temperature."""
+    logits = torch.zeros(batch, shape.vocab_size, device=job.device)
+    keys = torch.zeros(batch, 2, dtype=torch.uint64, device=job.device)
+    return Op("noise", batch, 0, 2 * logits.nbytes + keys.nbytes, lambda: add_gumbel_noise(logits, keys))
 
 
 def _lora_table(job: KernelsJob, in_size: int, outs: list[int]) -> LoraTable:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from icarus.errors import ConfigError
+
 _PACKAGES = ("icarus-serve", "torch", "nixl", "triton", "numba")
 
 
@@ -42,6 +44,14 @@ def describe_machine(device: str = "cpu") -> Machine:
 def resident_bytes() -> int:
     """Of this process, mapped files that are in memory included."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def require_device(device: str) -> None:
+    """Raises ConfigError where `device` is cuda and there is no GPU."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"torch {torch.__version__} finds no GPU here; --device cpu measures the CPU")
 
 
 def _cpu_name() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _DEVIATION = 0.02
 
@@ -56,9 +57,10 @@ SHAPES = {
 
 
 def write_random_model(folder: Path, shape: ModelShape) -> Path:
-    """A model folder of random bfloat16 weights, a file a layer; no tokenizer. Returns it."""
+    """A model folder of random bfloat16 weights, a file a layer, and a tokenizer of single bytes. Returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape.config, indent=2) + "\n")
+    _byte_tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
     embedding = (shape.vocab_size, shape.hidden_size)
     rest = {"model.embed_tokens.weight": _random(*embedding), "model.norm.weight": _ones(shape.hidden_size)}
     if not shape.tied:
@@ -88,6 +90,16 @@ def _layer(shape: ModelShape, index: int) -> dict[str, torch.Tensor]:
     prefix = f"model.layers.{index}"
     norms = {f"{prefix}.{name}.weight": _ones(hidden) for name in ("input_layernorm", "post_attention_layernorm")}
     return norms | {f"{prefix}.{name}.weight": _random(*size) for name, size in sizes.items()}
+
+
+def _byte_tokenizer(vocab_size: int) -> Tokenizer:
+    """A token a byte; the other ids stand for their numbers."""
+    texts = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<{token_id}>" for token_id in range(256, vocab_size))]
+    vocabulary = {text: token_id for token_id, text in enumerate(texts[:vocab_size])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def _random(rows: int, columns: int) -> torch.Tensor:

@@ -188,3 +188,9 @@ def test_missing_and_misshapen_tensors(whole, tmp_path):
 def test_unknown_dtype(whole):
     with pytest.raises(ConfigError, match="int8"):
         load_model(whole, "int8")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps", ""])
+def test_unknown_device(whole, device):
+    with pytest.raises(ConfigError, match=f"device '{device}' is not supported; supported are cpu, cuda"):
+        load_model(whole, "float32", device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine.harness import Specialists
 from services.system import BLOCK_SIZE, System
-from tiny import PRIVATE_TARGETS, tiny_adapter, tiny_llama
+from tiny import DEVICE, PRIVATE_TARGETS, tiny_adapter, tiny_llama
 
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.cli.local import LocalCluster
@@ -61,7 +61,7 @@ def make_system(base, specialists, tmp_path_factory):
         **kwargs,
     ) -> System:
         config = Config(
-            model=ModelSection(path=str(base), name="tiny", dtype="float32"),
+            model=ModelSection(path=str(base), name="tiny", dtype="float32", device=DEVICE),
             cache=CacheSection(num_blocks=num_blocks, block_size=BLOCK_SIZE, prefix_reuse=prefix_reuse),
             engine=EngineSection(max_batch_tokens=max_batch_tokens, num_threads=1),
             gateway=GatewaySection(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from icarus.cli.local import LocalCluster, resolve_section
+from icarus.cli.local import LocalCluster
 from icarus.client import AsyncClient
 from icarus.config import Config
 from icarus.model.config import ModelConfig
@@ -26,6 +26,7 @@ from icarus_benchmarks.agents.react import ReactData, ReactWorkflow, make_workfl
 from icarus_benchmarks.agents.report import report
 from icarus_benchmarks.agents.turns import Turn, sum_up
 from icarus_benchmarks.kv_size import block_bytes
+from icarus_benchmarks.model_folder import model_folder
 from icarus_benchmarks.report import Report
 from icarus_benchmarks.specialists import write_specialists
 from icarus_benchmarks.workload import ChainJob
@@ -43,27 +44,36 @@ class Scene:
 def run(job: AgentsJob, config: Config, progress: Callable[[str], None], startup_seconds: float) -> Report:
     """Starts clusters one after the other and plays every case. Raises InvalidInputError for unusable data."""
     data = read_react(job.data) if job.data else None
-    config = dataclasses.replace(
-        config,
-        model=resolve_section(config.model, progress),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
-    )
-    folder = Path(config.model.path)
-    scene = Scene(ModelConfig.from_folder(folder).vocab_size, _workflows(job, data, folder), job)
-    figures: list[CaseFigures] = []
-    with tempfile.TemporaryDirectory(prefix="icarus-bench-") as adapters:
-        most = max(case.num_specialists for stage in stages(job) for case in stage.cases)
-        specialists = write_specialists(Path(adapters), folder, most, job.rank)
-        for stage in stages(job):
-            figures += _run_stage(stage, scene, config, specialists, progress, startup_seconds)
+    with model_folder(config.model.path, job.random_weights, progress) as folder:
+        name = job.random_weights or config.model.served_name
+        config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, path=str(folder), name=name),
+            gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
+        )
+        scene = Scene(ModelConfig.from_folder(folder).vocab_size, _workflows(job, data, folder), job)
+        figures = _run_stages(scene, config, progress, startup_seconds)
     settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(config)}
     return report(figures, settings, has_open_loop=data is not None, device=config.model.device)
 
 
-def _workflows(job: AgentsJob, data: ReactData | None, model_folder: Path) -> list[ReactWorkflow]:
+def _run_stages(
+    scene: Scene, config: Config, progress: Callable[[str], None], startup_seconds: float
+) -> list[CaseFigures]:
+    found = stages(scene.job)
+    most = max(case.num_specialists for stage in found for case in stage.cases)
+    figures: list[CaseFigures] = []
+    with tempfile.TemporaryDirectory(prefix="icarus-bench-") as adapters:
+        specialists = write_specialists(Path(adapters), Path(config.model.path), most, scene.job.rank)
+        for stage in found:
+            figures += _run_stage(stage, scene, config, specialists, progress, startup_seconds)
+    return figures
+
+
+def _workflows(job: AgentsJob, data: ReactData | None, folder: Path) -> list[ReactWorkflow]:
     if data is None:
         return []
-    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def tokenise(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
@@ -110,7 +120,7 @@ def _private(name: str) -> str:
 async def _run_cases(
     cases: Sequence[Case], scene: Scene, address: str, names: Sequence[str], progress: Callable[[str], None]
 ) -> list[CaseFigures]:
-    await _warm_up(address, scene, [*names, *map(_private, names)])
+    await _warm_up(address, scene, names)
     figures = []
     for case in cases:
         progress(case.title)
@@ -118,10 +128,16 @@ async def _run_cases(
     return figures
 
 
-async def _warm_up(address: str, scene: Scene, models: Sequence[str]) -> None:
-    """Every specialist once, on a short context, not counted."""
+async def _warm_up(address: str, scene: Scene, names: Sequence[str]) -> None:
+    """Every specialist once, then batches of every size, for which a GPU records graphs. On short contexts, not
+    counted."""
+    models = [*names, *map(_private, names)]
+    most = max(scene.job.closed.num_workflows, scene.job.open.num_workflows)
     async with AsyncClient(address, tenant="warm-up") as client:
         await run_closed_loop(client, models, ChainJob(2, len(models), 64, 2, 2), scene.vocab_size)
+        for size in (*(2**power for power in range((most - 1).bit_length())), most):
+            for model in (names[0], _private(names[0])):
+                await run_closed_loop(client, [model], ChainJob(size, 1, 64, 4, 2), scene.vocab_size)
 
 
 async def _run_case(case: Case, scene: Scene, address: str, names: Sequence[str]) -> CaseFigures:

@@ -41,6 +41,8 @@ class AgentsJob:
     num_prefill: int
     num_decode: int
     rank: int
+    random_weights: str
+    """A name of SHAPES, whose weights are drawn; empty for the model in the settings."""
 
 
 @dataclass(frozen=True)

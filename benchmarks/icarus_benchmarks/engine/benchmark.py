@@ -13,7 +13,6 @@ from icarus.adapters.lora import LoraWeights
 from icarus.config import Config
 from icarus.errors import ConfigError, IntegrityError
 from icarus.model.digest import base_digest
-from icarus.model.hub import resolve_model
 from icarus.model.loading import load_model
 from icarus.model.two_stream import TwoStreamModel
 from icarus.types import AdapterMode
@@ -22,7 +21,7 @@ from icarus_benchmarks.engine.figures import DecodeFigures, EngineJob, MemoryFig
 from icarus_benchmarks.engine.in_process import InProcessEngine, load_specialists
 from icarus_benchmarks.engine.report import report
 from icarus_benchmarks.machine import resident_bytes
-from icarus_benchmarks.model_shapes import SHAPES, write_random_model
+from icarus_benchmarks.model_folder import model_folder
 from icarus_benchmarks.percentiles import median, percentile
 from icarus_benchmarks.report import Report
 from icarus_benchmarks.specialists import write_specialists
@@ -44,12 +43,7 @@ class Kind:
 
 def run(job: EngineJob, config: Config, progress: Callable[[str], None]) -> Report:
     """Loads the model here and measures. Raises ConfigError where the model or the settings do not work."""
-    with tempfile.TemporaryDirectory(prefix="icarus-bench-") as temporary:
-        if job.random_weights:
-            progress(f"writing a random model of the shape of {job.random_weights}")
-            folder = write_random_model(Path(temporary) / job.random_weights, SHAPES[job.random_weights])
-        else:
-            folder = resolve_model(config.model.path, progress)
+    with model_folder(config.model.path, job.random_weights, progress) as folder:
         return _measure(folder, job, config, progress)
 
 

@@ -16,7 +16,7 @@ _PROGRESS_DELAY_MICROSECONDS = 1000
 
 
 class BareAgent:
-    """One NIXL agent over UCX with one registered pool in DRAM, one descriptor a block."""
+    """One NIXL agent over UCX with one registered pool, one descriptor a block."""
 
     def __init__(self, name: str, region: PoolRegion):
         self._name, self._region = name, region
@@ -25,7 +25,9 @@ class BareAgent:
         config.pthrDelay = _PROGRESS_DELAY_MICROSECONDS
         self._agent: Any = nixl.nixlAgent(name, config)
         self._backend = self._agent.createBackend("UCX", {})
-        memory = nixl.nixlRegDList(nixl.DRAM_SEG, [(region.base_address, region.num_bytes, 0, "")])
+        self._kind = nixl.VRAM_SEG if region.device == "cuda" else nixl.DRAM_SEG
+        entry = (region.base_address, region.num_bytes, region.device_index, "")
+        memory = nixl.nixlRegDList(self._kind, [entry])
         self._agent.registerMem(memory, [self._backend])
         self._local = self._prepare(nixl.NIXL_INIT_AGENT, region.base_address)
 
@@ -56,4 +58,5 @@ class BareAgent:
         rows = np.zeros((region.num_blocks, 3), dtype=np.uint64)
         rows[:, 0] = base_address + np.arange(region.num_blocks, dtype=np.uint64) * region.block_bytes
         rows[:, 1] = region.block_bytes
-        return self._agent.prepXferDlist(agent, nixl.nixlXferDList(nixl.DRAM_SEG, rows), [self._backend])
+        rows[:, 2] = region.device_index
+        return self._agent.prepXferDlist(agent, nixl.nixlXferDList(self._kind, rows), [self._backend])

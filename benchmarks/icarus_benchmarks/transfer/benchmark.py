@@ -15,16 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from icarus.errors import IntegrityError, UnavailableError
 from icarus.transfer.nixl import NixlTransport
 from icarus.transfer.thread import TransferThread
-from icarus.transfer.transport import PoolRegion
+from icarus_benchmarks.machine import require_device
 from icarus_benchmarks.percentiles import median
 from icarus_benchmarks.plot import Panel
 from icarus_benchmarks.report import Report, figures_table
 from icarus_benchmarks.transfer.bare_nixl import BareAgent
-from icarus_benchmarks.transfer.owner import pool_content
+from icarus_benchmarks.transfer.pool import random_pool, region_of, wait_for
 
 _SEED = 5
 _TIMEOUT_SECONDS = 60.0
@@ -42,6 +44,8 @@ class TransferJob:
     num_blocks: tuple[int, ...]
     """Of a read."""
     repetitions: int
+    device: str
+    """Whose memory both pools are in."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,19 @@ class TransferFigures:
 
 
 def run(job: TransferJob, progress: Callable[[str], None]) -> Report:
-    """Raises UnavailableError where the other process does not come up, IntegrityError where bytes differ."""
+    """Raises ConfigError where the device is not there, UnavailableError where the other process does not come up,
+    IntegrityError where bytes differ."""
+    require_device(job.device)
+    torch.set_num_threads(1)  # others would spin where a read wants the core
     pool_blocks = 2 * max(job.num_blocks)
-    content = pool_content(pool_blocks, job.block_bytes, _SEED)
-    pool = np.zeros_like(content)
-    region = PoolRegion(pool.ctypes.data, job.block_bytes, pool_blocks, "cpu")
+    content = random_pool(pool_blocks, job.block_bytes, _SEED, job.device)
+    pool = torch.zeros_like(content)
     progress(f"two processes with {2 * content.nbytes / 2**20:.0f} MiB between them")
-    with _owner(pool_blocks, job.block_bytes) as (metadata, description):
-        thread = TransferThread(lambda: NixlTransport(region), _TIMEOUT_SECONDS, max_queued=8)
+    with _owner(pool_blocks, job) as (metadata, description):
+        thread = TransferThread(lambda: NixlTransport(region_of(pool)), _TIMEOUT_SECONDS, max_queued=8)
         thread.start()
         thread.connect("owner", metadata, pool_blocks).result(_TIMEOUT_SECONDS)
-        bare = BareAgent("benchmark-reader", region)
+        bare = BareAgent("benchmark-reader", region_of(pool))
         bare.connect(description)
         ways = {_OURS: _through_thread(thread), _BARE: bare.read, _COPY: _copy(content, pool)}
         figures = [each for count in job.num_blocks for each in _measure(job, count, ways, content, pool, progress)]
@@ -77,8 +83,8 @@ def _measure(
     job: TransferJob,
     count: int,
     ways: dict[str, Way],
-    content: np.ndarray,
-    pool: np.ndarray,
+    content: Tensor,
+    pool: Tensor,
     progress: Callable[[str], None],
 ) -> list[TransferFigures]:
     progress(f"reads of {count} blocks")
@@ -89,10 +95,11 @@ def _measure(
         for name, way in [*ways.items()][first:] + [*ways.items()][:first]:
             remote, local = (order.permutation(len(pool))[:count].tolist() for _ in range(2))
             pool[local] = 0
+            wait_for(pool)
             started = time.perf_counter()
             way(remote, local)
             seconds[name].append(time.perf_counter() - started)
-            if not np.array_equal(pool[local], content[remote]):
+            if not torch.equal(pool[local], content[remote]):
                 raise IntegrityError(f"{name}: {count} blocks arrived with other bytes than they were sent with")
     middles = {name: median(values[1:]) for name, values in seconds.items()}
     size = count * job.block_bytes
@@ -106,20 +113,26 @@ def _through_thread(thread: TransferThread) -> Way:
     return read
 
 
-def _copy(content: np.ndarray, pool: np.ndarray) -> Way:
-    size = pool.shape[1]
+def _copy(content: Tensor, pool: Tensor) -> Way:
+    size, to, source = pool.shape[1], pool.data_ptr(), content.data_ptr()
 
     def copy(remote: Sequence[int], local: Sequence[int]) -> None:
-        for source, target in zip(remote, local, strict=True):
-            ctypes.memmove(pool.ctypes.data + target * size, content.ctypes.data + source * size, size)
+        for i, j in zip(remote, local, strict=True):
+            ctypes.memmove(to + j * size, source + i * size, size)
 
-    return copy
+    def copy_on_gpu(remote: Sequence[int], local: Sequence[int]) -> None:
+        for i, j in zip(remote, local, strict=True):
+            pool[j].copy_(content[i])
+        wait_for(pool)
+
+    return copy_on_gpu if pool.is_cuda else copy
 
 
 @contextmanager
-def _owner(num_blocks: int, block_bytes: int) -> Iterator[tuple[bytes, str]]:
+def _owner(num_blocks: int, job: TransferJob) -> Iterator[tuple[bytes, str]]:
     """Its pool's transfer metadata and its bare agent's description."""
-    command = [sys.executable, "-m", "icarus_benchmarks.transfer.owner", *map(str, (num_blocks, block_bytes, _SEED))]
+    arguments = map(str, (num_blocks, job.block_bytes, _SEED, job.device))
+    command = [sys.executable, "-m", "icarus_benchmarks.transfer.owner", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         try:
@@ -149,5 +162,5 @@ def _report(job: TransferJob, figures: Sequence[TransferFigures]) -> Report:
         "reads": [dataclasses.asdict(each) for each in figures],
         "thread_over_bare": {str(row[0]): row[-1] for row in rows},
     }
-    title = "blocks of another process"
-    return Report("transfer", {"job": dataclasses.asdict(job)}, results, [figures_table(title, columns, rows)], [panel])
+    table = figures_table("blocks of another process", columns, rows)
+    return Report("transfer", {"job": dataclasses.asdict(job)}, results, [table], [panel], device=job.device)

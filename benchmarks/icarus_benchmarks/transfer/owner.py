@@ -1,25 +1,18 @@
-"""The process whose blocks `icarus bench transfer` reads. Arguments: blocks, bytes a block, seed.
+"""The process whose blocks `icarus bench transfer` reads. Arguments: blocks, bytes a block, seed, device.
 
 Prints two lines, how our transport reaches its pool and how a bare NIXL agent does, and ends with its standard input.
 """
 
 import sys
 
-import numpy as np
-
 from icarus.transfer.nixl import NixlTransport
-from icarus.transfer.transport import PoolRegion
 from icarus_benchmarks.transfer.bare_nixl import BareAgent
+from icarus_benchmarks.transfer.pool import random_pool, region_of
 
 
-def pool_content(num_blocks: int, block_bytes: int, seed: int) -> np.ndarray:
-    """[num_blocks, block_bytes] uint8: the reader makes the same to compare with."""
-    return np.random.default_rng(seed).integers(0, 256, (num_blocks, block_bytes), dtype=np.uint8)
-
-
-def main(num_blocks: int, block_bytes: int, seed: int) -> None:
-    pool = pool_content(num_blocks, block_bytes, seed)
-    region = PoolRegion(pool.ctypes.data, block_bytes, num_blocks, "cpu")
+def main(num_blocks: int, block_bytes: int, seed: int, device: str) -> None:
+    pool = random_pool(num_blocks, block_bytes, seed, device)
+    region = region_of(pool)
     transport, bare = NixlTransport(region), BareAgent("benchmark-owner", region)
     sys.stdout.write(f"{transport.metadata().hex()}\n{bare.describe()}\n")
     sys.stdout.flush()
@@ -28,4 +21,4 @@ def main(num_blocks: int, block_bytes: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -15,6 +15,7 @@ from icarus.model.two_stream import TwoStreamModel
 from icarus.model.weights import Progress, is_never_read, load_tensors
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DEVICES = ("cpu", "cuda")
 
 
 def load_model(
@@ -28,7 +29,12 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device not in DEVICES:
+        raise ConfigError(
+            f"device {device!r} is not supported; supported are {', '.join(DEVICES)} (the first GPU that "
+            "CUDA_VISIBLE_DEVICES names)"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} is not there: torch {torch.__version__} sees no CUDA device")
     config = ModelConfig.from_folder(folder)
     if device == "cpu":

@@ -12,6 +12,8 @@ whose Prometheus exporter would listen on every interface, is not asked for.
 
 Known limit of UCX (the one in nixl 1.5.1, TCP only): an owner that was stopped during a read, and continues after its
 reader died, may be aborted by UCX as it answers. Shared memory and a reader killed under a running owner are fine.
+Known limit of NIXL on GPUs: its progress thread has no CUDA context, and others have seen a reader crash there in
+cuEventQuery, after hours (ai-dynamo/nixl#2102).
 """
 
 import importlib

@@ -100,7 +100,7 @@ def _build(
     runner = Runner(model, kv, config.model.device, config.engine.cuda_graphs)
     engine = _build_engine(config, runner, instance_id, gates, metrics)
     transfer = TransferThread(
-        lambda: NixlTransport(_region(kv)),
+        lambda: _make_transport(kv),
         config.transfer.read_timeout_seconds,
         config.transfer.max_queued_reads,
         hold_reads=lambda: gates.stops(TurnPhase.TRANSFERRING),
@@ -155,9 +155,15 @@ def _build_engine(
     )
 
 
-def _region(kv: KVPool) -> PoolRegion:
+def _make_transport(kv: KVPool) -> NixlTransport:
+    """Runs on the transfer thread."""
     device = kv.tensor.device
-    return PoolRegion(kv.tensor.data_ptr(), kv.block_bytes, kv.num_blocks, device.type, device.index or 0)
+    if device.type == "cuda":
+        # Gives this thread the device's context: without one UCX may pass over reads from GPU to GPU. And the pool's
+        # zeros are there before anything is read into it.
+        torch.cuda.synchronize(device)
+    region = PoolRegion(kv.tensor.data_ptr(), kv.block_bytes, kv.num_blocks, device.type, device.index or 0)
+    return NixlTransport(region)
 
 
 def _log_progress(done: int, total: int) -> None:

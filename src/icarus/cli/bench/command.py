@@ -98,6 +98,7 @@ def _agents(args: argparse.Namespace, progress: Progress) -> "Report":
         num_prefill=args.num_prefill,
         num_decode=args.num_decode,
         rank=args.rank,
+        random_weights=args.random_weights,
     )
     return run(job, read_config(args), progress, args.startup_seconds)
 
@@ -105,7 +106,7 @@ def _agents(args: argparse.Namespace, progress: Progress) -> "Report":
 def _transfer(args: argparse.Namespace, progress: Progress) -> "Report":
     from icarus_benchmarks.transfer.benchmark import TransferJob, run
 
-    return run(TransferJob(args.block_bytes, args.blocks, args.repetitions), progress)
+    return run(TransferJob(args.block_bytes, args.blocks, args.repetitions, args.device), progress)
 
 
 def _peer(args: argparse.Namespace, progress: Progress) -> "Report":

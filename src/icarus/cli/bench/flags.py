@@ -23,8 +23,7 @@ class Benchmark:
 
 
 def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    text = "random weights of this shape, in place of the model in the settings"
-    parser.add_argument("--random-weights", choices=MODEL_SHAPES, default="", help=text)
+    _add_random_weights(parser)
     _add(parser, "--prefill-tokens", _count, 2048, "length of the prompts that are prefilled")
     _add(parser, "--batches", _counts, (1, 8, 32), "requests that decode together")
     _add(parser, "--decode-context", _count, 512, "length of their prompts")
@@ -39,6 +38,7 @@ def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
 def _add_agents_flags(parser: argparse.ArgumentParser) -> None:
     text = "4 sizes, 5 rates, both routings, 128 turns a point and tight KV in both loops: hours on a CPU"
     parser.add_argument("--full", action="store_true", help=text)
+    _add_random_weights(parser)
     _add(parser, "--agents", _counts, None, "numbers of specialists (default: 1,8; with --full 1,2,4,8)")
     _add(parser, "--workflows", _count, 8, "workflows of the closed loop, side by side")
     _add(parser, "--turns", _count, 8, "turns of a workflow")
@@ -58,6 +58,7 @@ def _add_agents_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_transfer_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="whose memory (default: cpu)")
     text = "bytes of a block (default: 368640, 16 tokens of SmolLM2-135M in bfloat16)"
     parser.add_argument("--block-bytes", type=_count, default=368_640, metavar="N", help=text)
     _add(parser, "--blocks", _counts, (1, 4, 16, 64, 256), "blocks of a read")
@@ -105,6 +106,11 @@ BENCHMARKS = {
     "peer": Benchmark("run vLLM and Icarus in turn under the same load", _add_peer_flags, sections.BENCH_PEER),
     "kernels": Benchmark("compare each op's bandwidth with a copy's, on a GPU", _add_kernels_flags, {}),
 }
+
+
+def _add_random_weights(parser: argparse.ArgumentParser) -> None:
+    text = "random weights of this shape, in place of the model in the settings"
+    parser.add_argument("--random-weights", choices=MODEL_SHAPES, default="", help=text)
 
 
 def _add(parser: argparse.ArgumentParser, flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
