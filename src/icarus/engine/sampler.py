@@ -26,9 +26,10 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> list[Sampled | Failed
         rows = drawn if len(drawn) < len(requests) else slice(None)  # all: no copy
         tokens[rows] = _draw(adjusted[rows], [requests[row] for row in drawn])
     logprobs = _logprobs(logits, tokens, requests)
+    token_ids = torch.where(best.values.isfinite(), tokens, -1).tolist()  # one copy from the device
     return [
-        Sampled(token_id, logprobs.get(row)) if is_finite else _not_finite(requests[row])
-        for row, (token_id, is_finite) in enumerate(zip(tokens.tolist(), best.values.isfinite().tolist(), strict=True))
+        Sampled(token_id, logprobs.get(row)) if token_id >= 0 else _not_finite(requests[row])
+        for row, token_id in enumerate(token_ids)
     ]
 
 
