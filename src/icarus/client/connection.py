@@ -126,5 +126,6 @@ def channel_options(address: str, keepalive_seconds: float = DEFAULT_KEEPALIVE_S
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),  # in truth the limit for one attempt to connect
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 2_000),  # its address may be another one by then
     ]
     return [*options, ("grpc.enable_http_proxy", 0)] if address.startswith(_LOOPBACK) else options
