@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from icarus.cli.local import LocalCluster
+from icarus.cli.local import LocalCluster, on_a_free_port
 from icarus.client import AsyncClient
 from icarus.config import Config
 from icarus.model.config import ModelConfig
@@ -49,7 +49,7 @@ def run(job: AgentsJob, config: Config, progress: Callable[[str], None], startup
         config = dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, path=str(folder), name=name),
-            gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
+            gateway=on_a_free_port(config.gateway),
         )
         scene = Scene(ModelConfig.from_folder(folder).vocab_size, _workflows(job, data, folder), job)
         figures = _run_stages(scene, config, progress, startup_seconds)

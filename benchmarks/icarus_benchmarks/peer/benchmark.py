@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
-from icarus.cli.local import LocalCluster
+from icarus.cli.local import LocalCluster, on_a_free_port
 from icarus.config import Config
 from icarus.errors import UnavailableError
 from icarus.model.config import ModelConfig
@@ -146,5 +146,5 @@ def _config(config: Config, job: PeerJob, server: str) -> Config:
         config,
         model=dataclasses.replace(config.model, path=str(folder), name=_BASE),
         cache=dataclasses.replace(config.cache, num_blocks=num_blocks),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
+        gateway=on_a_free_port(config.gateway),
     )

@@ -100,8 +100,9 @@ class Conversations:
                 call.tenant, call.turn_id, model, prompt, sampling, session_id, history.mark, history.names
             )
             end = await self._driver.run(request, run.emit)
-            longer = history.extended(join(run.deltas).token_ids, finishes_turn=True)
-            turn = self._runs.finished(call.key, (*run.deltas, end))
+            deltas = run.deltas
+            longer = history.extended(join(deltas).token_ids, finishes_turn=True)
+            turn = self._runs.finished(call.key, (*deltas, end))
             await session.commit(replace(longer, mark=end.mark, names=end.names), turn)
             return end
 

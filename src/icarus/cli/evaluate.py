@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from icarus.cli.flags import read_config
-from icarus.cli.local import LocalCluster
+from icarus.cli.local import LocalCluster, on_a_free_port
 from icarus.cli.output_file import writable
 from icarus.client import Client
 from icarus.config import Config
@@ -108,7 +108,7 @@ def _config(args: argparse.Namespace) -> Config:
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, path=args.model),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
+        gateway=on_a_free_port(config.gateway),
     )
 
 

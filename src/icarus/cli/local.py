@@ -16,7 +16,7 @@ from icarus.cli.flags import to_flags
 from icarus.cli.health import SERVING, ask_health
 from icarus.cli.sections import of_process
 from icarus.client import Client
-from icarus.config import Config, MetricsSection, ModelSection, WorkerSection
+from icarus.config import Config, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
 from icarus.types import Role
 
@@ -40,6 +40,11 @@ def resolve_section(model: ModelSection, progress: Callable[[str], None]) -> Mod
 
     folder = resolve_model(model.path, progress)
     return dataclasses.replace(model, path=str(folder), name=model.served_name)
+
+
+def on_a_free_port(gateway: GatewaySection) -> GatewaySection:
+    """The section of a gateway that is in nobody's way, for clients and workers alike."""
+    return dataclasses.replace(gateway, address="127.0.0.1:0", worker_address="")
 
 
 class LocalCluster:

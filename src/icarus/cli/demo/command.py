@@ -18,7 +18,7 @@ from icarus.cli.demo.chain import Chain, Messages, Step, TurnFigures, play
 from icarus.cli.demo.report import answers_table, comparison_table, turns_table, write_json
 from icarus.cli.demo.text import CONTEXT, CREW, WARM_UP, Ask
 from icarus.cli.flags import read_config
-from icarus.cli.local import LocalCluster, resolve_section
+from icarus.cli.local import LocalCluster, on_a_free_port, resolve_section
 from icarus.cli.output_file import writable
 from icarus.client import Client
 from icarus.config import CacheSection, Config
@@ -133,7 +133,7 @@ def _prepare(config: Config, console: Console) -> Config:
         cache=replace(config.cache, num_blocks=_POOL_BLOCKS if num_blocks == CacheSection().num_blocks else num_blocks),
         engine=replace(config.engine, thread_spins=config.engine.thread_spins or _THREAD_SPINS),
         model=resolve_section(config.model, console.print),
-        gateway=dataclasses.replace(config.gateway, address="127.0.0.1:0", worker_address=""),
+        gateway=on_a_free_port(config.gateway),
     )
 
 
