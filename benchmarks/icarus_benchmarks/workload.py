@@ -26,6 +26,8 @@ class ChainJob:
     context_tokens: int
     output_tokens: int
     observation_tokens: int
+    min_delta_tokens: int = 1
+    """Of an answer, at once."""
 
     @property
     def longest_history(self) -> int:

@@ -82,7 +82,7 @@ def test_text_that_came_after_the_last_token_is_not_taken_twice(gateway, proxy):
 
 
 def test_a_turn_that_was_itself_resumed_goes_on_from_there():
-    request = build_turn("default", "alpha", None, "t1", 2, Sampling(), True)
+    request = build_turn("default", "alpha", None, "t1", 2, Sampling(), True, 0)
     assert rest_of(request, 3).resume_from == 5 and request.resume_from == 2
 
 

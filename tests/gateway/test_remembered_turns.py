@@ -42,7 +42,7 @@ async def test_a_turn_that_was_resumed_is_not_held_to_its_first_break(monkeypatc
 
 
 async def play(runs, turn_id, num_tokens=2, tenant="default", resume_from=0):
-    call = TurnCall(tenant, turn_id, b"", resume_from, resumable=False)
+    call = TurnCall(tenant, turn_id, b"", resume_from, resumable=False, min_delta_tokens=0)
     run = await runs.find_or_start(call, turn(num_tokens))
     async for _ in run.watch(resume_from, resumable=False):
         pass

@@ -35,13 +35,14 @@ async def ask(request, cluster):
     """`ask(turn_id, ...)` is a stream of one turn, of a session or without one."""
     session_id = await new_session(cluster, *PROMPT)
 
-    def call(turn_id="t", resume_from=0, resumable=False, max_tokens=6, tenant="", **sampling):
+    def call(turn_id="t", resume_from=0, resumable=False, max_tokens=6, tenant="", min_delta_tokens=0, **sampling):
         fields = {
             "turn_id": turn_id,
             "tenant": tenant,
             "model": "base",
             "resume_from": resume_from,
             "resumable": resumable,
+            "min_delta_tokens": min_delta_tokens,
             "sampling": pb.SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling),
         }
         if request.param == "stateless":
@@ -117,6 +118,16 @@ async def test_a_second_caller_joins_the_running_turn(cluster, ask):
     assert len(worker.script.begun) == 1
 
 
+async def test_how_many_tokens_come_at_once_is_the_first_callers_choice(cluster, ask):
+    worker = await cluster.add("d1", answer=ANSWER, pause_after=1)
+    stream = ask(min_delta_tokens=5000)
+    await read_tokens(stream, 1)
+    joined = ask(min_delta_tokens=2)
+    worker.script.go_on.set()
+    assert (await collect(joined))[0] == ANSWER
+    assert [begin.min_delta_tokens for begin in worker.script.begun] == [1024]
+
+
 async def test_another_request_under_the_same_id(cluster, ask):
     worker = await cluster.add("d1", answer=ANSWER, pause_after=1)
     stream = ask()
@@ -171,6 +182,7 @@ async def test_resuming_what_nobody_remembers(cluster, ask):
     worker = await cluster.add("d1", answer=ANSWER)
     await fails(ask(resume_from=2), grpc.StatusCode.NOT_FOUND, "turn 't' is not known here")
     await fails(ask(resume_from=-1), grpc.StatusCode.INVALID_ARGUMENT, "resume_from is -1")
+    await fails(ask(min_delta_tokens=-1), grpc.StatusCode.INVALID_ARGUMENT, "min_delta_tokens is -1")
     await fails(ask("", resume_from=2), grpc.StatusCode.INVALID_ARGUMENT, "need the turn_id")
     await fails(ask("", resumable=True), grpc.StatusCode.INVALID_ARGUMENT, "need the turn_id")
     assert not worker.script.begun

@@ -26,7 +26,7 @@ async def _run_workflow(
     context = random_ids(("workflow", workflow), job.context_tokens, vocab_size)
     turns: list[Turn] = []
     for index in range(job.num_turns):
-        turns.append(await take_turn(client, models[index % len(models)], context, job.output_tokens, workflow, index))
+        turns.append(await take_turn(client, models[index % len(models)], context, job, workflow, index))
         observation = random_ids(("observation", workflow, index), job.observation_tokens, vocab_size)
         context = [*context, *turns[-1].output, *observation]
     return turns

@@ -65,7 +65,7 @@ async def _run_workflow(
     context, turns = workflow.context, []
     for index in range(len(workflow.observations) + 1):
         model = route(routing, models, number, index)
-        turns.append(await take_turn(client, model, context, job.output_tokens, number, index))
+        turns.append(await take_turn(client, model, context, job, number, index))
         if index < len(workflow.observations):
             context = [*context, *turns[-1].output, *workflow.observations[index]]
     return turns

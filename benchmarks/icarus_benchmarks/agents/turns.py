@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from icarus.client import AsyncClient
 from icarus.errors import UnavailableError
 from icarus_benchmarks.percentiles import percentile
+from icarus_benchmarks.workload import ChainJob
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ async def take_turn(
     client: AsyncClient,
     model: str,
     context: Sequence[int],
-    output_tokens: int,
+    job: ChainJob,
     workflow: int,
     index: int,
 ) -> Turn:
@@ -74,14 +75,21 @@ async def take_turn(
     due = time.perf_counter()
     first = None
     output: list[int] = []
-    stream = client.generate(model, token_ids=context, max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
+    stream = client.generate(
+        model,
+        token_ids=context,
+        min_delta_tokens=job.min_delta_tokens,
+        max_tokens=job.output_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+    )
     async for delta in stream:
         if first is None and delta.token_ids:
             first = time.perf_counter()
         output += delta.token_ids
     ended = time.perf_counter()
     usage = stream.usage
-    if usage is None or first is None or len(output) != output_tokens:
+    if usage is None or first is None or len(output) != job.output_tokens:
         raise UnavailableError(f"turn {index} of workflow {workflow} by {model} ended after {len(output)} tokens")
     return Turn(
         workflow=workflow,

@@ -79,7 +79,7 @@ def _jobs(server: str, job: PeerJob) -> tuple[str, ...]:
         FAST: (*_RAW_SPECIALISTS, agents),
         NO_LORA: (*_RAW_BASE, f"agents:base:base:{shape}"),
         DECODE_ONLY: (*_RAW_BASE, *_RAW_SPECIALISTS, agents),
-        FULL: (*_RAW_SPECIALISTS, agents),
+        FULL: ("prefill:a0", agents),  # a batch's first answer may end before its last prompt is prefilled elsewhere
     }[server]
 
 

@@ -7,10 +7,11 @@ from contextlib import aclosing
 
 import grpc.aio
 
-from icarus.engine.events import Account, Admitted, Finished, PromptRead, Sampled
+from icarus.engine.events import Account, Admitted, Finished, PromptRead
 from icarus.errors import DeadlineError, InvalidInputError
 from icarus.rpc.messages import generated_logprobs_to_wire, grant_from_wire, sampling_from_wire, source_from_wire
 from icarus.tracing import Span
+from icarus.worker.event_queue import Tokens
 from icarus.worker.phases import TurnPhase
 from icarus.worker.turn import WorkerTurn
 from icarus.worker.turn_context import turn_context
@@ -50,7 +51,7 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
             finishing = asyncio.create_task(_finish_on_request(turn, request_iterator))
             try:
                 async for event in turn.events():
-                    if isinstance(event, Sampled):
+                    if isinstance(event, Tokens):
                         await self._worker.gates.pass_through(TurnPhase.STREAMING)
                         yield pb.DecodeResponse(tokens=_tokens(event))
                     elif isinstance(event, PromptRead):
@@ -93,6 +94,7 @@ def _spec(begin: pb.BeginTurn) -> TurnSpec:
         sources=[source_from_wire(source) for source in begin.sources],
         num_earlier_output=begin.num_output_tokens,
         await_landing=begin.await_prefill,
+        min_delta_tokens=begin.min_delta_tokens,
     )
 
 
@@ -111,9 +113,11 @@ async def _finish_on_request(turn: WorkerTurn, requests: AsyncIterator[pb.Decode
                 await turn.finish()
 
 
-def _tokens(event: Sampled) -> pb.TokensGenerated:
-    logprobs = [generated_logprobs_to_wire(event.logprobs)] if event.logprobs is not None else []
-    return pb.TokensGenerated(token_ids=[event.token_id], logprobs=logprobs)
+def _tokens(event: Tokens) -> pb.TokensGenerated:
+    logprobs = (entry.logprobs for entry in event.sampled if entry.logprobs is not None)
+    return pb.TokensGenerated(
+        token_ids=[entry.token_id for entry in event.sampled], logprobs=map(generated_logprobs_to_wire, logprobs)
+    )
 
 
 def _prompt(account: Account) -> pb.PromptUsage:

@@ -97,7 +97,15 @@ class Conversations:
             self._check_turn(history.num_tokens, sampling)
             prompt = history.token_ids
             request = TurnRequest(
-                call.tenant, call.turn_id, model, prompt, sampling, session_id, history.mark, history.names
+                call.tenant,
+                call.turn_id,
+                model,
+                prompt,
+                sampling,
+                session_id,
+                history.mark,
+                history.names,
+                call.min_delta_tokens,
             )
             end = await self._driver.run(request, run.emit)
             deltas = run.deltas
@@ -109,7 +117,8 @@ class Conversations:
     async def _turn(self, run: TurnRun, call: TurnCall, model: str, content: Content, sampling: Sampling) -> End:
         prompt = await tokenise_prompt(self._model, content)
         self._check_turn(len(prompt), sampling)
-        request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling)
+        least = call.min_delta_tokens
+        request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling, min_delta_tokens=least)
         return await self._driver.run(request, run.emit)
 
     def _check_turn(self, num_prompt_tokens: int, sampling: Sampling) -> None:

@@ -90,7 +90,9 @@ class GatewayMetrics:
             ),
             first_token_seconds=histogram("icarus_time_to_first_token_seconds", "Arrival to the first token."),
             inter_token_seconds=histogram(
-                "icarus_inter_token_latency_seconds", "Between two tokens of a turn.", _TOKEN_SECONDS_BUCKETS
+                "icarus_inter_token_latency_seconds",
+                "Between two tokens of a turn; tokens that come together share the time since the last ones.",
+                _TOKEN_SECONDS_BUCKETS,
             ),
             prompt_tokens=counter(
                 "icarus_prompt_tokens", "Prompt tokens, by where their KV came from.", "model", "source"

@@ -60,6 +60,7 @@ class AsyncClient:
         token_ids: Sequence[int] | None = None,
         turn_id: str | None = None,
         resume_from: int = 0,
+        min_delta_tokens: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[m.Sampling],
     ) -> AsyncTurnStream:
@@ -67,10 +68,13 @@ class AsyncClient:
 
         `turn_id` names the turn: the same call again gives the same stream, and with `resume_from` goes on after that
         many of its output tokens, which the result then leaves out.
+
+        `min_delta_tokens`: the fewest new tokens that come at once, but for the first and the last. Whoever reads whole
+        answers asks for as many as the answer may have, and spares the services most of what a token costs them.
         """
         content = m.build_content(text, messages, token_ids)
         resumable = self._connection.target.retry.resumes
-        request = m.build_turn(self.tenant, model, content, turn_id, resume_from, sampling, resumable)
+        request = m.build_turn(self.tenant, model, content, turn_id, resume_from, sampling, resumable, min_delta_tokens)
         return self._connection.stream(self._stubs.generation.Generate, request, timeout)
 
     async def create_session(
@@ -202,6 +206,7 @@ class AsyncSession:
         token_ids: Sequence[int] | None = None,
         turn_id: str | None = None,
         resume_from: int = 0,
+        min_delta_tokens: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[m.Sampling],
     ) -> AsyncTurnStream:
@@ -211,10 +216,23 @@ class AsyncSession:
 
         `turn_id` names the turn: the same call again gives the same stream, and with `resume_from` goes on after that
         many of its output tokens, which the result then leaves out.
+
+        `min_delta_tokens`: the fewest new tokens that come at once, but for the first and the last. Whoever reads whole
+        answers asks for as many as the answer may have, and spares the services most of what a token costs them.
         """
         content = m.build_content(text, messages, token_ids)
         resumable = self._connection.target.retry.resumes
-        request = m.build_turn(self._tenant, model, content, turn_id, resume_from, sampling, resumable, self.session_id)
+        request = m.build_turn(
+            self._tenant,
+            model,
+            content,
+            turn_id,
+            resume_from,
+            sampling,
+            resumable,
+            min_delta_tokens,
+            self.session_id,
+        )
         return self._connection.stream(self._stub.GenerateTurn, request, timeout)
 
     async def get(self, *, timeout: float | None = None) -> SessionState:

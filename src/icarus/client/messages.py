@@ -61,6 +61,7 @@ def build_turn(
     resume_from: int,
     sampling: Sampling,
     resumable: bool,
+    min_delta_tokens: int,
     session_id: str | None = None,
 ) -> TurnRequest:
     """Raises InvalidInputError naming what cannot be sent."""
@@ -72,6 +73,7 @@ def build_turn(
         "resume_from": resume_from,
         "sampling": build_sampling(sampling),
         "resumable": resumable,
+        "min_delta_tokens": min_delta_tokens,
     }
     if session_id is None:
         return build(generation_pb2.GenerateRequest, **fields)

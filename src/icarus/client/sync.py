@@ -59,6 +59,7 @@ class Client:
         token_ids: Sequence[int] | None = None,
         turn_id: str | None = None,
         resume_from: int = 0,
+        min_delta_tokens: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[m.Sampling],
     ) -> TurnStream:
@@ -66,10 +67,13 @@ class Client:
 
         `turn_id` names the turn: the same call again gives the same stream, and with `resume_from` goes on after that
         many of its output tokens, which the result then leaves out.
+
+        `min_delta_tokens`: the fewest new tokens that come at once, but for the first and the last. Whoever reads whole
+        answers asks for as many as the answer may have, and spares the services most of what a token costs them.
         """
         content = m.build_content(text, messages, token_ids)
         resumable = self._connection.target.retry.resumes
-        request = m.build_turn(self.tenant, model, content, turn_id, resume_from, sampling, resumable)
+        request = m.build_turn(self.tenant, model, content, turn_id, resume_from, sampling, resumable, min_delta_tokens)
         return self._connection.stream(self._stubs.generation.Generate, request, timeout)
 
     def create_session(
@@ -201,6 +205,7 @@ class Session:
         token_ids: Sequence[int] | None = None,
         turn_id: str | None = None,
         resume_from: int = 0,
+        min_delta_tokens: int = 0,
         timeout: float | None = None,
         **sampling: Unpack[m.Sampling],
     ) -> TurnStream:
@@ -210,10 +215,23 @@ class Session:
 
         `turn_id` names the turn: the same call again gives the same stream, and with `resume_from` goes on after that
         many of its output tokens, which the result then leaves out.
+
+        `min_delta_tokens`: the fewest new tokens that come at once, but for the first and the last. Whoever reads whole
+        answers asks for as many as the answer may have, and spares the services most of what a token costs them.
         """
         content = m.build_content(text, messages, token_ids)
         resumable = self._connection.target.retry.resumes
-        request = m.build_turn(self._tenant, model, content, turn_id, resume_from, sampling, resumable, self.session_id)
+        request = m.build_turn(
+            self._tenant,
+            model,
+            content,
+            turn_id,
+            resume_from,
+            sampling,
+            resumable,
+            min_delta_tokens,
+            self.session_id,
+        )
         return self._connection.stream(self._stub.GenerateTurn, request, timeout)
 
     def get(self, *, timeout: float | None = None) -> SessionState:

@@ -75,6 +75,7 @@ async def _ask(client: AsyncClient, model: str, record: Record, max_tokens: int)
                 messages=None if is_text else record.prompt,  # pyright: ignore[reportArgumentType]
                 max_tokens=max_tokens,
                 temperature=0.0,
+                min_delta_tokens=max_tokens,
             )
             result = await turn.result()
         except OverloadedError as error:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from icarus.v1 import generation_pb2 as icarus_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"icarus/v1/generation_service.proto\x12\ticarus.v1\x1a\x1aicarus/v1/generation.proto\"\xbb\x01\n\x0fGenerateRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12#\n\x07\x63ontent\x18\x04 \x01(\x0b\x32\x12.icarus.v1.Content\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.icarus.v1.SamplingParams\x12\x13\n\x0bresume_from\x18\x06 \x01(\x05\x12\x11\n\tresumable\x18\x07 \x01(\x08\"7\n\x10GenerateResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.icarus.v1.TurnEvent\"4\n\x11\x43\x61ncelTurnRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\"Q\n\x12\x43\x61ncelTurnResponse\x12.\n\x08\x66inished\x18\x01 \x01(\x0b\x32\x17.icarus.v1.TurnFinishedH\x00\x88\x01\x01\x42\x0b\n\t_finished2\xa5\x01\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1a.icarus.v1.GenerateRequest\x1a\x1b.icarus.v1.GenerateResponse0\x01\x12I\n\nCancelTurn\x12\x1c.icarus.v1.CancelTurnRequest\x1a\x1d.icarus.v1.CancelTurnResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"icarus/v1/generation_service.proto\x12\ticarus.v1\x1a\x1aicarus/v1/generation.proto\"\xd5\x01\n\x0fGenerateRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12#\n\x07\x63ontent\x18\x04 \x01(\x0b\x32\x12.icarus.v1.Content\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.icarus.v1.SamplingParams\x12\x13\n\x0bresume_from\x18\x06 \x01(\x05\x12\x11\n\tresumable\x18\x07 \x01(\x08\x12\x18\n\x10min_delta_tokens\x18\x08 \x01(\x05\"7\n\x10GenerateResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.icarus.v1.TurnEvent\"4\n\x11\x43\x61ncelTurnRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\"Q\n\x12\x43\x61ncelTurnResponse\x12.\n\x08\x66inished\x18\x01 \x01(\x0b\x32\x17.icarus.v1.TurnFinishedH\x00\x88\x01\x01\x42\x0b\n\t_finished2\xa5\x01\n\x11GenerationService\x12\x45\n\x08Generate\x12\x1a.icarus.v1.GenerateRequest\x1a\x1b.icarus.v1.GenerateResponse0\x01\x12I\n\nCancelTurn\x12\x1c.icarus.v1.CancelTurnRequest\x1a\x1d.icarus.v1.CancelTurnResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'icarus.v1.generation_servic
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=78
-  _globals['_GENERATEREQUEST']._serialized_end=265
-  _globals['_GENERATERESPONSE']._serialized_start=267
-  _globals['_GENERATERESPONSE']._serialized_end=322
-  _globals['_CANCELTURNREQUEST']._serialized_start=324
-  _globals['_CANCELTURNREQUEST']._serialized_end=376
-  _globals['_CANCELTURNRESPONSE']._serialized_start=378
-  _globals['_CANCELTURNRESPONSE']._serialized_end=459
-  _globals['_GENERATIONSERVICE']._serialized_start=462
-  _globals['_GENERATIONSERVICE']._serialized_end=627
+  _globals['_GENERATEREQUEST']._serialized_end=291
+  _globals['_GENERATERESPONSE']._serialized_start=293
+  _globals['_GENERATERESPONSE']._serialized_end=348
+  _globals['_CANCELTURNREQUEST']._serialized_start=350
+  _globals['_CANCELTURNREQUEST']._serialized_end=402
+  _globals['_CANCELTURNRESPONSE']._serialized_start=404
+  _globals['_CANCELTURNRESPONSE']._serialized_end=485
+  _globals['_GENERATIONSERVICE']._serialized_start=488
+  _globals['_GENERATIONSERVICE']._serialized_end=653
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("tenant", "turn_id", "model", "content", "sampling", "resume_from", "resumable")
+    __slots__ = ("tenant", "turn_id", "model", "content", "sampling", "resume_from", "resumable", "min_delta_tokens")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    MIN_DELTA_TOKENS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     turn_id: str
     model: str
@@ -22,7 +23,8 @@ class GenerateRequest(_message.Message):
     sampling: _generation_pb2.SamplingParams
     resume_from: int
     resumable: bool
-    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., model: _Optional[str] = ..., content: _Optional[_Union[_generation_pb2.Content, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., resume_from: _Optional[int] = ..., resumable: _Optional[bool] = ...) -> None: ...
+    min_delta_tokens: int
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., model: _Optional[str] = ..., content: _Optional[_Union[_generation_pb2.Content, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., resume_from: _Optional[int] = ..., resumable: _Optional[bool] = ..., min_delta_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("event",)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from icarus.v1 import generation_pb2 as icarus_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ficarus/v1/session_service.proto\x12\ticarus.v1\x1a\x1aicarus/v1/generation.proto\"_\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tnum_turns\x18\x03 \x01(\x05\x12\x1a\n\x12\x65xpires_in_seconds\x18\x04 \x01(\x01\"u\n\x14\x43reateSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12#\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x12.icarus.v1.Content\x12\x18\n\x0bttl_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_ttl_seconds\"<\n\x15\x43reateSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.icarus.v1.Session\"_\n\x14\x41ppendContentRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12#\n\x07\x63ontent\x18\x03 \x01(\x0b\x32\x12.icarus.v1.Content\"H\n\x15\x41ppendContentResponse\x12\x1b\n\x13num_appended_tokens\x18\x01 \x01(\x05\x12\x12\n\nnum_tokens\x18\x02 \x01(\x05\"\xd3\x01\n\x13GenerateTurnRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12#\n\x07\x63ontent\x18\x05 \x01(\x0b\x32\x12.icarus.v1.Content\x12+\n\x08sampling\x18\x06 \x01(\x0b\x32\x19.icarus.v1.SamplingParams\x12\x13\n\x0bresume_from\x18\x07 \x01(\x05\x12\x11\n\tresumable\x18\x08 \x01(\x08\";\n\x14GenerateTurnResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.icarus.v1.TurnEvent\"`\n\x12\x46orkSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x17\n\nnum_tokens\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_num_tokens\":\n\x13\x46orkSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.icarus.v1.Session\"L\n\x13ListSessionsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x0eSessionSummary\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\x05\x12\x11\n\tnum_turns\x18\x03 \x01(\x05\x12\x1a\n\x12\x65xpires_in_seconds\x18\x04 \x01(\x01\"\\\n\x14ListSessionsResponse\x12+\n\x08sessions\x18\x01 \x03(\x0b\x32\x19.icarus.v1.SessionSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x11GetSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"9\n\x12GetSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.icarus.v1.Session\":\n\x14\x44\x65leteSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse2\xc9\x04\n\x0eSessionService\x12R\n\rCreateSession\x12\x1f.icarus.v1.CreateSessionRequest\x1a .icarus.v1.CreateSessionResponse\x12R\n\rAppendContent\x12\x1f.icarus.v1.AppendContentRequest\x1a .icarus.v1.AppendContentResponse\x12Q\n\x0cGenerateTurn\x12\x1e.icarus.v1.GenerateTurnRequest\x1a\x1f.icarus.v1.GenerateTurnResponse0\x01\x12L\n\x0b\x46orkSession\x12\x1d.icarus.v1.ForkSessionRequest\x1a\x1e.icarus.v1.ForkSessionResponse\x12O\n\x0cListSessions\x12\x1e.icarus.v1.ListSessionsRequest\x1a\x1f.icarus.v1.ListSessionsResponse\x12I\n\nGetSession\x12\x1c.icarus.v1.GetSessionRequest\x1a\x1d.icarus.v1.GetSessionResponse\x12R\n\rDeleteSession\x12\x1f.icarus.v1.DeleteSessionRequest\x1a .icarus.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ficarus/v1/session_service.proto\x12\ticarus.v1\x1a\x1aicarus/v1/generation.proto\"_\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tnum_turns\x18\x03 \x01(\x05\x12\x1a\n\x12\x65xpires_in_seconds\x18\x04 \x01(\x01\"u\n\x14\x43reateSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12#\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x12.icarus.v1.Content\x12\x18\n\x0bttl_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_ttl_seconds\"<\n\x15\x43reateSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.icarus.v1.Session\"_\n\x14\x41ppendContentRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12#\n\x07\x63ontent\x18\x03 \x01(\x0b\x32\x12.icarus.v1.Content\"H\n\x15\x41ppendContentResponse\x12\x1b\n\x13num_appended_tokens\x18\x01 \x01(\x05\x12\x12\n\nnum_tokens\x18\x02 \x01(\x05\"\xed\x01\n\x13GenerateTurnRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12#\n\x07\x63ontent\x18\x05 \x01(\x0b\x32\x12.icarus.v1.Content\x12+\n\x08sampling\x18\x06 \x01(\x0b\x32\x19.icarus.v1.SamplingParams\x12\x13\n\x0bresume_from\x18\x07 \x01(\x05\x12\x11\n\tresumable\x18\x08 \x01(\x08\x12\x18\n\x10min_delta_tokens\x18\t \x01(\x05\";\n\x14GenerateTurnResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.icarus.v1.TurnEvent\"`\n\x12\x46orkSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x17\n\nnum_tokens\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_num_tokens\":\n\x13\x46orkSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.icarus.v1.Session\"L\n\x13ListSessionsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x0eSessionSummary\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\x05\x12\x11\n\tnum_turns\x18\x03 \x01(\x05\x12\x1a\n\x12\x65xpires_in_seconds\x18\x04 \x01(\x01\"\\\n\x14ListSessionsResponse\x12+\n\x08sessions\x18\x01 \x03(\x0b\x32\x19.icarus.v1.SessionSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x11GetSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"9\n\x12GetSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.icarus.v1.Session\":\n\x14\x44\x65leteSessionRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse2\xc9\x04\n\x0eSessionService\x12R\n\rCreateSession\x12\x1f.icarus.v1.CreateSessionRequest\x1a .icarus.v1.CreateSessionResponse\x12R\n\rAppendContent\x12\x1f.icarus.v1.AppendContentRequest\x1a .icarus.v1.AppendContentResponse\x12Q\n\x0cGenerateTurn\x12\x1e.icarus.v1.GenerateTurnRequest\x1a\x1f.icarus.v1.GenerateTurnResponse0\x01\x12L\n\x0b\x46orkSession\x12\x1d.icarus.v1.ForkSessionRequest\x1a\x1e.icarus.v1.ForkSessionResponse\x12O\n\x0cListSessions\x12\x1e.icarus.v1.ListSessionsRequest\x1a\x1f.icarus.v1.ListSessionsResponse\x12I\n\nGetSession\x12\x1c.icarus.v1.GetSessionRequest\x1a\x1d.icarus.v1.GetSessionResponse\x12R\n\rDeleteSession\x12\x1f.icarus.v1.DeleteSessionRequest\x1a .icarus.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,27 +43,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDCONTENTRESPONSE']._serialized_start=449
   _globals['_APPENDCONTENTRESPONSE']._serialized_end=521
   _globals['_GENERATETURNREQUEST']._serialized_start=524
-  _globals['_GENERATETURNREQUEST']._serialized_end=735
-  _globals['_GENERATETURNRESPONSE']._serialized_start=737
-  _globals['_GENERATETURNRESPONSE']._serialized_end=796
-  _globals['_FORKSESSIONREQUEST']._serialized_start=798
-  _globals['_FORKSESSIONREQUEST']._serialized_end=894
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=896
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=954
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=956
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1032
-  _globals['_SESSIONSUMMARY']._serialized_start=1034
-  _globals['_SESSIONSUMMARY']._serialized_end=1137
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1139
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1231
-  _globals['_GETSESSIONREQUEST']._serialized_start=1233
-  _globals['_GETSESSIONREQUEST']._serialized_end=1288
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1290
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1347
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1349
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1407
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1409
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1432
-  _globals['_SESSIONSERVICE']._serialized_start=1435
-  _globals['_SESSIONSERVICE']._serialized_end=2020
+  _globals['_GENERATETURNREQUEST']._serialized_end=761
+  _globals['_GENERATETURNRESPONSE']._serialized_start=763
+  _globals['_GENERATETURNRESPONSE']._serialized_end=822
+  _globals['_FORKSESSIONREQUEST']._serialized_start=824
+  _globals['_FORKSESSIONREQUEST']._serialized_end=920
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=922
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=980
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=982
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1058
+  _globals['_SESSIONSUMMARY']._serialized_start=1060
+  _globals['_SESSIONSUMMARY']._serialized_end=1163
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1165
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1257
+  _globals['_GETSESSIONREQUEST']._serialized_start=1259
+  _globals['_GETSESSIONREQUEST']._serialized_end=1314
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1316
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1373
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1375
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1433
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1435
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1458
+  _globals['_SESSIONSERVICE']._serialized_start=1461
+  _globals['_SESSIONSERVICE']._serialized_end=2046
 # @@protoc_insertion_point(module_scope)

@@ -54,7 +54,7 @@ class AppendContentResponse(_message.Message):
     def __init__(self, num_appended_tokens: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateTurnRequest(_message.Message):
-    __slots__ = ("tenant", "session_id", "turn_id", "model", "content", "sampling", "resume_from", "resumable")
+    __slots__ = ("tenant", "session_id", "turn_id", "model", "content", "sampling", "resume_from", "resumable", "min_delta_tokens")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class GenerateTurnRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     RESUME_FROM_FIELD_NUMBER: _ClassVar[int]
     RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    MIN_DELTA_TOKENS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     session_id: str
     turn_id: str
@@ -71,7 +72,8 @@ class GenerateTurnRequest(_message.Message):
     sampling: _generation_pb2.SamplingParams
     resume_from: int
     resumable: bool
-    def __init__(self, tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., model: _Optional[str] = ..., content: _Optional[_Union[_generation_pb2.Content, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., resume_from: _Optional[int] = ..., resumable: _Optional[bool] = ...) -> None: ...
+    min_delta_tokens: int
+    def __init__(self, tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., model: _Optional[str] = ..., content: _Optional[_Union[_generation_pb2.Content, _Mapping]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., resume_from: _Optional[int] = ..., resumable: _Optional[bool] = ..., min_delta_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateTurnResponse(_message.Message):
     __slots__ = ("event",)

@@ -7,28 +7,14 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from icarus.engine.engine import Engine
-from icarus.engine.events import Admitted, EngineEvent, Failed, Finished, Prefilled
+from icarus.engine.events import Admitted, Failed, Finished, Prefilled
 from icarus.engine.request import Landing, Request
 from icarus.engine.thread import EngineThread
 from icarus.errors import IcarusError
 from icarus.types import BlockId, BlockSource, Grant
+from icarus.worker.event_queue import EventQueue, TurnEvent
 from icarus.worker.fetch import BlockFetch, WantedBlocks
 from icarus.worker.fetch_record import UnsettledReadError
-
-
-class EventQueue:
-    """Carries an engine's events from its thread to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-
-    def put(self, event: EngineEvent) -> None:
-        """Called on the engine thread."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    async def get(self) -> EngineEvent:
-        return await self._events.get()
 
 
 class WorkerTurn:
@@ -90,12 +76,12 @@ class WorkerTurn:
         """Ends the turn normally, now."""
         await self._call(lambda engine: engine.finish(self._request.request_id))
 
-    async def events(self) -> AsyncIterator[EngineEvent]:
+    async def events(self) -> AsyncIterator[TurnEvent]:
         """What the engine says, up to and including the turn's end. Raises what the turn failed with."""
         while not self._ended:
             yield await self._next()
 
-    async def _next(self) -> EngineEvent:
+    async def _next(self) -> TurnEvent:
         event = await self._events.get()
         self._ended = isinstance(event, Finished | Prefilled | Failed)
         if isinstance(event, Failed):

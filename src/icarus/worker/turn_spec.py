@@ -26,6 +26,8 @@ class TurnSpec:
     """What the specialist's name stood for when the turn began; empty takes what it stands for now."""
     adapter_mode: str = ""
     """The mode that it had then, likewise."""
+    min_delta_tokens: int = 0
+    """Tokens are told so many at a time, but for the first and the last."""
 
     @property
     def needs_weights(self) -> bool:

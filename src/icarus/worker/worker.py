@@ -13,12 +13,13 @@ from icarus.errors import InvalidInputError
 from icarus.transfer.thread import TransferThread
 from icarus.types import AdapterMode, BlockHash, RequestId, Role, WorkerId
 from icarus.worker.adapter_host import AdapterHost
+from icarus.worker.event_queue import EventQueue
 from icarus.worker.fetch import BlockFetch
 from icarus.worker.fetch_record import FetchRecord
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.peers import PeerTable
 from icarus.worker.phases import PhaseGates
-from icarus.worker.turn import EventQueue, WorkerTurn
+from icarus.worker.turn import WorkerTurn
 from icarus.worker.turn_spec import TurnSpec
 
 
@@ -82,7 +83,7 @@ class Worker:
         if spec.needs_weights:
             adapter = await self.adapters.weights(spec.adapter, spec.adapter_digest, spec.adapter_mode)
         sources = spec.sources if self._prefix_reuse else ()
-        events = EventQueue()
+        events = EventQueue(spec.min_delta_tokens)
         request = Request(
             request_id=RequestId(f"{spec.turn_id}/{secrets.token_hex(4)}"),
             token_ids=list(spec.token_ids),

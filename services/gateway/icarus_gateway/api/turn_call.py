@@ -7,20 +7,30 @@ from icarus.v1 import generation_service_pb2, session_service_pb2
 from icarus_gateway.api.validation import parse_tenant, parse_turn_id
 from icarus_gateway.turns.runs import TurnCall
 
-_HOW_TO_LISTEN = ("resume_from", "resumable")
+_MAX_DELTA_TOKENS = 1024
+"""More would spare next to nothing, and with log-probabilities outgrow a message."""
+_HOW_TO_LISTEN = ("resume_from", "resumable", "min_delta_tokens")
 
 
 def parse_turn_call(
     request: generation_service_pb2.GenerateRequest | session_service_pb2.GenerateTurnRequest,
 ) -> TurnCall:
-    """Raises InvalidInputError for a name that is too long, a negative `resume_from`, and one without `turn_id`."""
+    """Raises InvalidInputError for a name that is too long, a negative number, and `resume_from` without `turn_id`."""
     tenant = parse_tenant(request.tenant)
-    if request.resume_from < 0:
-        raise InvalidInputError(f"resume_from is {request.resume_from}; it must be 0 or more")
+    for name in ("resume_from", "min_delta_tokens"):
+        if (value := getattr(request, name)) < 0:
+            raise InvalidInputError(f"{name} is {value}; it must be 0 or more")
     if not request.turn_id and (request.resume_from or request.resumable):
         raise InvalidInputError("resume_from and resumable need the turn_id of the turn")
     fingerprint = _fingerprint(request, tenant) if request.turn_id else None
-    return TurnCall(tenant, parse_turn_id(request.turn_id), fingerprint, request.resume_from, request.resumable)
+    return TurnCall(
+        tenant,
+        parse_turn_id(request.turn_id),
+        fingerprint,
+        request.resume_from,
+        request.resumable,
+        min(request.min_delta_tokens, _MAX_DELTA_TOKENS),
+    )
 
 
 def _fingerprint(

@@ -163,4 +163,5 @@ def _begin(progress: TurnProgress, route: Route) -> decode_pb.BeginTurn:
         sampling=sampling_to_wire(request.sampling.params),
         sources=[source_to_wire(source) for source in route.decode_sources],
         await_prefill=route.prefill is not None,
+        min_delta_tokens=request.min_delta_tokens,
     )

@@ -47,6 +47,8 @@ class TurnRequest:
     """Where the session's last turn left its blocks."""
     names: BlockNames | None = None
     """Of blocks of the prompt, as far as they are known."""
+    min_delta_tokens: int = 0
+    """Tokens come from the worker at least so many at a time, but for the first and the last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,15 +62,20 @@ class TurnMeter:
         """An attempt is about to give its first token; what an earlier one said is void."""
         self._sources = sources
 
-    def token(self) -> None:
+    def tokens(self, count: int) -> None:
+        """So many came at once. Each took an equal share of the time since the last ones; the first comes alone."""
+        if count == 0:
+            return
         now = time.monotonic()
         if self._num_tokens == 0:
             self._metrics.first_token_seconds.labels(self._model).observe(now - self._started)
             self._span.add_event("first_token")
         else:
-            self._metrics.inter_token_seconds.labels(self._model).observe(now - self._last_token_at)
+            each = (now - self._last_token_at) / count
+            for _ in range(count):
+                self._metrics.inter_token_seconds.labels(self._model).observe(each)
         self._last_token_at = now
-        self._num_tokens += 1
+        self._num_tokens += count
 
     def finished(self, reason: FinishReason) -> None:
         """The turn ended as it should."""

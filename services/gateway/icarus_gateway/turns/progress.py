@@ -63,16 +63,17 @@ class TurnProgress:
 
     def take(self, tokens: decode_pb.TokensGenerated) -> None:
         """Emits tokens of the worker, a delta each; those after a stop string are not the turn's."""
+        before = len(self.output)
         for i, token_id in enumerate(tokens.token_ids):
             taken, text = self.text.push((token_id,))
             if not taken:
-                return
+                break
             self.output += taken
-            self.meter.token()
             if self.reason() is not None:
                 text += self.text.flush()
             logprobs = tuple(map(generated_logprobs_from_wire, taken, tokens.logprobs[i : i + 1]))
             self.emit(Delta((token_id,), text, logprobs))
+        self.meter.tokens(len(self.output) - before)
 
     def reason(self) -> FinishReason | None:
         """Why the turn is over, as far as its tokens tell; None while it goes on."""

@@ -20,7 +20,7 @@ class TurnKey:
 
 @dataclass(frozen=True)
 class TurnCall:
-    """How a caller asks for a turn: under which id, and from which of its tokens on."""
+    """How a caller asks for a turn: under which id, from which of its tokens on, and how many at a time."""
 
     tenant: str
     turn_id: str
@@ -28,6 +28,8 @@ class TurnCall:
     """Of what is asked for, whoever listens and from where on. None where the caller gave no turn_id."""
     resume_from: int
     resumable: bool
+    min_delta_tokens: int
+    """Of the worker's messages, but for the first and the last. Who joins a turn gets what it was started with."""
 
     @property
     def key(self) -> TurnKey | None:

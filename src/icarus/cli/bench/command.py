@@ -83,7 +83,12 @@ def _agents(args: argparse.Namespace, progress: Progress) -> "Report":
 
     if args.num_prefill < 0:
         raise InvalidInputError(f"--num-prefill is {args.num_prefill}; it is 0 or more")
-    lengths = {"context_tokens": args.context_tokens, "output_tokens": args.output_tokens, "num_turns": args.turns}
+    lengths = {
+        "context_tokens": args.context_tokens,
+        "output_tokens": args.output_tokens,
+        "num_turns": args.turns,
+        "min_delta_tokens": args.min_delta_tokens,
+    }
     open_workflows = args.open_workflows or (16 if args.full else 6)
     job = AgentsJob(
         num_specialists=args.agents or ((1, 2, 4, 8) if args.full else (1, 8)),

@@ -44,6 +44,7 @@ def _add_agents_flags(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--turns", _count, 8, "turns of a workflow")
     _add(parser, "--context-tokens", _count, 1024, "length of a workflow's first prompt")
     _add(parser, "--output-tokens", _count, 32, "length of an answer")
+    _add(parser, "--min-delta-tokens", _count, 1, "fewest tokens of an answer that come at once")
     _add(parser, "--observation-tokens", _count, 64, "what comes new with each turn of the closed loop")
     _add(parser, "--evicting-agents", _counts, None, "specialists where KV is tight (default: 4; with --full 2,4)")
     parser.add_argument("--data", metavar="FOLDER", help="ReAct's prompts and questions, for the open loop")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from icarus.worker.v1 import blocks_pb2 as icarus_dot_worker_dot_v1_dot_blocks__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%icarus/worker/v1/decode_service.proto\x12\x10icarus.worker.v1\x1a\x1dicarus/worker/v1/blocks.proto\"\xa9\x01\n\rDecodeRequest\x12,\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1b.icarus.worker.v1.BeginTurnH\x00\x12\x31\n\x06staged\x18\x02 \x01(\x0b\x32\x1f.icarus.worker.v1.PrefillStagedH\x00\x12.\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1c.icarus.worker.v1.FinishTurnH\x00\x42\x07\n\x05\x65vent\"\xa8\x02\n\tBeginTurn\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\x05\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .icarus.worker.v1.DecodeSampling\x12.\n\x07sources\x18\x07 \x03(\x0b\x32\x1d.icarus.worker.v1.BlockSource\x12\x15\n\rawait_prefill\x18\x08 \x01(\x08\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\t \x01(\t\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_mode\x18\x0b \x01(\t\"\x95\x02\n\x0e\x44\x65\x63odeSampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x12\r\n\x05min_p\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12\x18\n\x10presence_penalty\x18\n \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x0b \x01(\x02\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"O\n\rPrefillStaged\x12\x33\n\x06\x62locks\x18\x01 \x01(\x0b\x32\x1e.icarus.worker.v1.StagedBlocksH\x00\x88\x01\x01\x42\t\n\x07_blocks\"u\n\x0cStagedBlocks\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12&\n\x05grant\x18\x03 \x01(\x0b\x32\x17.icarus.worker.v1.Grant\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\x05\"\x0c\n\nFinishTurn\"\xe9\x01\n\x0e\x44\x65\x63odeResponse\x12\x32\n\x08reserved\x18\x01 \x01(\x0b\x32\x1e.icarus.worker.v1.TurnReservedH\x00\x12\x33\n\x06tokens\x18\x02 \x01(\x0b\x32!.icarus.worker.v1.TokensGeneratedH\x00\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32 .icarus.worker.v1.DecodeFinishedH\x00\x12/\n\x06prompt\x18\x04 \x01(\x0b\x32\x1d.icarus.worker.v1.PromptUsageH\x00\x42\x07\n\x05\x65vent\"(\n\x0cTurnReserved\x12\x18\n\x10num_local_blocks\x18\x01 \x01(\x05\"\x8b\x01\n\x0bPromptUsage\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\x03\x12\x14\n\x0clocal_tokens\x18\x02 \x01(\x03\x12\x15\n\rremote_tokens\x18\x03 \x01(\x03\x12\x36\n\rwritten_under\x18\x04 \x03(\x0b\x32\x1f.icarus.worker.v1.WrittenTokens\"/\n\rWrittenTokens\x12\x0e\n\x06writer\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\"[\n\x0fTokensGenerated\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x35\n\x08logprobs\x18\x02 \x03(\x0b\x32#.icarus.worker.v1.GeneratedLogprobs\"K\n\x11GeneratedLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\x83\x01\n\x0e\x44\x65\x63odeFinished\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x19\n\x11kv_written_tokens\x18\x02 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\x03 \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\x04 \x01(\x03\x12\x16\n\x0e\x62lock_sequence\x18\x05 \x01(\x03\x32`\n\rDecodeService\x12O\n\x06\x44\x65\x63ode\x12\x1f.icarus.worker.v1.DecodeRequest\x1a .icarus.worker.v1.DecodeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%icarus/worker/v1/decode_service.proto\x12\x10icarus.worker.v1\x1a\x1dicarus/worker/v1/blocks.proto\"\xa9\x01\n\rDecodeRequest\x12,\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x1b.icarus.worker.v1.BeginTurnH\x00\x12\x31\n\x06staged\x18\x02 \x01(\x0b\x32\x1f.icarus.worker.v1.PrefillStagedH\x00\x12.\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1c.icarus.worker.v1.FinishTurnH\x00\x42\x07\n\x05\x65vent\"\xc2\x02\n\tBeginTurn\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\x05\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12\x32\n\x08sampling\x18\x06 \x01(\x0b\x32 .icarus.worker.v1.DecodeSampling\x12.\n\x07sources\x18\x07 \x03(\x0b\x32\x1d.icarus.worker.v1.BlockSource\x12\x15\n\rawait_prefill\x18\x08 \x01(\x08\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\t \x01(\t\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x14\n\x0c\x61\x64\x61pter_mode\x18\x0b \x01(\t\x12\x18\n\x10min_delta_tokens\x18\x0c \x01(\x05\"\x95\x02\n\x0e\x44\x65\x63odeSampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nmin_tokens\x18\x07 \x01(\x05\x12\r\n\x05min_p\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12\x18\n\x10presence_penalty\x18\n \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x0b \x01(\x02\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_logprobs\"O\n\rPrefillStaged\x12\x33\n\x06\x62locks\x18\x01 \x01(\x0b\x32\x1e.icarus.worker.v1.StagedBlocksH\x00\x88\x01\x01\x42\t\n\x07_blocks\"u\n\x0cStagedBlocks\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12&\n\x05grant\x18\x03 \x01(\x0b\x32\x17.icarus.worker.v1.Grant\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\x05\"\x0c\n\nFinishTurn\"\xe9\x01\n\x0e\x44\x65\x63odeResponse\x12\x32\n\x08reserved\x18\x01 \x01(\x0b\x32\x1e.icarus.worker.v1.TurnReservedH\x00\x12\x33\n\x06tokens\x18\x02 \x01(\x0b\x32!.icarus.worker.v1.TokensGeneratedH\x00\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32 .icarus.worker.v1.DecodeFinishedH\x00\x12/\n\x06prompt\x18\x04 \x01(\x0b\x32\x1d.icarus.worker.v1.PromptUsageH\x00\x42\x07\n\x05\x65vent\"(\n\x0cTurnReserved\x12\x18\n\x10num_local_blocks\x18\x01 \x01(\x05\"\x8b\x01\n\x0bPromptUsage\x12\x17\n\x0f\x63omputed_tokens\x18\x01 \x01(\x03\x12\x14\n\x0clocal_tokens\x18\x02 \x01(\x03\x12\x15\n\rremote_tokens\x18\x03 \x01(\x03\x12\x36\n\rwritten_under\x18\x04 \x03(\x0b\x32\x1f.icarus.worker.v1.WrittenTokens\"/\n\rWrittenTokens\x12\x0e\n\x06writer\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\"[\n\x0fTokensGenerated\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x35\n\x08logprobs\x18\x02 \x03(\x0b\x32#.icarus.worker.v1.GeneratedLogprobs\"K\n\x11GeneratedLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\x83\x01\n\x0e\x44\x65\x63odeFinished\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x19\n\x11kv_written_tokens\x18\x02 \x01(\x03\x12\x16\n\x0etransfer_reads\x18\x03 \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\x04 \x01(\x03\x12\x16\n\x0e\x62lock_sequence\x18\x05 \x01(\x03\x32`\n\rDecodeService\x12O\n\x06\x44\x65\x63ode\x12\x1f.icarus.worker.v1.DecodeRequest\x1a .icarus.worker.v1.DecodeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECODEREQUEST']._serialized_start=91
   _globals['_DECODEREQUEST']._serialized_end=260
   _globals['_BEGINTURN']._serialized_start=263
-  _globals['_BEGINTURN']._serialized_end=559
-  _globals['_DECODESAMPLING']._serialized_start=562
-  _globals['_DECODESAMPLING']._serialized_end=839
-  _globals['_PREFILLSTAGED']._serialized_start=841
-  _globals['_PREFILLSTAGED']._serialized_end=920
-  _globals['_STAGEDBLOCKS']._serialized_start=922
-  _globals['_STAGEDBLOCKS']._serialized_end=1039
-  _globals['_FINISHTURN']._serialized_start=1041
-  _globals['_FINISHTURN']._serialized_end=1053
-  _globals['_DECODERESPONSE']._serialized_start=1056
-  _globals['_DECODERESPONSE']._serialized_end=1289
-  _globals['_TURNRESERVED']._serialized_start=1291
-  _globals['_TURNRESERVED']._serialized_end=1331
-  _globals['_PROMPTUSAGE']._serialized_start=1334
-  _globals['_PROMPTUSAGE']._serialized_end=1473
-  _globals['_WRITTENTOKENS']._serialized_start=1475
-  _globals['_WRITTENTOKENS']._serialized_end=1522
-  _globals['_TOKENSGENERATED']._serialized_start=1524
-  _globals['_TOKENSGENERATED']._serialized_end=1615
-  _globals['_GENERATEDLOGPROBS']._serialized_start=1617
-  _globals['_GENERATEDLOGPROBS']._serialized_end=1692
-  _globals['_DECODEFINISHED']._serialized_start=1695
-  _globals['_DECODEFINISHED']._serialized_end=1826
-  _globals['_DECODESERVICE']._serialized_start=1828
-  _globals['_DECODESERVICE']._serialized_end=1924
+  _globals['_BEGINTURN']._serialized_end=585
+  _globals['_DECODESAMPLING']._serialized_start=588
+  _globals['_DECODESAMPLING']._serialized_end=865
+  _globals['_PREFILLSTAGED']._serialized_start=867
+  _globals['_PREFILLSTAGED']._serialized_end=946
+  _globals['_STAGEDBLOCKS']._serialized_start=948
+  _globals['_STAGEDBLOCKS']._serialized_end=1065
+  _globals['_FINISHTURN']._serialized_start=1067
+  _globals['_FINISHTURN']._serialized_end=1079
+  _globals['_DECODERESPONSE']._serialized_start=1082
+  _globals['_DECODERESPONSE']._serialized_end=1315
+  _globals['_TURNRESERVED']._serialized_start=1317
+  _globals['_TURNRESERVED']._serialized_end=1357
+  _globals['_PROMPTUSAGE']._serialized_start=1360
+  _globals['_PROMPTUSAGE']._serialized_end=1499
+  _globals['_WRITTENTOKENS']._serialized_start=1501
+  _globals['_WRITTENTOKENS']._serialized_end=1548
+  _globals['_TOKENSGENERATED']._serialized_start=1550
+  _globals['_TOKENSGENERATED']._serialized_end=1641
+  _globals['_GENERATEDLOGPROBS']._serialized_start=1643
+  _globals['_GENERATEDLOGPROBS']._serialized_end=1718
+  _globals['_DECODEFINISHED']._serialized_start=1721
+  _globals['_DECODEFINISHED']._serialized_end=1852
+  _globals['_DECODESERVICE']._serialized_start=1854
+  _globals['_DECODESERVICE']._serialized_end=1950
 # @@protoc_insertion_point(module_scope)

@@ -18,7 +18,7 @@ class DecodeRequest(_message.Message):
     def __init__(self, begin: _Optional[_Union[BeginTurn, _Mapping]] = ..., staged: _Optional[_Union[PrefillStaged, _Mapping]] = ..., finish: _Optional[_Union[FinishTurn, _Mapping]] = ...) -> None: ...
 
 class BeginTurn(_message.Message):
-    __slots__ = ("tenant", "turn_id", "token_ids", "num_output_tokens", "adapter", "sampling", "sources", "await_prefill", "adapter_digest", "session_id", "adapter_mode")
+    __slots__ = ("tenant", "turn_id", "token_ids", "num_output_tokens", "adapter", "sampling", "sources", "await_prefill", "adapter_digest", "session_id", "adapter_mode", "min_delta_tokens")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class BeginTurn(_message.Message):
     ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_MODE_FIELD_NUMBER: _ClassVar[int]
+    MIN_DELTA_TOKENS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     turn_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -41,7 +42,8 @@ class BeginTurn(_message.Message):
     adapter_digest: str
     session_id: str
     adapter_mode: str
-    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_output_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sampling: _Optional[_Union[DecodeSampling, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., await_prefill: _Optional[bool] = ..., adapter_digest: _Optional[str] = ..., session_id: _Optional[str] = ..., adapter_mode: _Optional[str] = ...) -> None: ...
+    min_delta_tokens: int
+    def __init__(self, tenant: _Optional[str] = ..., turn_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_output_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sampling: _Optional[_Union[DecodeSampling, _Mapping]] = ..., sources: _Optional[_Iterable[_Union[_blocks_pb2.BlockSource, _Mapping]]] = ..., await_prefill: _Optional[bool] = ..., adapter_digest: _Optional[str] = ..., session_id: _Optional[str] = ..., adapter_mode: _Optional[str] = ..., min_delta_tokens: _Optional[int] = ...) -> None: ...
 
 class DecodeSampling(_message.Message):
     __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_token_ids", "min_tokens", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logprobs")
