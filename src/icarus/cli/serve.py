@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 
+from icarus.cli.compute_threads import set_up_threads
 from icarus.cli.flags import read_config
-from icarus.cli.thread_spins import set_thread_spins
 from icarus.rpc.logs import configure_logging
 from icarus.rpc.tracing import configure_tracing
 
@@ -21,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _end_at_once)
     configure_logging(args.log_level)
     configure_tracing(args.role, "" if args.role == "gateway" else config.worker.id, os.environ)
-    set_thread_spins(config.engine)
+    if args.role != "gateway":  # which computes nothing
+        set_up_threads(config.engine)
     if args.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, name="stdin-watch", daemon=True).start()
     service = importlib.import_module(f"icarus_{args.role}.main")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from icarus.cli.bench.flags import PEER_SERVERS
+from icarus.cli.compute_threads import set_up_threads
 from icarus.cli.flags import read_config
 from icarus.cli.output_file import writable
-from icarus.cli.thread_spins import set_thread_spins
 from icarus.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _IN_PROCESS = ("engine",)
 
 def run(args: argparse.Namespace) -> int:
     if args.benchmark in _IN_PROCESS:
-        set_thread_spins(read_config(args).engine)
+        set_up_threads(read_config(args).engine)
     from icarus_benchmarks.plot import require_plotting
 
     if args.plot:
