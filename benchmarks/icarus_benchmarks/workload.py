@@ -27,7 +27,7 @@ class ChainJob:
     output_tokens: int
     observation_tokens: int
     min_delta_tokens: int = 1
-    """Of an answer, at once."""
+    """The fewest of an answer that come together."""
 
     @property
     def longest_history(self) -> int:

@@ -54,7 +54,9 @@ class EngineSection:
     max_batch_tokens: int = _setting(512, "rows of one step, both streams together: a prefill's chunk", least=2)
     max_running: int = _setting(32, "requests in the running batch", least=1)
     max_waiting: int = _setting(128, "requests that wait for room before more are refused", least=1)
-    cpus: str = _setting("", "cores of a worker, as 0-7,16; all that its process may use when empty", metavar="CPUS")
+    cpus: str = _setting(
+        "", "CPUs that a worker is bound to, as 0-7,16; all that its process may use when empty", metavar="CPUS"
+    )
     num_threads: int = _setting(0, "compute threads; 0 takes one a core", least=0)
     thread_spins: int = _setting(
         0,

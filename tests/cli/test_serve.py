@@ -32,3 +32,13 @@ def test_sigterm_ends_it_while_its_model_loads(tmp_path):
             wait_until(lambda: has_open(process.pid, lock), 60)
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_cpus_are_a_workers(tmp_path):
+    """A gateway that reads the same file is not bound."""
+    file = tmp_path / "icarus.toml"
+    file.write_text('[model]\npath = "/nowhere"\n[engine]\ncpus = "8000"\n')
+    for role, told in (("decode", "[engine] cpus: 8000"), ("gateway", "/nowhere")):
+        command = [sys.executable, "-m", "icarus.cli.main", "serve", role, f"--config={file}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and told in done.stderr, done.stderr

@@ -24,6 +24,7 @@ WRONG = [
     ("stop_token_ids cannot be 5", lambda client: client.generate("alpha", "x", stop_token_ids=5)),
     ("stop cannot be 5", lambda client: client.generate("alpha", "x", stop=5)),
     ("resume_from cannot be 10{12}", lambda client: client.generate("alpha", "x", resume_from=10**12)),
+    ("min_delta_tokens cannot be 'x'", lambda client: client.generate("alpha", "x", min_delta_tokens="x")),
     ("turn_id is 7", lambda client: client.generate("alpha", "x", turn_id=7)),
     ("timeout is nan", lambda client: client.generate("alpha", "x", timeout=math.nan)),
     ("timeout is -1", lambda client: client.models(timeout=-1)),

@@ -40,12 +40,12 @@ def test_stream_gives_deltas_then_the_result(client):
 
 def test_a_request_says_everything(client, gateway):
     sampling = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.25, "top_k": 4, "seed": 2**63, "ignore_eos": True}
-    stream = client.generate("alpha", "hi", turn_id="t1", stop=["a", "b"], **sampling)
+    stream = client.generate("alpha", "hi", turn_id="t1", min_delta_tokens=3, stop=["a", "b"], **sampling)
     stream.result()
     request = gateway.last(generation_pb2.GenerateRequest)
     assert (request.tenant, request.turn_id, request.model, request.content.text) == ("acme", "t1", "alpha", "hi")
     assert {name: getattr(request.sampling, name) for name in sampling} == sampling
-    assert list(request.sampling.stop) == ["a", "b"]
+    assert (request.min_delta_tokens, list(request.sampling.stop)) == (3, ["a", "b"])
 
 
 def test_what_is_left_out_is_absent(client, gateway):
@@ -210,10 +210,11 @@ def test_session(client, gateway):
     session = client.create_session(token_ids=[4, 5])
     appended = session.append(token_ids=[6])
     assert (appended.num_appended_tokens, appended.num_tokens) == (1, 3)
-    result = session.generate("alpha", "go on", turn_id="t2", max_tokens=1).result()
+    result = session.generate("alpha", "go on", turn_id="t2", min_delta_tokens=3, max_tokens=1).result()
     assert result.token_ids == (4, 5, 6)
     request = gateway.last(session_pb2.GenerateTurnRequest)
     assert (request.tenant, request.session_id, request.turn_id) == ("acme", session.session_id, "t2")
+    assert request.min_delta_tokens == 3
     assert (request.model, request.content.text, request.sampling.max_tokens) == ("alpha", "go on", 1)
     again = client.session(session.session_id)
     assert again.token_ids() == (4, 5, 6) and again.get().num_turns == 1

@@ -125,7 +125,7 @@ async def test_how_many_tokens_come_at_once_is_the_first_callers_choice(cluster,
     joined = ask(min_delta_tokens=2)
     worker.script.go_on.set()
     assert (await collect(joined))[0] == ANSWER
-    assert [begin.min_delta_tokens for begin in worker.script.begun] == [1024]
+    assert [begin.min_delta_tokens for begin in worker.script.begun] == [256]
 
 
 async def test_another_request_under_the_same_id(cluster, ask):

@@ -97,9 +97,7 @@ def test_a_seeded_turn_is_the_same_after_its_worker_died(make_system):
     with make_system(worker=WorkerSection(test_hooks=True)) as system, Client(system.address) as client:
         prompt = ids(30, 7300)
         options: Sampling = {**EVERYTHING, "max_tokens": 200, "min_tokens": 150}
-        stream, _, busy = lose_its_worker(
-            system, lambda: client.generate("both", token_ids=prompt, min_delta_tokens=16, **options)
-        )
+        stream, _, busy = lose_its_worker(system, lambda: client.generate("both", token_ids=prompt, **options))
         result = stream.result()
         assert len(result.token_ids) == 200 and result.route.decode_worker != busy
         check_sampled(system, "both", prompt, options, result)

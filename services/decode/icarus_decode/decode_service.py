@@ -20,6 +20,10 @@ from icarus.worker.v1 import decode_service_pb2 as pb
 from icarus.worker.v1 import decode_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import Worker
 
+_LINGER_SECONDS = 1.0
+"""How long a finished call waits for the gateway's side to end: a `finish` that it writes to a call that is over would
+cost it what it has not read yet."""
+
 
 class DecodeServicer(pb_grpc.DecodeServiceServicer):
     def __init__(self, worker: Worker, stage_timeout_seconds: float):
@@ -48,7 +52,7 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
                 await _land_staged(turn, admitted, staged.blocks)
             elif admitted.landing:  # no prefill was asked for, or it failed
                 await turn.land_from_sources(admitted)
-            finishing = asyncio.create_task(_finish_on_request(turn, request_iterator))
+            closing = asyncio.create_task(_finish_on_request(turn, request_iterator))
             try:
                 async for event in turn.events():
                     if isinstance(event, Tokens):
@@ -59,8 +63,9 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
                         yield pb.DecodeResponse(prompt=_prompt(event.account))
                     elif isinstance(event, Finished):
                         yield pb.DecodeResponse(finished=_finished(event, turn))
+                await asyncio.wait((closing,), timeout=_LINGER_SECONDS)
             finally:
-                finishing.cancel()
+                closing.cancel()
 
     async def _staged(self, requests: AsyncIterator[pb.DecodeRequest], turn_id: str) -> pb.PrefillStaged:
         limit = self._stage_timeout_seconds
@@ -107,6 +112,7 @@ async def _land_staged(turn: WorkerTurn, admitted: Admitted, blocks: pb.StagedBl
 
 
 async def _finish_on_request(turn: WorkerTurn, requests: AsyncIterator[pb.DecodeRequest]) -> None:
+    """Ends with the gateway's side of the stream."""
     with contextlib.suppress(grpc.aio.AbortError):  # the turn failed, and its stream with it
         async for request in requests:
             if request.WhichOneof("event") == "finish":

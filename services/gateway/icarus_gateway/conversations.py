@@ -102,10 +102,10 @@ class Conversations:
                 model,
                 prompt,
                 sampling,
-                session_id,
-                history.mark,
-                history.names,
-                call.min_delta_tokens,
+                session_id=session_id,
+                after=history.mark,
+                names=history.names,
+                min_delta_tokens=call.min_delta_tokens,
             )
             end = await self._driver.run(request, run.emit)
             deltas = run.deltas
@@ -117,8 +117,9 @@ class Conversations:
     async def _turn(self, run: TurnRun, call: TurnCall, model: str, content: Content, sampling: Sampling) -> End:
         prompt = await tokenise_prompt(self._model, content)
         self._check_turn(len(prompt), sampling)
-        least = call.min_delta_tokens
-        request = TurnRequest(call.tenant, call.turn_id, model, prompt, sampling, min_delta_tokens=least)
+        request = TurnRequest(
+            call.tenant, call.turn_id, model, prompt, sampling, min_delta_tokens=call.min_delta_tokens
+        )
         return await self._driver.run(request, run.emit)
 
     def _check_turn(self, num_prompt_tokens: int, sampling: Sampling) -> None:

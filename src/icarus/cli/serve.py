@@ -19,10 +19,10 @@ _STOP_SECONDS = 20.0
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     signal.signal(signal.SIGTERM, _end_at_once)
-    configure_logging(args.log_level)
-    configure_tracing(args.role, "" if args.role == "gateway" else config.worker.id, os.environ)
     if args.role != "gateway":  # which computes nothing
         set_up_threads(config.engine)
+    configure_logging(args.log_level)
+    configure_tracing(args.role, "" if args.role == "gateway" else config.worker.id, os.environ)
     if args.stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, name="stdin-watch", daemon=True).start()
     service = importlib.import_module(f"icarus_{args.role}.main")

@@ -228,9 +228,9 @@ class Session:
             turn_id,
             resume_from,
             sampling,
-            resumable,
-            min_delta_tokens,
-            self.session_id,
+            resumable=resumable,
+            min_delta_tokens=min_delta_tokens,
+            session_id=self.session_id,
         )
         return self._connection.stream(self._stub.GenerateTurn, request, timeout)
 

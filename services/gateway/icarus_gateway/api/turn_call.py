@@ -7,9 +7,9 @@ from icarus.v1 import generation_service_pb2, session_service_pb2
 from icarus_gateway.api.validation import parse_tenant, parse_turn_id
 from icarus_gateway.turns.runs import TurnCall
 
-_MAX_DELTA_TOKENS = 1024
-"""More would spare next to nothing, and with log-probabilities outgrow a message."""
-_HOW_TO_LISTEN = ("resume_from", "resumable", "min_delta_tokens")
+_MAX_DELTA_TOKENS = 256
+"""More would spare next to nothing, and other turns wait while the gateway takes one message in."""
+_NOT_WHAT_IS_ASKED = ("resume_from", "resumable", "min_delta_tokens")
 
 
 def parse_turn_call(
@@ -38,7 +38,7 @@ def _fingerprint(
 ) -> bytes:
     same = type(request).FromString(request.SerializeToString())
     same.tenant = tenant
-    for field in _HOW_TO_LISTEN:
+    for field in _NOT_WHAT_IS_ASKED:
         same.ClearField(field)
     return hashlib.sha256(
         same.DESCRIPTOR.full_name.encode() + b"\0" + same.SerializeToString(deterministic=True)

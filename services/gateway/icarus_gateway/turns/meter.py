@@ -62,20 +62,21 @@ class TurnMeter:
         """An attempt is about to give its first token; what an earlier one said is void."""
         self._sources = sources
 
-    def tokens(self, count: int) -> None:
-        """So many came at once. Each took an equal share of the time since the last ones; the first comes alone."""
-        if count == 0:
+    def tokens(self, num_received: int, num_taken: int) -> None:
+        """So many came at once, of which the turn takes the first ones. All share the time since the last message; an
+        attempt's first token comes alone."""
+        if num_taken == 0:
             return
         now = time.monotonic()
         if self._num_tokens == 0:
             self._metrics.first_token_seconds.labels(self._model).observe(now - self._started)
             self._span.add_event("first_token")
         else:
-            each = (now - self._last_token_at) / count
-            for _ in range(count):
-                self._metrics.inter_token_seconds.labels(self._model).observe(each)
+            each, histogram = (now - self._last_token_at) / num_received, self._metrics.inter_token_seconds
+            for _ in range(num_taken):
+                histogram.labels(self._model).observe(each)
         self._last_token_at = now
-        self._num_tokens += count
+        self._num_tokens += num_taken
 
     def finished(self, reason: FinishReason) -> None:
         """The turn ended as it should."""

@@ -73,7 +73,7 @@ class TurnProgress:
                 text += self.text.flush()
             logprobs = tuple(map(generated_logprobs_from_wire, taken, tokens.logprobs[i : i + 1]))
             self.emit(Delta((token_id,), text, logprobs))
-        self.meter.tokens(len(self.output) - before)
+        self.meter.tokens(len(tokens.token_ids), len(self.output) - before)
 
     def reason(self) -> FinishReason | None:
         """Why the turn is over, as far as its tokens tell; None while it goes on."""

@@ -89,7 +89,7 @@ def _agents(args: argparse.Namespace, progress: Progress) -> "Report":
         "num_turns": args.turns,
         "min_delta_tokens": args.min_delta_tokens,
     }
-    open_workflows = args.open_workflows or (16 if args.full else 6)
+    open_workflows = args.open_workflows or (16 if args.full else 5)
     job = AgentsJob(
         num_specialists=args.agents or ((1, 2, 4, 8) if args.full else (1, 8)),
         closed=ChainJob(num_workflows=args.workflows, observation_tokens=args.observation_tokens, **lengths),

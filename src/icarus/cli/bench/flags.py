@@ -49,7 +49,7 @@ def _add_agents_flags(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--evicting-agents", _counts, None, "specialists where KV is tight (default: 4; with --full 2,4)")
     parser.add_argument("--data", metavar="FOLDER", help="ReAct's prompts and questions, for the open loop")
     _add(parser, "--rates", _rates, None, "turns a second offered (default: 1,2,4; with --full 0.5,1,2,4,8)")
-    _add(parser, "--open-workflows", _count, None, "workflows of an open loop (default: 6; with --full 16)")
+    _add(parser, "--open-workflows", _count, None, "workflows of an open loop (default: 5; with --full 16)")
     _add(parser, "--open-observation-tokens", _count, 320, "what comes new with each turn of the open loop")
     _add(parser, "--kv-gib", _rate, 4.0, "most memory that a worker's pool may take")
     _add(parser, "--num-prefill", int, 0, "prefill workers")
