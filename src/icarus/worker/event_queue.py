@@ -21,7 +21,7 @@ class EventQueue:
     """Carries an engine's events. Tokens come `min_tokens` at a time: the first at once, and what is left with whatever
     follows them. Made on the event loop."""
 
-    def __init__(self, min_tokens: int = 0):
+    def __init__(self, min_tokens: int):
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[TurnEvent] = asyncio.Queue()
         self._min_tokens = min_tokens

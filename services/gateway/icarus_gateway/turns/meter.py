@@ -72,9 +72,9 @@ class TurnMeter:
             self._metrics.first_token_seconds.labels(self._model).observe(now - self._started)
             self._span.add_event("first_token")
         else:
-            each, histogram = (now - self._last_token_at) / num_received, self._metrics.inter_token_seconds
+            inter_token_seconds = self._metrics.inter_token_seconds.labels(self._model)
             for _ in range(num_taken):
-                histogram.labels(self._model).observe(each)
+                inter_token_seconds.observe((now - self._last_token_at) / num_received)
         self._last_token_at = now
         self._num_tokens += num_taken
 
