@@ -32,6 +32,12 @@ def test_the_same_jobs_run_against_icarus(bench, peer):
     assert shared["cached"] == [0, 48, 0] and shared["computed"] == 48 + 4 + 48  # a7 reads what a0 wrote
 
 
-def test_a_server_that_does_not_come_up_is_named(peer, capsys):
+def test_a_server_that_fails_costs_its_own_figures_alone(bench, peer):
+    report = bench("peer", *peer, "--server=fast", "--server=icarus", "--workflows=2", "--turns=3")
+    assert {run["server"] for run in report["results"]["runs"]} == {"icarus"}
+    assert report["notes"][0].startswith("vLLM fast was not measured: vLLM (fast) did not come up")
+
+
+def test_where_no_server_comes_up_the_command_fails(peer, capsys):
     assert main(["bench", "peer", *peer, "--server=fast"]) == 1
     assert "vLLM (fast) did not come up" in (err := capsys.readouterr().err) and "no wheel fits" in err

@@ -16,10 +16,13 @@ def test_ratios_pair_what_ran_on_both_sides():
         run(DECODE_ONLY, "decode:base:8", decode_tok_s=150.0),
         run(FULL, "agents:multi:multi:8:8", out_tok_s=90.0, quiet=False),
     ]
-    made = report(runs, {})
+    made = report(runs, {}, [f"{NO_LORA} was not measured: gone"])
     decode = [r["ratio"] for r in made.results["ratios"] if "decode" in r["what"]]
     agents = [r["ratio"] for r in made.results["ratios"] if r["server"] == DECODE_ONLY and "agents" in r["what"]]
     assert agents == pytest.approx([4.0, 1 / 3, 1.25, 1.0])
     assert decode == [0.5]
     assert [r["ratio"] for r in made.results["ratios"] if r["server"] == FULL][:2] == [3.0, 1 / 9]
-    assert made.notes == [f"other processes kept the machine busy before {FULL} agents:multi:multi:8:8"]
+    assert made.notes == [
+        f"{NO_LORA} was not measured: gone",
+        f"other processes kept the machine busy before {FULL} agents:multi:multi:8:8",
+    ]

@@ -1,13 +1,14 @@
 """A real gRPC server of `icarus.v1` that answers by script: what the client does is tested without a model.
 
 The prompt decides: each of its token ids is answered as one delta, and a few texts ask for trouble (`TROUBLE`), time
-("endless", "slow"), or text after the last token ("held back"). Turns are known by their id and can be resumed, as
-in the real one.
+("endless", "slow", "committing"), or text after the last token ("held back"). Turns are known by their id and can be
+resumed, as in the real one.
 """
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
@@ -199,6 +200,9 @@ class ScriptedGateway:
                 await asyncio.sleep(self.pause_seconds)
             if text == "endless":
                 await asyncio.sleep(60)
+            if text == "committing":  # no cancellation stops a turn there
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
             if text == "late trouble":
                 raise OverloadedError("no room any more")
         except asyncio.CancelledError:

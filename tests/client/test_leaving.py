@@ -7,8 +7,8 @@ import threading
 import pytest
 from waiting import eventually, wait_until
 
-from icarus.client import AsyncClient, Client
-from icarus.errors import FailedPreconditionError
+from icarus.client import AsyncClient, Client, RetryPolicy
+from icarus.errors import DeadlineError, FailedPreconditionError
 from icarus.types import FinishReason
 
 
@@ -84,9 +84,10 @@ def test_a_turn_that_ended_is_not_cancelled_when_it_is_dropped(gateway):
     assert "CancelTurn" not in [method for method, _ in gateway.calls]
 
 
-def test_leaving_with_tells_of_a_turn_that_had_finished(gateway):
+@pytest.mark.parametrize("retry", [RetryPolicy(), RetryPolicy(retries=0)])
+def test_leaving_with_tells_of_a_turn_that_had_finished(gateway, retry):
     """The gateway runs ahead of who reads slowly: the turn counts, and its reader must know."""
-    with Client(gateway.address) as client:
+    with Client(gateway.address, retry=retry) as client:
         with client.generate("alpha", "hi", turn_id="t1", seed=7) as stream:
             next(stream)
             wait_until(lambda: gateway.has_finished("t1"))
@@ -94,6 +95,20 @@ def test_leaving_with_tells_of_a_turn_that_had_finished(gateway):
         assert stream.usage is not None and stream.usage.completion_tokens == 3 and stream.token_ids == (1,)
         assert list(stream) == []
         with pytest.raises(FailedPreconditionError, match="what had arrived"):
+            stream.result()
+
+
+def test_leaving_with_tells_what_became_of_a_turn_past_its_deadline(gateway):
+    gateway.pause_seconds = 0.3
+    with Client(gateway.address) as client:
+        with pytest.raises(DeadlineError), client.generate("alpha", "slow", timeout=0.45) as stream:
+            for _ in stream:
+                pass
+        assert gateway.cancelled == [stream.turn_id] and stream.finish_reason is None
+        with pytest.raises(DeadlineError), client.generate("alpha", "committing", timeout=0.3) as stream:
+            stream.result()
+        assert stream.finish_reason is FinishReason.LENGTH and stream.usage is not None and not stream.is_whole
+        with pytest.raises(DeadlineError):
             stream.result()
 
 

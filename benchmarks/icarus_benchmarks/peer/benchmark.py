@@ -53,22 +53,32 @@ class PeerJob:
 
 
 def run(job: PeerJob, config: Config, progress: Callable[[str], None], startup_seconds: float) -> Report:
-    """Raises InvalidInputError where the peer is not there, UnavailableError where a server or a job fails."""
+    """A server that fails is left out, and a note says why.
+
+    Raises InvalidInputError where the peer is not there, UnavailableError where every server fails.
+    """
     job.folders.check()
     runs: list[Run] = []
+    failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="icarus-bench-") as folder:
         adapters = _copy_adapters(job.folders.installed, Path(folder))
         for server in job.servers:
             jobs = _jobs(server, job)
             progress(f"{server}: {' '.join(jobs)}")
-            if server in (FAST, NO_LORA):
-                runs += _run_vllm(server, jobs, job.folders, Path(folder))
-            else:
-                runs += _run_icarus(
-                    server, jobs, job, _config(config, job, server), adapters, Path(folder), startup_seconds
-                )
+            try:
+                if server in (FAST, NO_LORA):
+                    runs += _run_vllm(server, jobs, job.folders, Path(folder))
+                else:
+                    runs += _run_icarus(
+                        server, jobs, job, _config(config, job, server), adapters, Path(folder), startup_seconds
+                    )
+            except UnavailableError as error:
+                failures.append(f"{server} was not measured: {error}")
+                progress(failures[-1])
+    if not runs:
+        raise UnavailableError("; ".join(failures))
     settings = {"job": dataclasses.asdict(job), "config": dataclasses.asdict(_config(config, job, DECODE_ONLY))}
-    return report(runs, settings)
+    return report(runs, settings, failures)
 
 
 def _jobs(server: str, job: PeerJob) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ _COMPARISONS = (
 )
 
 
-def report(runs: Sequence[Run], settings: dict[str, Any]) -> Report:
+def report(runs: Sequence[Run], settings: dict[str, Any], failures: Sequence[str]) -> Report:
     ratios = [ratio for server in (DECODE_ONLY, FULL) for ratio in _ratios(runs, server)]
     tables = [
         figures_table(
@@ -63,7 +63,7 @@ def report(runs: Sequence[Run], settings: dict[str, Any]) -> Report:
         ),
     ]
     results = {"runs": [vars(run) for run in runs], "ratios": ratios}
-    return Report("peer", settings, results, tables, [_panel(runs)], _doubts(runs))
+    return Report("peer", settings, results, tables, [_panel(runs)], [*failures, *_doubts(runs)])
 
 
 def _ratios(runs: Sequence[Run], server: str) -> list[dict[str, Any]]:

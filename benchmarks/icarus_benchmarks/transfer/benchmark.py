@@ -1,8 +1,8 @@
 """`icarus bench transfer`: one process reads another one's blocks, as workers do.
 
-Blocks scattered over both pools, in three ways that take turns: through the transfer thread, by a bare NIXL loop, and
-copied within this process (what memory allows). Each takes other blocks, so that nobody finds what another has just
-read. Medians.
+Blocks scattered over both pools, in four ways that take turns: through the transfer thread, by its transport without the
+thread, by a bare NIXL loop, and copied within this process (what memory allows). Each takes other blocks, so that nobody
+finds what another has just read. Medians.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ from torch import Tensor
 from icarus.errors import IntegrityError, UnavailableError
 from icarus.transfer.nixl import NixlTransport
 from icarus.transfer.thread import TransferThread
+from icarus.transfer.transport import ReadState
 from icarus_benchmarks.machine import require_device
 from icarus_benchmarks.percentiles import median
 from icarus_benchmarks.plot import Panel
@@ -30,7 +31,7 @@ from icarus_benchmarks.transfer.pool import random_pool, region_of, wait_for
 
 _SEED = 5
 _TIMEOUT_SECONDS = 60.0
-_OURS, _BARE, _COPY = "transfer thread", "bare NIXL", "memcpy"
+_THREAD, _TRANSPORT, _BARE, _COPY = _WAYS = "transfer thread", "transport", "bare NIXL", "memcpy"
 
 Way = Callable[[Sequence[int], Sequence[int]], None]
 """Gets remote blocks into local ones."""
@@ -71,11 +72,15 @@ def run(job: TransferJob, progress: Callable[[str], None]) -> Report:
         thread = TransferThread(lambda: NixlTransport(region_of(pool)), _TIMEOUT_SECONDS, max_queued=8)
         thread.start()
         thread.connect("owner", metadata, pool_blocks).result(_TIMEOUT_SECONDS)
+        transport = NixlTransport(region_of(pool))
+        transport.connect("owner", metadata, pool_blocks)
         bare = BareAgent("benchmark-reader", region_of(pool))
         bare.connect(description)
-        ways = {_OURS: _through_thread(thread), _BARE: bare.read, _COPY: _copy(content, pool)}
+        reads = (_through_thread(thread), _by_transport(transport), bare.read, _copy(content, pool))
+        ways = dict(zip(_WAYS, reads, strict=True))
         figures = [each for count in job.num_blocks for each in _measure(job, count, ways, content, pool, progress)]
         thread.stop()
+        transport.close()
     return _report(job, figures)
 
 
@@ -109,6 +114,18 @@ def _measure(
 def _through_thread(thread: TransferThread) -> Way:
     def read(remote: Sequence[int], local: Sequence[int]) -> None:
         thread.read("owner", remote, local).result.result(_TIMEOUT_SECONDS)
+
+    return read
+
+
+def _by_transport(transport: NixlTransport) -> Way:
+    def read(remote: Sequence[int], local: Sequence[int]) -> None:
+        handle = transport.post_read("owner", remote, local)
+        while (state := transport.poll(handle)) is ReadState.PENDING:
+            pass
+        transport.release(handle)
+        if state is not ReadState.DONE:
+            raise UnavailableError(f"a read of {len(local)} blocks by the transport ended with {state}")
 
     return read
 
@@ -150,17 +167,18 @@ def _report(job: TransferJob, figures: Sequence[TransferFigures]) -> Report:
         (
             count,
             count * job.block_bytes / 2**20,
-            *(rates[way, count] / 1e9 for way in (_OURS, _BARE, _COPY)),
-            rates[_OURS, count] / rates[_BARE, count],
+            *(rates[way, count] / 1e9 for way in _WAYS),
+            *(rates[way, count] / rates[_BARE, count] for way in (_THREAD, _TRANSPORT)),
         )
         for count in job.num_blocks
     ]
-    columns = ("blocks", "MiB", *(f"{way} GB/s" for way in (_OURS, _BARE, _COPY)), "thread / bare")
-    lines = {way: [(count, rates[way, count] / 1e9) for count in job.num_blocks] for way in (_OURS, _BARE, _COPY)}
+    columns = ("blocks", "MiB", *(f"{way} GB/s" for way in _WAYS), "thread / bare", "transport / bare")
+    lines = {way: [(count, rates[way, count] / 1e9) for count in job.num_blocks] for way in _WAYS}
     panel = Panel(f"reads of {job.block_bytes:,} bytes a block", "blocks", "GB/s", lines, log_x=True)
     results = {
         "reads": [dataclasses.asdict(each) for each in figures],
-        "thread_over_bare": {str(row[0]): row[-1] for row in rows},
+        "thread_over_bare": {str(row[0]): row[-2] for row in rows},
+        "transport_over_bare": {str(row[0]): row[-1] for row in rows},
     }
     table = figures_table("blocks of another process", columns, rows)
     return Report("transfer", {"job": dataclasses.asdict(job)}, results, [table], [panel], device=job.device)

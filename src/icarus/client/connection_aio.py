@@ -137,7 +137,7 @@ class AsyncConnection:
 
     def give_up(self, call: Any, turn_id: str) -> Any:
         call.cancel()
-        if self._closed or not self.target.retry.resumes:
+        if self._closed:
             return None
         request = generation_pb2.CancelTurnRequest(tenant=self.target.tenant, turn_id=turn_id)
         # A call object and no task that makes one: what the caller's task sends next does not overtake it.

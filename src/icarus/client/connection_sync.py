@@ -111,7 +111,7 @@ class Connection:
 
     def give_up(self, call: Any, turn_id: str) -> Any:
         call.cancel()
-        if self._closed or not self.target.retry.resumes:
+        if self._closed:
             return None
         request = generation_pb2.CancelTurnRequest(tenant=self.target.tenant, turn_id=turn_id)
         farewell = self.stubs.generation.CancelTurn.future(

@@ -26,8 +26,8 @@ class TurnConnection(Protocol):
         ...
 
     def give_up(self, call: Any, turn_id: str) -> Any:
-        """Ends a call, and tells the gateway that nobody will come back for the turn: that call, or None where there is
-        nobody to tell. Waits for nothing."""
+        """Ends a call, and tells the gateway that nobody will come back for the turn: that call, or None where the
+        connection is closed. Waits for nothing."""
         ...
 
     def drop(self, let_go: Callable[[], None]) -> None:
@@ -77,7 +77,7 @@ class TurnRecord:
     ):
         self.turn_id: str = request.turn_id
         self.finish_reason: FinishReason | None = None
-        """None while the turn runs, and where it failed."""
+        """None while the turn runs, and where it failed; of one that missed its deadline, the gateway's last word."""
         self.usage: Usage | None = None
         self.route: Route | None = None
         self.seed: int | None = None
@@ -119,7 +119,7 @@ class TurnRecord:
     @property
     def is_whole(self) -> bool:
         """Whether the stream was read to the turn's end. One that was left before is not, even if its turn counts."""
-        return self.finish_reason is not None and not self._cancelled
+        return self.finish_reason is not None and not self._cancelled and self._error is None
 
     def cancel(self) -> None:
         """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended.
@@ -182,11 +182,14 @@ class TurnRecord:
         return delay
 
     def _failed(self, error: IcarusError) -> IcarusError:
-        """Records how the turn ended. One that missed its deadline may go on at the gateway."""
+        """Records how the turn ended. One that missed its deadline may be under way at the gateway, or done."""
         self._error = error
         tracing.fail(self._hold.span, error)
         if self._on_drop.detach():
-            self._hold.let_go() if isinstance(error, DeadlineError) else self._hold.span.end()
+            if isinstance(error, DeadlineError):
+                self._farewell = self._hold.let_go()
+            else:
+                self._hold.span.end()
         return error
 
     def _resume(self) -> None:
