@@ -42,8 +42,10 @@ async def running(folder):
         assert thread.stop()
 
 
-def fake_transfer(age_seconds=0.0, num_stuck=0):
-    return SimpleNamespace(ended=Future(), age_seconds=age_seconds, num_stuck=num_stuck)
+def fake_transfer(age_seconds=0.0, num_stuck=0, max_wait_seconds=0.0):
+    return SimpleNamespace(
+        ended=Future(), age_seconds=age_seconds, num_stuck=num_stuck, max_wait_seconds=max_wait_seconds
+    )
 
 
 def watching(thread, transfer=None, max_quarantined_blocks=64, max_step_seconds=60.0):
@@ -87,6 +89,20 @@ async def test_too_many_quarantined_blocks_end_the_worker(folder):
         await asyncio.wrap_future(thread.post(lambda engine: engine.settle(blocks)))
 
 
+async def test_quarantine_that_ends_with_its_reads_is_no_trouble(folder):
+    """Reads of cancelled turns are there too, and a gateway that dies cancels many at once."""
+    async with running(folder) as (_, thread):
+        watched = watching(thread, fake_transfer(max_wait_seconds=2.5), max_quarantined_blocks=1)
+        for _ in range(2):
+            blocks = await asyncio.wrap_future(thread.post(lambda engine: quarantine(engine, 2)))
+            done, _ = await asyncio.wait({watched}, timeout=1.5)
+            assert not done, "they may be done yet"
+            await asyncio.wrap_future(thread.post(lambda engine, blocks=blocks: engine.settle(blocks)))
+            done, _ = await asyncio.wait({watched}, timeout=1.2)
+            assert not done
+        watched.cancel()
+
+
 async def test_an_engine_that_is_stopped_is_no_trouble(folder):
     async with running(folder) as (_, thread):
         watched = watching(thread)
@@ -126,6 +142,7 @@ class LateOnce:
 
     ended: Future[None] = Future()
     num_stuck = 0
+    max_wait_seconds = 0.0
     num_looks = 0
 
     @property

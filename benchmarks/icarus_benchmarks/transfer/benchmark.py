@@ -1,8 +1,8 @@
 """`icarus bench transfer`: one process reads another one's blocks, as workers do.
 
-Blocks scattered over both pools, in four ways that take turns: through the transfer thread, by its transport without the
-thread, by a bare NIXL loop, and copied within this process (what memory allows). Each takes other blocks, so that nobody
-finds what another has just read. Medians.
+Blocks scattered over both pools, in four ways that take turns: through the transfer thread, by its transport without
+the thread, by a bare NIXL loop, and copied within this process (what memory allows). Each takes other blocks, so that
+nobody finds what another has just read. Medians.
 """
 
 import ctypes

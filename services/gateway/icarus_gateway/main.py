@@ -52,7 +52,11 @@ async def serve(config: Config) -> None:
     sweeping = asyncio.create_task(_sweep(store))
     try:
         server, *helpers = build_servers(config, model, workers, store, registry)
-        before_drain = None if helpers else workers.stop_listening  # a server that drains refuses heartbeats
+
+        async def before_drain() -> None:
+            if not helpers:  # a server that drains refuses heartbeats
+                workers.stop_listening()
+
         with MetricsServer(config.metrics.address, registry):
             await serve_until_signal(server, config.gateway.drain_seconds, before_drain, helpers=helpers)
     finally:

@@ -230,10 +230,10 @@ class Engine:
     def abort(self, request_id: RequestId, unsettled: Sequence[BlockId] = ()) -> None:
         """Drops a request in any phase. Its blocks in `unsettled` are under a posted read: they are quarantined.
         A prefill that ended while its caller went away has left a lease that nobody knows of: it ends too."""
-        request = self._requests.pop(request_id, None)
+        request = self._requests.get(request_id)
         if request is not None:
             self._scheduler.quarantine(request, unsettled)
-            self._scheduler.remove(request)
+            self._drop(request)
         else:
             self._lender.release_prefilled(request_id)
         self._admit()

@@ -30,6 +30,11 @@ class EngineState:
     preemptions: int
     evicted_blocks: int
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a request or a reader has any block, or waits for some."""
+        return bool(self.running_requests or self.waiting_requests or self.leases_held)
+
 
 def read_state(
     counts: PoolCounts, pool: BlockPool, scheduler: Scheduler, leases: LeaseTable, runner: Runner

@@ -6,7 +6,9 @@ import importlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +65,16 @@ class Server:
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
-    async def drain(self, grace_seconds: float) -> None:
-        """Health says NOT_SERVING, new calls are refused, running ones have `grace_seconds` to end."""
+    async def drain(self, grace_seconds: float, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Health says NOT_SERVING, new calls are refused, running ones have `grace_seconds` to end. `prepare` is waited
+        for first, within the grace: until it is done, calls are answered as before."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_seconds)
+        started = time.monotonic()
+        if prepare:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await prepare()
+        await self._server.stop(max(started + grace_seconds - time.monotonic(), 0.0))
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", *self._names):
@@ -144,12 +152,12 @@ async def stop_signal() -> str:
 async def serve_until_signal(
     server: Server,
     grace_seconds: float,
-    before_drain: Callable[[], None] | None = None,
+    before_drain: Callable[[], Awaitable[None]] | None = None,
     trouble: Coroutine[Any, Any, None] | None = None,
     helpers: Sequence[Server] = (),
 ) -> None:
-    """Starts the server, waits for SIGTERM or SIGINT, calls `before_drain`, then drains the server, which gives calls
-    under way `grace_seconds` to end.
+    """Starts the server, waits for SIGTERM or SIGINT, then drains the server after `before_drain`, which gives calls
+    under way `grace_seconds` to end (see `Server.drain`).
 
     `trouble` runs beside the server; when it ends the server is drained as well, and what it raised is raised.
     `helpers` are servers that it needs: they start before it, answer while it drains, and stop at once then.
@@ -161,9 +169,7 @@ async def serve_until_signal(
     try:
         log.info("draining", extra={"signal": await _signal_or(trouble)})
     finally:
-        if before_drain:
-            before_drain()
-        await server.drain(grace_seconds)
+        await server.drain(grace_seconds, before_drain)
         for helper in helpers:
             await helper.drain(0)
 

@@ -26,8 +26,9 @@ class ReadResult:
 class PendingRead:
     """A read under way.
 
-    `result` fails with TransferError, or with DeadlineError past the timeout. `settled` completes, always after
-    `result`, when no more bytes can land: only then may the local blocks be used for anything else.
+    `result` fails with TransferError, or with DeadlineError past the timeout. `settled` completes when no more bytes
+    can land: only then may the local blocks be used for anything else. Where `result` is there and `settled` is not,
+    bytes may still land.
     """
 
     result: Future[ReadResult] = field(default_factory=new_answer)
@@ -51,8 +52,8 @@ class Read:
 
     def end(self, error: IcarusError) -> None:
         """As `fail`; no more bytes can land."""
-        self.fail(error)
         self.pending.settled.set_result(None)
+        self.fail(error)
 
 
 @dataclass
@@ -129,12 +130,12 @@ class PostedReads:
             if now >= read.deadline:
                 read.fail(self._timed_out(read))
             return False
+        read.pending.settled.set_result(None)
         self._answer(read, state, len(read.local_blocks) * transport.region.block_bytes, now - posted.since)
         try:
             transport.release(posted.handle)
         except Exception:
             logger.exception("releasing a settled read from %s", read.peer)
-        read.pending.settled.set_result(None)
         return True
 
     def _answer(self, read: Read, state: ReadState, num_bytes: int, seconds: float) -> None:

@@ -76,14 +76,15 @@ async def _serve(config: Config, worker: Worker, changes: ChangeFeed, server: Se
     links = [GatewayLink(gateway, worker, changes, own_address) for gateway in config.worker.gateways]
     reporting = [asyncio.create_task(link.run()) for link in links]
 
-    def announce_drain() -> None:
+    async def drain() -> None:
         for link in links:
             link.announce_drain()
+        await worker.drain()
 
     max_quarantined = int(config.transfer.max_quarantined_fraction * config.cache.num_blocks)
     trouble = watch(worker.engine, worker.transfer, max_quarantined, config.engine.max_step_seconds)
     try:
-        await serve_until_signal(server, config.worker.drain_seconds, announce_drain, trouble)
+        await serve_until_signal(server, config.worker.drain_seconds, drain, trouble)
     finally:
         for task in reporting:
             task.cancel()

@@ -1,6 +1,7 @@
 """What ends a worker besides a signal, so that whoever restarts processes starts a fresh one."""
 
 import asyncio
+import time
 from contextlib import suppress
 
 from icarus.engine.engine import Engine
@@ -29,11 +30,11 @@ async def watch(
     """Returns when a thread has stopped as it should.
 
     Raises EngineFailedError or TransferThreadFailedError where a bug or a lost device ended one, ThreadHungError where
-    one has not come round for `max_step_seconds`, StuckReadError, and QuarantineFullError past
-    `max_quarantined_blocks`.
+    one has not come round for `max_step_seconds`, StuckReadError, and QuarantineFullError where more than
+    `max_quarantined_blocks` stay in quarantine for longer than a read may take.
     """
     watching = [
-        asyncio.create_task(_watch_quarantine(engine, max_quarantined_blocks)),
+        asyncio.create_task(_watch_quarantine(engine, max_quarantined_blocks, transfer.max_wait_seconds)),
         asyncio.create_task(_watch_threads(engine, transfer, max_step_seconds)),
     ]
     ended = asyncio.wrap_future(engine.ended), asyncio.wrap_future(transfer.ended)
@@ -46,12 +47,16 @@ async def watch(
             task.cancel()
 
 
-async def _watch_quarantine(engine: EngineThread, max_blocks: int) -> None:
+async def _watch_quarantine(engine: EngineThread, max_blocks: int, max_read_seconds: float) -> None:
+    """The reads of turns that were cancelled are in quarantine too, until they are done; they do not hang."""
+    within = time.monotonic()
     while True:
         await asyncio.sleep(_PERIOD_SECONDS)
         with suppress(UnavailableError):  # the engine has failed, and `ended` tells
             pool = (await asyncio.wrap_future(engine.post(Engine.state))).pool
-            if pool.quarantined > max_blocks:
+            if pool.quarantined <= max_blocks:
+                within = time.monotonic()
+            elif time.monotonic() - within > max_read_seconds:
                 raise QuarantineFullError(
                     f"{pool.quarantined} of {pool.total} blocks are in quarantine, under reads from workers that hang "
                     f"or died; {max_blocks} may be ([transfer] max_quarantined_fraction)"

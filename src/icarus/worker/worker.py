@@ -3,13 +3,15 @@
 import asyncio
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from icarus.adapters.lora import LoraWeights
 from icarus.cache.hashing import root_hash
+from icarus.engine.engine import Engine
 from icarus.engine.request import Request
 from icarus.engine.thread import EngineThread
-from icarus.errors import InvalidInputError
+from icarus.errors import InvalidInputError, UnavailableError
 from icarus.transfer.thread import TransferThread
 from icarus.types import AdapterMode, BlockHash, RequestId, Role, WorkerId
 from icarus.worker.adapter_host import AdapterHost
@@ -21,6 +23,8 @@ from icarus.worker.peers import PeerTable
 from icarus.worker.phases import PhaseGates
 from icarus.worker.turn import WorkerTurn
 from icarus.worker.turn_spec import TurnSpec
+
+_DRAIN_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Worker:
         self.gates = gates
         self._metrics = metrics
         self._prefix_reuse = prefix_reuse
+        self._draining = False
         self.fetches = FetchRecord(lambda result: metrics.transfer_seconds.observe(result.seconds))
         self._peers = PeerTable(transfer, identity.fingerprint)
 
@@ -74,10 +79,20 @@ class Worker:
         await self._peers.close()
         return await asyncio.to_thread(self.engine.stop) and await asyncio.to_thread(self.transfer.stop)
 
+    async def drain(self) -> None:
+        """Takes no turn any more, and returns once those under way have ended and nobody reads what they leased."""
+        self._draining = True
+        with suppress(UnavailableError):  # the engine has failed, and all of them with it
+            while (await asyncio.wrap_future(self.engine.post(Engine.state))).in_use:
+                await asyncio.sleep(_DRAIN_POLL_SECONDS)
+
     async def turn(self, spec: TurnSpec) -> WorkerTurn:
         """Makes a turn that holds its adapter's weights: a later reload, eviction or removal does not touch it.
 
-        Raises InvalidInputError for bad tokens, and what `AdapterHost.weights` raises."""
+        Raises UnavailableError while the worker drains, InvalidInputError for bad tokens, and what
+        `AdapterHost.weights` raises."""
+        if self._draining:
+            raise UnavailableError(f"worker {self.identity.worker_id} drains")
         self._check_tokens(spec.token_ids)
         adapter = None
         if spec.needs_weights:
