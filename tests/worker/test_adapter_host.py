@@ -20,6 +20,7 @@ from icarus.adapters.root import resolve_folder
 from icarus.errors import FailedPreconditionError, NotFoundError, OverloadedError
 from icarus.types import AdapterMode
 from icarus.worker.adapter_host import AdapterHost
+from icarus.worker.adapter_reads import READ_SECONDS, AdapterReads
 
 BASE = "ab" * 32
 
@@ -53,11 +54,10 @@ class Disk:
         shapes, dtype = SHAPE.linear_shapes, torch.float32
         return load_peft_folder(folder, name, mode, shapes, SHAPE.num_layers, BASE, dtype, device="cpu")
 
-    def host(self, max_resident: int, max_waiting: int = 8) -> AdapterHost:
+    def host(self, max_resident: int, max_waiting: int = 8, limit_seconds: float = READ_SECONDS) -> AdapterHost:
         root = str(self.root)
-        return AdapterHost(
-            AdapterRegistry(max_resident), self.read, lambda path, name: resolve_folder(path, name, root), max_waiting
-        )
+        reads = AdapterReads(lambda path, name: resolve_folder(path, name, root), self.read, limit_seconds)
+        return AdapterHost(AdapterRegistry(max_resident), reads, max_waiting)
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def run(job: TransferJob, progress: Callable[[str], None]) -> Report:
         bare = BareAgent("benchmark-reader", region_of(pool))
         bare.connect(description)
         reads = (_through_thread(thread), _by_transport(transport), bare.read, _copy(content, pool))
-        ways = dict(zip(_WAYS, reads, strict=True))
+        ways: dict[str, Way] = dict(zip(_WAYS, reads, strict=True))
         figures = [each for count in job.num_blocks for each in _measure(job, count, ways, content, pool, progress)]
         thread.stop()
         transport.close()

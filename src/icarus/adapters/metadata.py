@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from icarus.adapters.small_file import read_small_file
 from icarus.errors import FailedPreconditionError, InvalidInputError
 from icarus.types import AdapterMode
 
@@ -30,7 +31,7 @@ def read_metadata(folder: Path) -> AdapterMetadata | None:
     """
     path = folder / FILE_NAME
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(read_small_file(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

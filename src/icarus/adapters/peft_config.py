@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from icarus.adapters.small_file import read_small_file
 from icarus.errors import InvalidInputError
 
 FILE_NAME = "adapter_config.json"
-_MAX_BYTES = 1 << 20
 
 _REFUSED = {
     "use_dora": "DoRA is not supported; train it as plain LoRA",
@@ -128,9 +128,7 @@ def read_config(folder: Path, name: str, max_rank: int) -> PeftConfig:
 
 def _read_object(path: Path, name: str) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InvalidInputError(f"adapter {name!r}: {path} has more than {_MAX_BYTES} bytes: no PEFT configuration")
-        fields = json.loads(path.read_text())
+        fields = json.loads(read_small_file(path))
     except FileNotFoundError:
         raise InvalidInputError(f"adapter {name!r}: {path} does not exist; give a folder that PEFT saved") from None
     except (OSError, ValueError, RecursionError) as error:

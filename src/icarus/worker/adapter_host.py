@@ -1,38 +1,23 @@
 """A worker's adapters: read off the event loop, kept in slots, read again when a turn asks for one that was evicted."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from icarus.adapters.lora import LoraWeights
 from icarus.adapters.registry import AdapterCounts, AdapterRegistry
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError
 from icarus.types import AdapterInfo, AdapterMode
-from icarus.worker.compute import run_in_passing_thread
-
-ReadAdapter = Callable[[Path, str, AdapterMode | None], LoraWeights]
-"""(folder, name, mode) -> weights; blocks, and raises what `load_peft_folder` raises."""
-
-_MAX_READS_AT_ONCE = 2
+from icarus.worker.adapter_reads import AdapterReads
 
 
 class AdapterHost:
-    """Used from one event loop. `resolve` makes a folder of (path, name) and refuses one that may not be read.
-    `max_waiting` bounds the turns that wait for a read."""
+    """Used from one event loop. `max_waiting` bounds the turns that wait for a read."""
 
-    def __init__(
-        self,
-        registry: AdapterRegistry,
-        read: ReadAdapter,
-        resolve: Callable[[str | Path, str], Path],
-        max_waiting: int,
-    ):
+    def __init__(self, registry: AdapterRegistry, reads: AdapterReads, max_waiting: int):
         self._registry = registry
-        self._read = read
-        self._resolve = resolve
+        self._reads = reads
         self._max_waiting = max_waiting
         self._num_waiting = 0
-        self._reads = asyncio.Semaphore(_MAX_READS_AT_ONCE)
         self._restoring: dict[tuple[str, str, AdapterMode], asyncio.Task[LoraWeights]] = {}
         """By name, digest and mode: who asks for the same weights waits for the same read."""
 
@@ -54,11 +39,11 @@ class AdapterHost:
     ) -> AdapterInfo:
         """Reads a PEFT folder and makes the name stand for it; with `replace` in place of what it stood for.
 
-        Raises InvalidInputError, FailedPreconditionError, AlreadyExistsError, OverloadedError.
+        Raises what `AdapterReads.read` raises, AlreadyExistsError, OverloadedError.
         """
         self._registry.require_slot(name)
-        folder = await asyncio.to_thread(self._resolve, path, name)
-        return self._registry.add(await self._read_folder(folder, name, mode), folder, replace, pin)
+        folder, weights = await self._reads.read(path, name, mode)
+        return self._registry.add(weights, folder, replace, pin)
 
     def unload(self, name: str) -> None:
         """Raises NotFoundError."""
@@ -77,7 +62,8 @@ class AdapterHost:
         where given: the mode decides whose names its turns' blocks get.
 
         Raises NotFoundError where it does not, FailedPreconditionError where its folder holds other weights by now or
-        cannot be read any more, OverloadedError where every slot is pinned or too many turns wait for a read.
+        cannot be read any more, OverloadedError where every slot is pinned, memory is short, or too many turns wait for
+        a read.
         """
         self._require_same(name, digest, mode)
         return self._registry.use(name) or await self._wait_for(self._restore(name))
@@ -118,8 +104,9 @@ class AdapterHost:
 
     async def _read_again(self, info: AdapterInfo, folder: Path) -> LoraWeights:
         try:
-            real_folder = await asyncio.to_thread(self._resolve, folder, info.name)
-            weights = await self._read_folder(real_folder, info.name, info.mode)
+            _, weights = await self._reads.read(folder, info.name, info.mode)
+        except OverloadedError:
+            raise
         except IcarusError as error:
             raise FailedPreconditionError(
                 f"adapter {info.name!r} was evicted and cannot be read again: {error}; load it anew with replace, "
@@ -132,7 +119,3 @@ class AdapterHost:
             )
         self._registry.restore(weights)
         return weights
-
-    async def _read_folder(self, folder: Path, name: str, mode: AdapterMode | None) -> LoraWeights:
-        async with self._reads:
-            return await run_in_passing_thread(self._read, folder, name, mode)

@@ -32,6 +32,7 @@ from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion
 from icarus.types import AdapterMode, Role, WorkerId
 from icarus.worker.adapter_host import AdapterHost
+from icarus.worker.adapter_reads import AdapterReads
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.compute import prepare_compute, run_in_passing_thread
 from icarus.worker.metrics import WorkerMetrics
@@ -130,8 +131,7 @@ def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> Ada
 
     return AdapterHost(
         AdapterRegistry(config.worker.max_resident_adapters),
-        read,
-        lambda path, name: resolve_folder(path, name, config.worker.adapter_root),
+        AdapterReads(lambda path, name: resolve_folder(path, name, config.worker.adapter_root), read),
         config.engine.max_waiting,
     )
 

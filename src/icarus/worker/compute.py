@@ -3,8 +3,9 @@
 import asyncio
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import torch
@@ -27,13 +28,20 @@ async def run_in_passing_thread(function: Callable[..., T], *arguments: Any) -> 
     """Runs what may compute in a thread of its own that ends with it.
 
     OpenMP gives every thread that computes a team, and keeps it as long as that thread lives. Where teams have more
-    threads than there are cores, libgomp's do not spin any more (`thread_spins`): so the engine's is the only one.
+    threads than there are cores, libgomp's do not spin any more (`thread_spins`): so the engine's is the only one. A
+    process does not wait at its end for a thread that hangs.
     """
-    passing = ThreadPoolExecutor(max_workers=1)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(passing, function, *arguments)
-    finally:
-        passing.shutdown(wait=False)
+    answer: Future[T] = Future()
+    answer.set_running_or_notify_cancel()  # so that no waiter can cancel it
+
+    def run() -> None:
+        try:
+            answer.set_result(function(*arguments))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="icarus-passing", daemon=True).start()
+    return await asyncio.wrap_future(answer)
 
 
 def _keep_freed_memory() -> None:
