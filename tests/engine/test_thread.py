@@ -1,6 +1,7 @@
 """The engine thread: commands between steps, and none of them for ever."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -42,6 +43,25 @@ def test_commands_that_begin_work_are_refused_where_many_wait_and_those_that_end
     answers.append(thread.post(lambda engine: 4))
     go_on.set()
     assert held.result(20) and [answer.result(20) for answer in answers] == [1, 2, 4]
+
+
+def test_a_stop_waits_for_a_step_as_long_as_a_step_may_take(thread, monkeypatch):
+    in_step, go_on = threading.Event(), threading.Event()
+
+    def hang() -> list:
+        in_step.set()
+        assert go_on.wait(60)
+        return []
+
+    monkeypatch.setattr(thread.harness.scheduler, "schedule", hang)
+    thread.post(lambda engine: thread.harness.submit([5, 6, 7]))
+    assert in_step.wait(20)
+    wait_until(lambda: thread.age_seconds > 0.3)
+    started = time.monotonic()
+    assert not thread.stop(0.2), "it hangs"
+    assert time.monotonic() - started < 5
+    threading.Timer(0.3, go_on.set).start()
+    assert thread.stop(60)
 
 
 def test_callers_who_ask_without_end_do_not_keep_a_turn_from_its_tokens(thread):

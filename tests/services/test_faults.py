@@ -64,6 +64,21 @@ def test_a_dead_prefill_worker_costs_only_time(make_system):
         system.check_greedy("both", prompt, second)
 
 
+def test_a_prefill_worker_that_drains_lends_what_it_has_until_it_was_read(make_system):
+    with make_system(worker=WorkerSection(test_hooks=True)) as system, Client(system.address) as client:
+        prompt = ids(120, 5)
+        with hold(system, "decode-1", "transferring") as held:
+            stream = client.generate("s1", token_ids=prompt, max_tokens=3, timeout=60)
+            held.wait_reached()
+            system.signal("prefill-0", signal.SIGTERM)
+            wait_until(lambda: "msg=draining" in system.log("prefill-0"))
+        result = stream.result()
+        assert (result.route.prefill_worker, result.usage.transfer_reads) == ("prefill-0", 1)
+        assert result.usage.kv_written_tokens < len(prompt) + 3 + BLOCK_SIZE, "nothing was computed twice"
+        system.check_greedy("s1", prompt, result)
+        wait_until(lambda: "prefill-0" not in system.workers())
+
+
 def test_decode_alone_serves(make_system):
     with make_system(num_prefill=0) as system, Client(system.address) as client:
         prompt = ids(150, 3)

@@ -192,6 +192,32 @@ async def test_a_renewal_that_came_in_time_counts_although_a_step_kept_the_engin
     assert (await owner.leases())[2] == 1
 
 
+async def test_a_release_is_answered_after_a_step_that_is_longer_than_the_lease(new_reader, monkeypatch):
+    """The owner notes when it was asked, so the lease had not lapsed."""
+    reader = await new_reader(lease_seconds=0.6)
+    owner, in_step, go_on = reader.owner, threading.Event(), threading.Event()
+    reader.hold[0] = True
+    reading = asyncio.create_task(reader.read())
+    await eventually(lambda: reader.transport.posted)
+    schedule = owner.harness.scheduler.schedule
+
+    def hang() -> list:
+        in_step.set()
+        assert go_on.wait(60)
+        return schedule()
+
+    monkeypatch.setattr(owner.harness.scheduler, "schedule", hang)
+    await owner.ask(lambda engine: owner.harness.submit([3, 4, 5], max_tokens=1))
+    await eventually(in_step.is_set)
+    reader.hold[0] = False
+    await eventually(lambda: reader.transfer.reads)
+    await asyncio.sleep(1.3)
+    go_on.set()
+    assert len((await asyncio.wait_for(reading, 20)).writers) == NUM_BLOCKS
+    reader.check_bytes()
+    assert await owner.leases() == (1, 1, 0)
+
+
 async def test_an_owner_that_restarted_between_grant_and_read_gives_nothing(new_reader, folder):
     reader = await new_reader()
     owner = reader.owner

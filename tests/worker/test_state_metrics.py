@@ -8,6 +8,7 @@ from tiny import tiny_llama
 from waiting import eventually
 
 from icarus.config import Config, ModelSection
+from icarus.engine.thread import EngineFailedError
 from icarus.rpc.metrics_server import make_registry
 from icarus.types import Role, WorkerId
 from icarus.worker.build import build_worker
@@ -39,6 +40,17 @@ async def test_scrapes_that_wait_for_one_step_get_its_answer_and_the_next_one_as
     await asyncio.wrap_future(worker.engine.post(lambda engine: engine.pool.allocate(3)))
     assert await num_used(state) == 3
     worker.engine.stop()
+
+
+async def test_an_engine_that_has_failed_leaves_the_other_metrics(worker):
+    """For as long as its worker drains."""
+    state = WorkerState(worker)
+    worker.engine.start()
+    before = {family.name for family in await state.read()}
+    await asyncio.wrap_future(worker.engine.post(lambda engine: vars(engine).update(expire_leases=lambda: 1 / 0)))
+    with pytest.raises(EngineFailedError):
+        await asyncio.wrap_future(worker.engine.ended)
+    assert {family.name for family in await state.read()} == before
 
 
 async def test_an_answer_that_came_too_late_for_its_scrape_is_not_the_next_ones(worker, monkeypatch):

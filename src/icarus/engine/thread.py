@@ -81,9 +81,9 @@ class EngineThread:
         self._thread.start()
 
     def stop(self, seconds: float = _STOP_SECONDS) -> bool:
-        """Ends after the step under way. False where that takes more than `seconds`: it hangs."""
+        """Ends after the step under way. False where that is not over `seconds` after it began: it hangs."""
         self._stopping.set()
-        self._thread.join(seconds)
+        self._thread.join(max(seconds - self.age_seconds, 0.0))
         return not self._thread.is_alive()
 
     def call(self, command: Callable[[Engine], T]) -> Future[T]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from concurrent.futures import Future
+from typing import TypeVar
 
 import grpc.aio
 
@@ -12,6 +14,8 @@ from icarus.worker.turn_context import turn_context
 from icarus.worker.v1 import block_service_pb2 as pb
 from icarus.worker.v1 import block_service_pb2_grpc as pb_grpc
 from icarus.worker.worker import Worker
+
+T = TypeVar("T")
 
 
 class BlockServicer(pb_grpc.BlockServiceServicer):
@@ -57,12 +61,17 @@ class BlockServicer(pb_grpc.BlockServiceServicer):
     ) -> pb.RenewLeaseResponse:
         lease_id, now = LeaseId(request.lease_id), time.monotonic()
         call = self._worker.engine.post(lambda engine: engine.renew_lease(lease_id, now))
-        return pb.RenewLeaseResponse(duration_seconds=await asyncio.wrap_future(call))
+        return pb.RenewLeaseResponse(duration_seconds=await _whoever_waits(call))
 
     async def ReleaseLease(
         self, request: pb.ReleaseLeaseRequest, context: grpc.aio.ServicerContext
     ) -> pb.ReleaseLeaseResponse:
         lease_id, now = LeaseId(request.lease_id), time.monotonic()
         call = self._worker.engine.post(lambda engine: engine.release_lease(lease_id, now))
-        await asyncio.wrap_future(call)
+        await _whoever_waits(call)
         return pb.ReleaseLeaseResponse()
+
+
+def _whoever_waits(call: Future[T]) -> Awaitable[T]:
+    """The engine's answer, a step later perhaps. A reader that has given up by then asked in time all the same."""
+    return asyncio.shield(asyncio.wrap_future(call))

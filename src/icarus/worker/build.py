@@ -112,7 +112,11 @@ def _build(
         hold_step=lambda engine: gates.stops_any(computing_phases(engine.running)),
     )
     adapters = _build_adapters(config, shape, digest)
-    return Worker(identity, adapters, engine_thread, transfer, gates, metrics, config.cache.prefix_reuse)
+    return Worker(
+        *(identity, adapters, engine_thread, transfer, gates, metrics),
+        config.cache.prefix_reuse,
+        config.engine.max_step_seconds,
+    )
 
 
 def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> AdapterHost:

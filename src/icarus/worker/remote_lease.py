@@ -46,10 +46,10 @@ async def held_lease(peer: Peer, grant: Grant) -> AsyncIterator[None]:
 
 async def release_lease(peer: Peer, grant: Grant) -> None:
     """Raises LapsedLeaseError if the lease lapsed before: what was read under it may be wrong. An owner that does not
-    answer within a lease's time cannot say that it did not."""
+    answer cannot say that it did not; one that is in a step longer than the lease can, afterwards."""
     try:
         request = block_service_pb2.ReleaseLeaseRequest(lease_id=grant.lease_id)
-        await peer.blocks.ReleaseLease(request, timeout=grant.duration_seconds)
+        await peer.blocks.ReleaseLease(request, timeout=max(grant.duration_seconds, ANSWER_SECONDS))
     except grpc.aio.AioRpcError as rpc_error:
         error = error_from_rpc(rpc_error, peer.address)
         raise (LapsedLeaseError(str(error)) if isinstance(error, FailedPreconditionError) else error) from None
@@ -72,9 +72,9 @@ async def _give_up(peer: Peer, acquiring: asyncio.Future[Grant]) -> None:
 
 async def _renew_forever(peer: Peer, grant: Grant) -> None:
     request = block_service_pb2.RenewLeaseRequest(lease_id=grant.lease_id)
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        while True:
-            await asyncio.sleep(grant.duration_seconds / 3)
+    while True:
+        await asyncio.sleep(grant.duration_seconds / 3)
+        with contextlib.suppress(grpc.aio.AioRpcError):  # the next one may be in time
             await peer.blocks.RenewLease(request, timeout=grant.duration_seconds)
 
 

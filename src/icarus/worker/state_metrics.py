@@ -1,11 +1,13 @@
 """A worker's state as metrics, read at each scrape on the event loop. The engine answers between two steps."""
 
 import asyncio
+from contextlib import suppress
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from icarus.engine.engine import Engine
 from icarus.engine.state import EngineState
+from icarus.errors import UnavailableError
 from icarus.rpc.model_labels import ModelLabels
 from icarus.worker.fetch_record import FetchFailure
 from icarus.worker.worker import Worker
@@ -29,13 +31,15 @@ class WorkerState:
         return [*self._identity(), *engine, *self._transfers(), *self._adapters()]
 
     async def _engine(self) -> EngineState | None:
-        """None before the first answer. A hung engine has one question waiting, however many scrapes."""
+        """None before the first answer, the last one once it has failed. A hung engine has one question waiting,
+        however many scrapes."""
         if self._asked is None or self._asked.done():
             self._asked = asyncio.wrap_future(self._worker.engine.post(Engine.state))
         asked = self._asked
         await asyncio.wait((asked,), timeout=_ENGINE_SECONDS)
         if asked.done():
-            self._engine_state = asked.result()
+            with suppress(UnavailableError):
+                self._engine_state = asked.result()
         return self._engine_state
 
     def _identity(self) -> list[Metric]:

@@ -57,7 +57,9 @@ class Worker:
         gates: PhaseGates,
         metrics: WorkerMetrics,
         prefix_reuse: bool,
+        max_step_seconds: float,
     ):
+        """A step that takes longer than `max_step_seconds` hangs."""
         self.identity = identity
         self.adapters = adapters
         self.engine = engine
@@ -65,6 +67,7 @@ class Worker:
         self.gates = gates
         self._metrics = metrics
         self._prefix_reuse = prefix_reuse
+        self._max_step_seconds = max_step_seconds
         self._draining = False
         self.fetches = FetchRecord(lambda result: metrics.transfer_seconds.observe(result.seconds))
         self._peers = PeerTable(transfer, identity.fingerprint)
@@ -77,7 +80,8 @@ class Worker:
     async def stop(self) -> bool:
         """False where a thread hangs: only the end of the process ends it."""
         await self._peers.close()
-        return await asyncio.to_thread(self.engine.stop) and await asyncio.to_thread(self.transfer.stop)
+        stopped = await asyncio.to_thread(self.engine.stop, self._max_step_seconds)
+        return stopped and await asyncio.to_thread(self.transfer.stop)
 
     async def drain(self) -> None:
         """Takes no turn any more, and returns once those under way have ended and nobody reads what they leased."""
