@@ -6,6 +6,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
+from icarus.adapters.names import check_name
 from icarus.errors import AlreadyExistsError, FailedPreconditionError, IcarusError, InvalidInputError, NotFoundError
 from icarus.types import AdapterInfo, AdapterMode, Role
 from icarus.worker.v1 import adapter_service_pb2 as pb
@@ -14,9 +15,8 @@ from icarus_gateway.cluster.workers import WorkerTable
 
 log = logging.getLogger(__name__)
 
-_MAX_NAME_LENGTH = 128
 _MAX_PATH_LENGTH = 1024
-"""Both are repeated in errors, which travel in HTTP headers of a few KiB."""
+"""Paths are repeated in errors, as names are."""
 
 
 class Adapters:
@@ -43,15 +43,8 @@ class Adapters:
 
         Raises AlreadyExistsError, InvalidInputError, NotFoundError, UnavailableError, and what a worker refused with.
         """
-        if not name or not path:
-            raise InvalidInputError(f"name is {name!r} and path is {path!r}; both are needed to load an adapter")
-        if len(name) > _MAX_NAME_LENGTH or len(path) > _MAX_PATH_LENGTH:
-            raise InvalidInputError(
-                f"name has {len(name)} characters and path has {len(path)}; at most {_MAX_NAME_LENGTH} and "
-                f"{_MAX_PATH_LENGTH} are taken"
-            )
-        if name == self._base_model:
-            raise AlreadyExistsError(f"{name!r} is the base model's name; choose another for the adapter")
+        check_name(name, self._base_model)
+        _check_path(path)
         request = pb.LoadAdapterRequest(
             name=name, path=path, mode=mode.value if mode else "", replace=replacing, pin=pin
         )
@@ -115,6 +108,13 @@ class Adapters:
             known = ", ".join(sorted(self._workers.adapters())) or "none"
             raise NotFoundError(f"adapter {name!r} is not here; loaded adapters: {known}")
         return having
+
+
+def _check_path(path: str) -> None:
+    if not path:
+        raise InvalidInputError("path is ''; give the folder that the workers read the adapter from")
+    if len(path) > _MAX_PATH_LENGTH:
+        raise InvalidInputError(f"path has {len(path)} characters; at most {_MAX_PATH_LENGTH} are taken")
 
 
 async def _load_on(
