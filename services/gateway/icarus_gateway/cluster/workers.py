@@ -105,14 +105,14 @@ class WorkerTable:
         worker = self._workers.get(worker_id)
         return worker is not None and worker.info.instance_id == instance_id
 
-    def known(self) -> list[Worker]:
+    def known(self, role: Role | None = None) -> list[Worker]:
         """Every worker that registered and was not forgotten since, by name."""
-        return sorted(self._workers.values(), key=lambda worker: worker.worker_id)
+        workers = (worker for worker in self._workers.values() if role in (None, worker.info.role))
+        return sorted(workers, key=lambda worker: worker.worker_id)
 
     def live(self, role: Role | None = None) -> list[Worker]:
         """Live workers by name."""
-        workers = (w for w in self._workers.values() if role in (None, w.info.role) and self.is_live(w))
-        return sorted(workers, key=lambda worker: worker.worker_id)
+        return [worker for worker in self.known(role) if self.is_live(worker)]
 
     def require_live(self, role: Role) -> list[Worker]:
         """Raises UnavailableError where there is none."""
