@@ -87,6 +87,7 @@ async def test_prefill_workers_take_private_adapters_alone(settings, role, names
         ("tiny", r"\[worker\] adapters: 'tiny=/a': 'tiny' is the base model's name"),
         ("n" * 129, "adapters: 'n+=/a': name has 129 characters; an adapter's has at most 128"),
     ],
+    ids=["the base's", "long"],
 )
 async def test_adapters_at_start_are_named_as_those_that_are_loaded_later(settings, name, message):
     with pytest.raises(ConfigError, match=message):
