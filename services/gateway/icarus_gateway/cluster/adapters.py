@@ -21,8 +21,8 @@ _MAX_PATH_LENGTH = 1024
 class Adapters:
     """Loads adapters on workers and unloads them. `base_model` is a name that no adapter may take.
 
-    A worker that has a name and cannot be reached now would come back with it. So calls that change what a name stands
-    for are refused until it is there again or forgotten.
+    A worker that has a name and cannot be reached now would come back with it as it was. So replacing, unloading and
+    pinning are refused until it is there again or forgotten.
     """
 
     def __init__(self, workers: WorkerTable, base_model: str):
