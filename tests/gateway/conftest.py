@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from tokenizers import decoders, models, pre_tokenizers
 
 from icarus.config import Config, GatewaySection
-from icarus.errors import UnavailableError
+from icarus.errors import NotFoundError, UnavailableError
 from icarus.rpc.channel import open_channel
 from icarus.rpc.messages import PROTOCOL_VERSION
 from icarus.rpc.server import Server, Service, make_server
@@ -121,6 +121,10 @@ class WorkerScript:
     prefill_error: Exception | None = None
     prefill_stalls: bool = False
     load_error: Exception | None = None
+    load_stalls: bool = False
+    load_answer_lost: bool = False
+    """UNAVAILABLE once it has loaded."""
+    unload_error: Exception | None = None
     digest: str = "digest"
     block_sequence: int = 0
     begun: list[decode_service_pb2.BeginTurn] = field(default_factory=list)
@@ -257,8 +261,12 @@ class AdapterHost(adapter_service_pb2_grpc.AdapterServiceServicer):
         if self.script.load_error:
             raise self.script.load_error
         self.script.load_requests.append(request)
+        if self.script.load_stalls:
+            await asyncio.sleep(60)
         self.script.loaded[request.name] = request.mode or "shared"
         mode = self.script.loaded[request.name]
+        if self.script.load_answer_lost:
+            raise UnavailableError("gone")
         return adapter_service_pb2.LoadAdapterResponse(digest=self.script.digest, mode=mode, rank=4)
 
     async def PinAdapter(self, request, context):
@@ -266,7 +274,10 @@ class AdapterHost(adapter_service_pb2_grpc.AdapterServiceServicer):
         return adapter_service_pb2.PinAdapterResponse()
 
     async def UnloadAdapter(self, request, context):
-        del self.script.loaded[request.name]
+        if self.script.unload_error:
+            raise self.script.unload_error
+        if self.script.loaded.pop(request.name, None) is None:
+            raise NotFoundError(f"{request.name!r} is not loaded here")
         return adapter_service_pb2.UnloadAdapterResponse()
 
 
@@ -363,9 +374,10 @@ class Cluster:
         self.fakes[worker_id] = fake
         return fake
 
-    def silence(self, fake: FakeWorker) -> None:
-        """As if it had missed a few heartbeats more than a running turn bears."""
-        self.table.instance(fake.worker_id, fake.instance_id).last_seen -= 20 * self.table.heartbeat_seconds
+    def silence(self, fake: FakeWorker, num_heartbeats: int = 20) -> None:
+        """As if it had missed so many heartbeats; the default is a few more than a running turn bears."""
+        missed_seconds = num_heartbeats * self.table.heartbeat_seconds
+        self.table.instance(fake.worker_id, fake.instance_id).last_seen -= missed_seconds
 
 
 @asynccontextmanager

@@ -96,13 +96,98 @@ async def test_a_replacement_that_stops_half_way_says_who_has_it(cluster):
     await fails(
         load(cluster, replace=True),
         grpc.StatusCode.FAILED_PRECONDITION,
-        "worker d2: another base; the new weights of 'math' are on d1 already: replace it again",
+        "worker d2: another base; d1 may have the new weights of 'math': replace it again",
     )
     assert first.script.loaded and not third.script.loaded, "who did not have it before has not got it now"
     assert [(m.digest, m.worker_ids) for m in await listed(cluster)] == [("digest", ["d2"]), ("new", ["d1"])]
     second.script.load_error = None
     await load(cluster, replace=True)
     assert [(m.digest, m.worker_ids) for m in await listed(cluster)] == [("new", ["d0", "d1", "d2"])]
+
+
+def changes(cluster):
+    """Each call that changes what a name stands for on the workers that have it."""
+    yield load(cluster, replace=True)
+    yield load(cluster, "math", "d2", replace=True)
+    yield cluster.models.UnloadAdapter(pb.UnloadAdapterRequest(name="math"))
+    yield cluster.models.PinAdapter(pb.PinAdapterRequest(name="math", pinned=True))
+
+
+async def loaded_on_two(cluster):
+    workers = await two_workers(cluster)
+    await load(cluster)
+    for fake in workers:
+        fake.adapters = [stands_for("digest")]
+    change_digest(cluster, "new")
+    return workers
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "failed"])
+async def test_a_worker_that_would_come_back_with_the_old_weights_is_waited_for(cluster, late):
+    first, second = await loaded_on_two(cluster)
+    if late:
+        cluster.silence(first, 4)
+    else:
+        cluster.table.instance("d1", "d1-1").failed = True
+    for change in changes(cluster):
+        await fails(change, grpc.StatusCode.UNAVAILABLE, "'math' is on d1, which cannot be reached now", "for 300 s")
+    assert second.script.loaded and len(second.script.load_requests) == 1 and not second.script.pins
+    await fails(load(cluster), grpc.StatusCode.FAILED_PRECONDITION, "digest new on worker d2 but digest elsewhere")
+    await first.beat()
+    assert (await load(cluster, replace=True)).model.worker_ids == ["d1", "d2"]
+    assert [(model.digest, model.worker_ids) for model in await listed(cluster)] == [("new", ["d1", "d2"])]
+
+
+async def test_a_worker_that_will_not_come_back_is_not_waited_for(cluster):
+    first, second = await loaded_on_two(cluster)
+    await first.beat(draining=True)
+    assert (await load(cluster, replace=True)).model.worker_ids == ["d2"]
+    await first.leave()
+    cluster.silence(second, 61)
+    third = await cluster.add("d3", digest="newer")  # makes the gateway look who is gone
+    assert (await load(cluster)).model.worker_ids == ["d3"]
+    await cluster.models.UnloadAdapter(pb.UnloadAdapterRequest(name="math"))
+    assert not third.script.loaded
+
+
+async def test_a_load_whose_answer_is_lost_is_undone(cluster):
+    first, second = await two_workers(cluster)
+    second.script.load_answer_lost = True
+    await fails(load(cluster), grpc.StatusCode.UNAVAILABLE, "worker d2: gone")
+    assert not first.script.loaded and not second.script.loaded
+    second.script.unload_error = FailedPreconditionError("no")
+    await fails(load(cluster), grpc.StatusCode.UNAVAILABLE, "gone; d2 may have 'math' all the same: load it again, or")
+    second.script.load_answer_lost = False
+    await load(cluster)
+    second.script.load_answer_lost = True
+    await fails(load(cluster, replace=True), grpc.StatusCode.UNAVAILABLE, "gone; d1, d2 may have the new weights")
+    await fails(load(cluster), grpc.StatusCode.UNAVAILABLE, "worker d2: gone")
+    assert first.script.loaded and second.script.loaded, "who had it before has it still"
+
+
+async def test_a_load_that_hangs_holds_up_its_own_name_alone(model, new_cluster):
+    async with new_cluster(model, clock=lambda: 0.0, heartbeat_seconds=0.1) as cluster:
+        first, second = await two_workers(cluster)
+        await load(cluster, "physics")
+        second.script.load_stalls = True
+        loading = asyncio.create_task(load(cluster))
+        await eventually(lambda: len(second.script.load_requests) == 2)
+        await cluster.models.PinAdapter(pb.PinAdapterRequest(name="physics", pinned=True))
+        unloading = asyncio.ensure_future(cluster.models.UnloadAdapter(pb.UnloadAdapterRequest(name="math")))
+        await asyncio.wait((unloading,), timeout=0.05)
+        assert not loading.done() and not unloading.done()
+        cluster.silence(second)
+        await fails(loading, grpc.StatusCode.UNAVAILABLE, "worker d2 was not heard of any more")
+        await fails(unloading, grpc.StatusCode.NOT_FOUND, "'math' is not here; loaded adapters: physics")
+        assert list(first.script.loaded) == ["physics"]
+
+
+async def test_a_load_may_take_only_so_long(cluster, monkeypatch):
+    first, second = await two_workers(cluster)
+    monkeypatch.setattr("icarus_gateway.cluster.adapter_calls._LIMIT_SECONDS", 1.0)
+    second.script.load_stalls = True
+    await fails(load(cluster), grpc.StatusCode.DEADLINE_EXCEEDED, "worker d2 took longer than 1 s over adapter 'math'")
+    assert not first.script.loaded
 
 
 async def test_pinning_reaches_every_worker_that_has_it(cluster):

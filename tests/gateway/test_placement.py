@@ -10,7 +10,7 @@ from index_reports import apply
 from icarus.cache.changes import BlockChange
 from icarus.cache.hashing import block_hashes, root_hash
 from icarus.cache.index import PrefixIndex
-from icarus.errors import UnavailableError
+from icarus.errors import NotFoundError, UnavailableError
 from icarus.rpc.messages import PROTOCOL_VERSION
 from icarus.types import AdapterInfo, AdapterMode, Role, WorkerId
 
@@ -101,8 +101,8 @@ class Cluster:
         self.index = PrefixIndex()
         self.router = Router(self.table, self.index, "base", WEIGHTS)
 
-    def add(self, name: str, role: Role = Role.DECODE, **modes: AdapterMode) -> None:
-        info = WorkerInfo(WorkerId(name), f"{name}-1", role, "127.0.0.1:1", "base", "b", "f", BLOCK, 100, 4096)
+    def add(self, name: str, role: Role = Role.DECODE, num_blocks: int = 100, **modes: AdapterMode) -> None:
+        info = WorkerInfo(WorkerId(name), f"{name}-1", role, "127.0.0.1:1", "base", "b", "f", BLOCK, num_blocks, 4096)
         self.table.register(info, PROTOCOL_VERSION, self.adapters(modes))
         self.beat(name, **modes)
 
@@ -117,8 +117,10 @@ class Cluster:
         changes = [BlockChange(block_hash, removed=False) for block_hash in hashes]
         apply(self.index, WorkerId(name), f"{name}-1", self.index.sequence(WorkerId(name)), changes)
 
-    def route(self, model: str = "base", excluded: tuple[str, ...] = ()) -> tuple[str, str | None]:
-        route = self.router.route("default", PROMPT, self.router.adapter(model), excluded)
+    def route(
+        self, model: str = "base", excluded: tuple[str, ...] = (), max_new_tokens: int = 1
+    ) -> tuple[str, str | None]:
+        route = self.router.route("default", PROMPT, max_new_tokens, self.router.adapter(model), excluded)
         return route.decode.worker_id, route.prefill.worker_id if route.prefill else None
 
 
@@ -180,7 +182,7 @@ async def test_who_is_left_out(cluster):
     cluster.beat("d2", math=SHARED)
     cluster.holds("p1", 384)
     assert cluster.route() == ("d2", None), "the others drain or died: they were not heard of"
-    assert cluster.router.route("default", PROMPT, None).decode_sources == ()
+    assert cluster.router.route("default", PROMPT, 1, None).decode_sources == ()
     with pytest.raises(UnavailableError, match="'base'"):
         cluster.route(excluded=("d2-1",))
 
@@ -191,3 +193,33 @@ async def test_blocks_of_a_worker_that_is_gone_count_for_nothing(cluster):
     cluster.table.live()[2].failed = True
     cluster.add("p2", Role.PREFILL)
     assert cluster.route() == ("d1", "p2")
+
+
+async def test_decoders_that_are_too_small_for_the_turn_are_left_out(cluster):
+    cluster.add("d0", num_blocks=50, math=SHARED)
+    for name in ("d1", "d2"):
+        cluster.beat(name, available=0, math=SHARED, own=PRIVATE)
+    assert cluster.route(max_new_tokens=401)[0] == "d0", "the last token generated needs no room"
+    assert cluster.route(max_new_tokens=402)[0] == "d1", "full, but not for ever"
+    assert cluster.route(max_new_tokens=10_000)[0] == "d0", "too much for all of them: it will say so"
+    with pytest.raises(UnavailableError, match="try again"):
+        cluster.route(max_new_tokens=402, excluded=("d1-1", "d2-1"))
+    cluster.now = 3.1
+    cluster.beat("d0", math=SHARED)
+    with pytest.raises(UnavailableError, match="try again"):
+        cluster.route(max_new_tokens=402)
+    assert cluster.route(max_new_tokens=401) == ("d0", None)
+
+
+async def test_an_adapter_whose_holders_cannot_be_reached_is_not_unknown(cluster):
+    cluster.add("d0")
+    cluster.now = 3.1
+    cluster.beat("d0")
+    with pytest.raises(UnavailableError, match="'math' can be reached now; try again"):
+        cluster.route("math")
+    with pytest.raises(NotFoundError, match="'physics' is not here"):
+        cluster.route("physics")
+    for name in ("d1", "d2"):
+        cluster.table.deregister(WorkerId(name), f"{name}-1")
+    with pytest.raises(NotFoundError, match="'math' is not here"):
+        cluster.route("math")

@@ -117,7 +117,7 @@ async def test_one_name_means_one_adapter(cluster):
     assert not any(fake.script.loaded for fake in cluster.fakes.values())
     await load(cluster, "math", "d1")
     await fails(load(cluster, "math", "d2"), grpc.StatusCode.FAILED_PRECONDITION, "digest other")
-    await fails(load(cluster, "math", "d1", mode=PRIVATE), grpc.StatusCode.ALREADY_EXISTS, "loaded as shared already")
+    await fails(load(cluster, "math", "d2", mode=PRIVATE), grpc.StatusCode.ALREADY_EXISTS, "loaded as shared already")
     assert (await listed(cluster))["math"] == (SHARED, "digest", ["d1"])
     await fails(load(cluster, "base"), grpc.StatusCode.ALREADY_EXISTS, "base model's name")
     await fails(load(cluster, ""), grpc.StatusCode.INVALID_ARGUMENT, "name is ''")

@@ -8,7 +8,7 @@ import pytest
 from waiting import eventually
 
 from icarus.cache.hashing import block_hashes, child_hash, root_hash
-from icarus.errors import OverloadedError
+from icarus.errors import InvalidInputError, OverloadedError
 from icarus.rpc.status import error_from_rpc
 from icarus.v1 import generation_pb2 as pb
 from icarus.v1 import generation_service_pb2, session_service_pb2
@@ -414,6 +414,32 @@ async def test_a_full_worker_is_passed_over(cluster):
     cluster.fakes["d2"].script.refusal = full
     error = error_from_rpc(await fails(stateless(cluster, max_tokens=1), grpc.StatusCode.RESOURCE_EXHAUSTED, "full"))
     assert isinstance(error, OverloadedError) and error.retry_delay_seconds == 2.5
+
+
+TOO_SMALL = InvalidInputError("14 tokens (prompt and answer) need 4 blocks of 4; the pool of this worker has 3")
+
+
+async def test_a_pool_that_can_never_hold_the_turn_is_passed_over(cluster):
+    small = await cluster.add("d1", refusal=TOO_SMALL)
+    await small.register(num_blocks=3)
+    large = await cluster.add("d2", answer=[A, B, C, D])
+    await large.beat(available_blocks=0, running_requests=100)
+    assert (await collect(stateless(cluster)))[2].route.decode_worker == "d2"
+    large.script.die_after = 2
+    await fails(stateless(cluster), grpc.StatusCode.UNAVAILABLE, "worker d2: gone")
+    await fails(stateless(cluster), grpc.StatusCode.UNAVAILABLE, "try again")
+    assert not small.script.begun
+    await large.leave()
+    await fails(stateless(cluster), grpc.StatusCode.INVALID_ARGUMENT, "need 4 blocks of 4")
+
+
+async def test_what_was_generated_needs_no_room_twice(cluster):
+    await cluster.add("d1", answer=[A, B, C], die_after=2)
+    exact = await cluster.add("d2", answer=[A, B, C])
+    await exact.register(num_blocks=3)
+    ids, _, finished = await collect(stateless(cluster, max_tokens=3))
+    assert (ids, finished.route.decode_worker) == ([A, B, C], "d2")
+    assert exact.script.begun[0].num_output_tokens == 2
 
 
 async def test_a_session_goes_where_its_blocks_are(cluster):

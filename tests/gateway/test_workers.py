@@ -231,6 +231,17 @@ async def test_a_heartbeat_from_before_an_answer_does_not_undo_it(table):
     assert table.adapters() == {}
 
 
+async def test_answers_about_two_adapters_may_cross(table):
+    one, other = (AdapterInfo(name, "digest", AdapterMode.SHARED, 8) for name in ("one", "other"))
+    worker = table.register(info("d1"), PROTOCOL_VERSION, [])
+    worker.learn_adapter(other, revision=3)
+    worker.learn_adapter(one, revision=2)
+    assert sorted(table.adapters()) == ["one", "other"]
+    worker.learn_unloaded("other", revision=4)
+    table.beat(WorkerId("d1"), "d1-1", Heartbeat(), [one, other], adapters_revision=3)
+    assert list(table.adapters()) == ["one"]
+
+
 async def test_waiting_for_reports():
     reports = BlockReports(PrefixIndex())
     change = [BlockChange(BlockHash(b"h" * 32), removed=False)]

@@ -1,6 +1,7 @@
 """What a worker takes from its settings."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny import PRIVATE_TARGETS, tiny_adapter, tiny_llama
 
 from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.config import Config, ModelSection, WorkerSection
-from icarus.errors import InvalidInputError
+from icarus.errors import ConfigError, InvalidInputError
 from icarus.model.digest import base_digest
 from icarus.rpc.metrics_server import make_registry
 from icarus.types import AdapterMode, Role, SamplingParams, WorkerId
@@ -78,3 +79,16 @@ async def test_prefill_workers_take_private_adapters_alone(settings, role, names
     metrics = WorkerMetrics.register(make_registry())
     worker = await build_worker(settings, role, WorkerId("w"), ChangeFeed(), metrics)
     assert sorted(adapter.name for adapter in worker.adapters.list()) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny", r"\[worker\] adapters: 'tiny=/a': 'tiny' is the base model's name"),
+        ("n" * 129, "adapters: 'n+=/a': name has 129 characters; an adapter's has at most 128"),
+    ],
+    ids=["the base's", "long"],
+)
+async def test_adapters_at_start_are_named_as_those_that_are_loaded_later(settings, name, message):
+    with pytest.raises(ConfigError, match=message):
+        await build(replace(settings, worker=WorkerSection(adapters=(f"{name}=/a",))))

@@ -56,21 +56,21 @@ class AdapterRegistry:
         Raises AlreadyExistsError where it stands for other weights or another mode and `replace` is not set,
         OverloadedError where every slot is pinned.
         """
-        name, held = weights.name, self._entries.get(weights.name)
-        if held is not None and not replace and not held.is_same(weights):
+        name, entry = weights.name, self._entries.get(weights.name)
+        if entry is not None and not replace and not entry.is_same(weights):
             raise AlreadyExistsError(
-                f"adapter {name!r} is loaded already, with digest {held.digest} in mode {held.mode}, not "
+                f"adapter {name!r} is loaded already, with digest {entry.digest} in mode {entry.mode}, not "
                 f"{weights.digest} in mode {weights.mode}; load it with replace, unload it first or choose another name"
             )
-        resident = None
-        if held is not None and held.is_same(weights):
-            resident = held.weights
-            weights = resident or held.held() or weights
         self.require_slot(name)
-        pinned = pin or (held is not None and held.pinned)
-        self._entries[name] = _Entry(
-            folder, weights.digest, weights.mode, weights.rank, resident, weakref.ref(weights), pinned
-        )
+        pinned = pin or (entry is not None and entry.pinned)
+        if entry is not None and entry.is_same(weights):
+            weights = entry.weights or entry.held() or weights
+            entry.folder, entry.pinned = folder, pinned
+        else:
+            self._entries[name] = _Entry(
+                folder, weights.digest, weights.mode, weights.rank, None, weakref.ref(weights), pinned
+            )
         self._make_resident(name, weights)
         return self.info(name)
 

@@ -71,7 +71,8 @@ class ModelServiceServicer:
     def LoadAdapter(self, request, context):
         """Loads an adapter on workers. Shared adapters go to decode workers; private ones to prefill workers too.
         ALREADY_EXISTS: the name is taken. FAILED_PRECONDITION: made for another base. INVALID_ARGUMENT: cannot be served.
-        RESOURCE_EXHAUSTED: pinned adapters hold every slot.
+        RESOURCE_EXHAUSTED: pinned adapters hold every slot. UNAVAILABLE: a worker cannot be reached that is to load it, or
+        that has other weights of a name to be replaced. DEADLINE_EXCEEDED: a worker took too long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +80,7 @@ class ModelServiceServicer:
 
     def PinAdapter(self, request, context):
         """Keeps an adapter's weights resident, or lets them be evicted again when slots run out. NOT_FOUND: unknown adapter.
+        UNAVAILABLE: a worker that has it cannot be reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +88,7 @@ class ModelServiceServicer:
 
     def UnloadAdapter(self, request, context):
         """Unloads an adapter from every worker. Running turns finish on the weights they began with.
+        NOT_FOUND: unknown adapter. UNAVAILABLE: a worker that has it cannot be reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -9,6 +9,7 @@ import torch
 
 from icarus.adapters.lora import LoraWeights
 from icarus.adapters.metadata import read_metadata
+from icarus.adapters.names import check_name
 from icarus.adapters.peft_folder import load_peft_folder
 from icarus.adapters.registry import AdapterRegistry
 from icarus.adapters.root import resolve_folder
@@ -22,7 +23,7 @@ from icarus.engine.lender import Lender
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.engine.thread import EngineThread
-from icarus.errors import ConfigError
+from icarus.errors import ConfigError, IcarusError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.model.hub import resolve_model
@@ -46,10 +47,10 @@ async def build_worker(
     config: Config, role: Role, worker_id: WorkerId, changes: ChangeFeed, metrics: WorkerMetrics
 ) -> Worker:
     """Loads the model and the adapters named in the settings; nothing runs yet. Raises ConfigError."""
+    entries = [parse_adapter_entry(entry, config.model.served_name) for entry in config.worker.adapters]
     folder = await asyncio.to_thread(resolve_model, config.model.path, logger.info)
     worker = await run_in_passing_thread(_build, config, role, worker_id, folder, changes, metrics)
-    for entry in config.worker.adapters:
-        name, path, mode = parse_adapter_entry(entry)
+    for name, path, mode in entries:
         if role is Role.PREFILL and not _is_private(Path(config.worker.adapter_root, path), mode):
             continue  # the base writes a shared specialist's KV
         info = await worker.adapters.load(name, path, mode)
@@ -62,11 +63,15 @@ def _is_private(folder: Path, mode: AdapterMode | None) -> bool:
     return (metadata.mode if metadata else mode) is AdapterMode.PRIVATE
 
 
-def parse_adapter_entry(entry: str) -> tuple[str, str, AdapterMode | None]:
+def parse_adapter_entry(entry: str, base_model: str) -> tuple[str, str, AdapterMode | None]:
     """NAME=FOLDER or NAME=FOLDER:private (or :shared). Raises ConfigError."""
     name, separator, path = entry.partition("=")
     if not (separator and name and path):
         raise ConfigError(f"[worker] adapters: {entry!r} is not NAME=FOLDER or NAME=FOLDER:private")
+    try:
+        check_name(name, base_model)
+    except IcarusError as error:
+        raise ConfigError(f"[worker] adapters: {entry!r}: {error}") from None
     folder, colon, mode = path.rpartition(":")
     if colon and mode in set(AdapterMode):
         return name, folder, AdapterMode(mode)

@@ -1,31 +1,36 @@
 """Adapters over all workers: loaded everywhere or nowhere."""
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
-from icarus.errors import AlreadyExistsError, FailedPreconditionError, IcarusError, InvalidInputError, NotFoundError
+from icarus.adapters.names import check_name
+from icarus.errors import InvalidInputError, NotFoundError, UnavailableError
 from icarus.types import AdapterInfo, AdapterMode, Role
 from icarus.worker.v1 import adapter_service_pb2 as pb
+from icarus_gateway.cluster.adapter_calls import AdapterCalls
+from icarus_gateway.cluster.adapter_loading import AdapterLoading
 from icarus_gateway.cluster.worker import Worker
 from icarus_gateway.cluster.workers import WorkerTable
 
-log = logging.getLogger(__name__)
-
-_MAX_NAME_LENGTH = 128
 _MAX_PATH_LENGTH = 1024
-"""Both are repeated in errors, which travel in HTTP headers of a few KiB."""
+"""Paths are repeated in errors, as names are."""
 
 
 class Adapters:
-    """Loads adapters on workers and unloads them. `base_model` is a name that no adapter may take."""
+    """Loads adapters on workers and unloads them. `base_model` is a name that no adapter may take.
+
+    A worker that has a name and cannot be reached now would come back with it as it was. So replacing, unloading and
+    pinning are refused until it is there again or forgotten.
+    """
 
     def __init__(self, workers: WorkerTable, base_model: str):
         self._workers = workers
         self._base_model = base_model
-        self._changing = asyncio.Lock()
+        self._calls = AdapterCalls(workers)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By name; one that nobody holds or waits for is gone."""
 
     async def load(
         self,
@@ -36,48 +41,36 @@ class Adapters:
         replacing: bool = False,
         pin: bool = False,
     ) -> AdapterInfo:
-        """Loads on the named workers, or on every suitable one. After an error no worker has it that had not before.
+        """Loads on the named workers, or on every suitable one. After an error no worker has it that had not before,
+        but for those that the error names.
 
         When `replacing`, the name stands for these weights alone afterwards: workers that were not loaded on drop it.
-        Where one refuses in mid-replacement, the error names those that have the new weights already.
+        Where one refuses in mid-replacement, the error names those that may have the new weights already.
 
-        Raises AlreadyExistsError, InvalidInputError, NotFoundError, UnavailableError, and what a worker refused with.
+        Raises AlreadyExistsError, InvalidInputError, NotFoundError, UnavailableError, DeadlineError, and what a worker
+        refused with.
         """
-        if not name or not path:
-            raise InvalidInputError(f"name is {name!r} and path is {path!r}; both are needed to load an adapter")
-        if len(name) > _MAX_NAME_LENGTH or len(path) > _MAX_PATH_LENGTH:
-            raise InvalidInputError(
-                f"name has {len(name)} characters and path has {len(path)}; at most {_MAX_NAME_LENGTH} and "
-                f"{_MAX_PATH_LENGTH} are taken"
-            )
-        if name == self._base_model:
-            raise AlreadyExistsError(f"{name!r} is the base model's name; choose another for the adapter")
+        check_name(name, self._base_model)
+        _check_path(path)
         request = pb.LoadAdapterRequest(
             name=name, path=path, mode=mode.value if mode else "", replace=replacing, pin=pin
         )
-        async with self._changing:
-            had = [worker for worker in self._workers.live() if name in worker.adapters]
-            loaded: list[Worker] = []
-            try:
-                info = await self._load_all(request, mode, worker_ids, loaded)
+        async with self._only_change_of(name):
+            holders = self._reachable_holders(name) if replacing else self._holders(name)
+            async with AdapterLoading(self._calls, request, holders) as loading:
+                known = None if replacing else next((worker.adapters[name] for worker in holders), None)
+                info = await self._load_all(loading, known, mode, worker_ids)
                 if replacing:
-                    await _unload_all([worker for worker in had if worker not in loaded], name)
+                    await self._unload_all(loading.passed_over(), name)
                 return info
-            except BaseException as error:
-                await self._roll_back(name, [worker for worker in loaded if worker not in had])
-                replaced = [worker.worker_id for worker in loaded if worker in had]
-                if replacing and replaced and isinstance(error, IcarusError):
-                    raise _half_replaced(error, name, replaced) from None
-                raise
 
     async def _load_all(
-        self, request: pb.LoadAdapterRequest, mode: AdapterMode | None, worker_ids: Sequence[str], loaded: list[Worker]
+        self, loading: AdapterLoading, known: AdapterInfo | None, mode: AdapterMode | None, worker_ids: Sequence[str]
     ) -> AdapterInfo:
         chosen = [self._chosen(worker_id, mode) for worker_id in worker_ids]
-        known = None if request.replace else self._workers.adapters().get(request.name)
-        info = await _load_on(chosen or self._workers.require_live(Role.DECODE), request, known, loaded)
+        info = await loading.load_on(chosen or self._workers.require_live(Role.DECODE), known)
         if not chosen and info.mode is AdapterMode.PRIVATE:
-            await _load_on(self._workers.live(Role.PREFILL), request, info, loaded)
+            await loading.load_on(self._workers.live(Role.PREFILL), info)
         return info
 
     def _chosen(self, worker_id: str, mode: AdapterMode | None) -> Worker:
@@ -89,96 +82,55 @@ class Adapters:
             raise InvalidInputError(f"worker {worker_id!r} prefills; only adapters loaded as private go there")
         return worker
 
-    async def _roll_back(self, name: str, loaded: Sequence[Worker]) -> None:
-        for worker in loaded:
-            try:
-                await _unload_from(worker, name)
-            except NotFoundError:
-                continue
-            except IcarusError as error:
-                log.error("roll-back failed", extra={"worker": worker.worker_id, "adapter": name, "reason": str(error)})
-
     async def unload(self, name: str) -> None:
-        """Raises NotFoundError where no worker has it; the first error after all workers were asked."""
-        async with self._changing:
-            await _unload_all(self._having(name), name)
+        """Raises NotFoundError where no worker has it, UnavailableError where one that has it cannot be reached now;
+        the first error after all workers were asked."""
+        async with self._only_change_of(name):
+            await self._unload_all(self._required_holders(name), name)
 
     async def pin(self, name: str, pinned: bool) -> None:
-        """Pins or unpins on every worker that has it. Raises NotFoundError where none has; the first error after all
-        workers were asked."""
-        async with self._changing:
-            await _ask_all([_pin_on(worker, name, pinned) for worker in self._having(name)])
+        """Pins or unpins on every worker that has it. Raises as `unload` does."""
+        async with self._only_change_of(name):
+            await _all([self._calls.pin(worker, name, pinned) for worker in self._required_holders(name)])
 
-    def _having(self, name: str) -> list[Worker]:
-        having = [worker for worker in self._workers.live() if name in worker.adapters]
-        if not having:
+    def _only_change_of(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _required_holders(self, name: str) -> list[Worker]:
+        holders = self._reachable_holders(name)
+        if not holders:
             known = ", ".join(sorted(self._workers.adapters())) or "none"
             raise NotFoundError(f"adapter {name!r} is not here; loaded adapters: {known}")
-        return having
+        return holders
+
+    def _reachable_holders(self, name: str) -> list[Worker]:
+        """Raises UnavailableError where one of the holders cannot be reached now."""
+        holders = self._holders(name)
+        away = [worker.worker_id for worker in holders if not self._workers.is_live(worker)]
+        if away:
+            raise UnavailableError(
+                f"adapter {name!r} is on {', '.join(away)}, which cannot be reached now and would come back with it; "
+                f"try again (a worker is forgotten once it was silent for {self._workers.forgotten_after_seconds:g} s)"
+            )
+        return holders
+
+    def _holders(self, name: str) -> list[Worker]:
+        """Workers that have it, reachable now or not. One that drains does not count: it takes no turn any more."""
+        return [w for w in self._workers.known() if name in w.adapters and not w.heartbeat.draining]
+
+    async def _unload_all(self, workers: Sequence[Worker], name: str) -> None:
+        """Raises the first error after all workers were asked; one that does not have it any more is no error."""
+        await _all([self._calls.unload(worker, name) for worker in workers], tolerated=NotFoundError)
 
 
-async def _load_on(
-    workers: Sequence[Worker], request: pb.LoadAdapterRequest, known: AdapterInfo | None, loaded: list[Worker]
-) -> AdapterInfo:
-    """Loads on each worker in turn, so that little is undone if one refuses. `known` is what the name means already.
-    Workers that may have taken it are added to `loaded`."""
-    name = request.name
-    for worker in workers:
-        try:
-            answer = await worker.connection.load_adapter(request)
-        except asyncio.CancelledError:  # it may have loaded it all the same
-            loaded.append(worker)
-            raise
-        loaded.append(worker)
-        held = worker.adapters.get(name)
-        pinned = request.pin or (held is not None and held.pinned)
-        info = AdapterInfo(name, answer.digest, AdapterMode(answer.mode), answer.rank, pinned=pinned)
-        if known is not None and (known.digest, known.mode) != (info.digest, info.mode):
-            raise _mismatch(worker, known, info)
-        known = info
-        worker.learn_adapters([*_without(worker, name), info], answer.adapters_revision)
-    assert known is not None
-    return known
+def _check_path(path: str) -> None:
+    if not path:
+        raise InvalidInputError("path is ''; give the folder that the workers read the adapter from")
+    if len(path) > _MAX_PATH_LENGTH:
+        raise InvalidInputError(f"path has {len(path)} characters; at most {_MAX_PATH_LENGTH} are taken")
 
 
-def _half_replaced(error: IcarusError, name: str, worker_ids: Sequence[str]) -> IcarusError:
-    return type(error)(f"{error}; the new weights of {name!r} are on {', '.join(worker_ids)} already: replace it again")
-
-
-def _mismatch(worker: Worker, known: AdapterInfo, info: AdapterInfo) -> IcarusError:
-    if known.mode is not info.mode:
-        return AlreadyExistsError(
-            f"adapter {info.name!r} is loaded as {known.mode.value} already, not {info.mode.value}; unload it first"
-        )
-    return FailedPreconditionError(
-        f"adapter {info.name!r} has digest {info.digest} on worker {worker.worker_id} but {known.digest} elsewhere; "
-        "unload the name first, or give every worker the same files"
-    )
-
-
-async def _unload_from(worker: Worker, name: str) -> None:
-    answer = await worker.connection.unload_adapter(pb.UnloadAdapterRequest(name=name))
-    worker.learn_adapters(_without(worker, name), answer.adapters_revision)
-
-
-def _without(worker: Worker, name: str) -> list[AdapterInfo]:
-    return [info for info in worker.adapters.values() if info.name != name]
-
-
-async def _unload_all(workers: Sequence[Worker], name: str) -> None:
-    """Raises the first error after all workers were asked; one that does not have it any more is no error."""
-    await _ask_all([_unload_from(worker, name) for worker in workers], tolerated=NotFoundError)
-
-
-async def _pin_on(worker: Worker, name: str, pinned: bool) -> None:
-    answer = await worker.connection.pin_adapter(pb.PinAdapterRequest(name=name, pinned=pinned))
-    info = worker.adapters.get(name)
-    if info is not None:
-        changed = replace(info, pinned=pinned, resident=pinned or info.resident)
-        worker.learn_adapters([*_without(worker, name), changed], answer.adapters_revision)
-
-
-async def _ask_all(calls: Sequence[Coroutine[Any, Any, None]], tolerated: type[Exception] | tuple[()] = ()) -> None:
+async def _all(calls: Sequence[Coroutine[Any, Any, None]], tolerated: type[Exception] | tuple[()] = ()) -> None:
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException) and not isinstance(result, tolerated):
             raise result

@@ -42,13 +42,16 @@ class Router:
     def adapter(self, model: str) -> AdapterInfo | None:
         """The specialist of that name; None for the base model.
 
-        Raises NotFoundError naming what there is, UnavailableError where no decode worker is there to ask.
+        Raises NotFoundError naming what there is, UnavailableError where no decode worker is there to ask, or none of
+        those that have it.
         """
         if model == self._base_model:
             return None
         for worker in self._workers.require_live(Role.DECODE):
             if model in worker.adapters:
                 return worker.adapters[model]
+        if any(model in worker.adapters for worker in self._workers.known(Role.DECODE)):
+            raise _nobody_can_be_reached(model)
         known = ", ".join([self._base_model, *sorted(self._workers.adapters())])
         raise NotFoundError(f"model {model!r} is not here; there are: {known}")
 
@@ -56,20 +59,24 @@ class Router:
         self,
         tenant: str,
         token_ids: Sequence[int],
+        max_new_tokens: int,
         adapter: AdapterInfo | None,
         excluded: Collection[str] = (),
         known: BlockNames | None = None,
     ) -> Route:
-        """Picks workers for a prompt, those of `excluded` (instance ids) left out. `known`: names of its blocks.
+        """Picks workers for a prompt and at most `max_new_tokens` after it, those of `excluded` (instance ids) left
+        out. `known`: names of the prompt's blocks.
 
-        Raises UnavailableError where no decode worker is left that has the adapter, FailedPreconditionError where its
-        name stands for other weights by now.
+        Raises UnavailableError where no decode worker is left that has the adapter and a pool that can hold the turn,
+        FailedPreconditionError where the adapter's name stands for other weights by now.
         """
-        decoders = [w for w in self._workers.require_live(Role.DECODE) if _can_serve(w, adapter, excluded)]
-        if not decoders:
-            raise self._nobody(adapter)
+        decoders = self._decoders(len(token_ids) + max_new_tokens, adapter, excluded)
         private = adapter if adapter is not None and adapter.mode is AdapterMode.PRIVATE else None
-        prefillers = [w for w in self._workers.live(Role.PREFILL) if _can_serve(w, private, excluded)]
+        prefillers = [
+            worker
+            for worker in self._workers.live(Role.PREFILL)
+            if _has_weights(worker, private) and worker.info.instance_id not in excluded
+        ]
         block_size = decoders[0].info.block_size
         root = root_hash(decoders[0].info.cache_fingerprint, tenant, private.digest if private else "")
         live = {worker.worker_id: worker for worker in self._workers.live()}
@@ -98,6 +105,16 @@ class Router:
             names=names,
         )
 
+    def _decoders(self, num_tokens: int, adapter: AdapterInfo | None, excluded: Collection[str]) -> list[Worker]:
+        """Where no pool is large enough, not even one that cannot be reached now, a worker is left to refuse."""
+        self._workers.require_live(Role.DECODE)
+        having = [worker for worker in self._workers.known(Role.DECODE) if _has_weights(worker, adapter)]
+        suitable = [worker for worker in having if _can_ever_hold(worker, num_tokens)] or having
+        here = [w for w in suitable if self._workers.is_live(w) and w.info.instance_id not in excluded]
+        if not here:
+            raise self._nobody(adapter)
+        return here
+
     def _nobody(self, adapter: AdapterInfo | None) -> IcarusError:
         held = self._workers.adapters().get(adapter.name) if adapter else None
         if adapter and held and held.digest != adapter.digest:
@@ -105,14 +122,20 @@ class Router:
                 f"adapter {adapter.name!r} was replaced: no worker that is left has the weights that the turn began "
                 f"with (digest {adapter.digest}); ask again for an answer by the new ones (digest {held.digest})"
             )
-        name = adapter.name if adapter else self._base_model
-        return UnavailableError(f"no decode worker that serves {name!r} can be reached now; try again")
+        return _nobody_can_be_reached(adapter.name if adapter else self._base_model)
 
 
-def _can_serve(worker: Worker, adapter: AdapterInfo | None, excluded: Collection[str]) -> bool:
+def _nobody_can_be_reached(model: str) -> UnavailableError:
+    return UnavailableError(f"no decode worker that can serve this turn of {model!r} can be reached now; try again")
+
+
+def _can_ever_hold(worker: Worker, num_tokens: int) -> bool:
+    """Whether all of its pool takes the prompt and the longest answer, whose last token gets no KV."""
+    return num_tokens - 1 <= worker.info.num_blocks * worker.info.block_size
+
+
+def _has_weights(worker: Worker, adapter: AdapterInfo | None) -> bool:
     """By digest: a turn keeps the weights that it began with, whatever the name means by now."""
-    if worker.info.instance_id in excluded:
-        return False
     if adapter is None:
         return True
     loaded = worker.adapters.get(adapter.name)

@@ -78,6 +78,17 @@ class Worker:
         if revision >= self.adapters_revision:
             self.adapters, self.adapters_revision = {adapter.name: adapter for adapter in adapters}, revision
 
+    def learn_adapter(self, info: AdapterInfo, revision: int) -> None:
+        """Takes what the worker answered of one adapter. Answers to calls of different names may cross, so an older
+        one counts too; where it is wrong by then, the next heartbeat says so."""
+        self.adapters = {**self.adapters, info.name: info}
+        self.adapters_revision = max(self.adapters_revision, revision)
+
+    def learn_unloaded(self, name: str, revision: int) -> None:
+        """Takes the worker's word that it has dropped an adapter."""
+        self.adapters = {other: info for other, info in self.adapters.items() if other != name}
+        self.adapters_revision = max(self.adapters_revision, revision)
+
     @property
     def load(self) -> int:
         return self.num_assigned + self.num_foreign

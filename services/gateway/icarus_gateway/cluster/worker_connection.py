@@ -57,14 +57,20 @@ class WorkerConnection:
     ) -> block_pb.ReleaseLeaseResponse:
         return await self._ask(self._blocks.ReleaseLease, request, timeout_seconds)
 
-    async def load_adapter(self, request: adapter_pb.LoadAdapterRequest) -> adapter_pb.LoadAdapterResponse:
-        return await self._ask(self._adapters.LoadAdapter, request)
+    async def load_adapter(
+        self, request: adapter_pb.LoadAdapterRequest, timeout_seconds: float
+    ) -> adapter_pb.LoadAdapterResponse:
+        return await self._ask(self._adapters.LoadAdapter, request, timeout_seconds)
 
-    async def unload_adapter(self, request: adapter_pb.UnloadAdapterRequest) -> adapter_pb.UnloadAdapterResponse:
-        return await self._ask(self._adapters.UnloadAdapter, request)
+    async def unload_adapter(
+        self, request: adapter_pb.UnloadAdapterRequest, timeout_seconds: float
+    ) -> adapter_pb.UnloadAdapterResponse:
+        return await self._ask(self._adapters.UnloadAdapter, request, timeout_seconds)
 
-    async def pin_adapter(self, request: adapter_pb.PinAdapterRequest) -> adapter_pb.PinAdapterResponse:
-        return await self._ask(self._adapters.PinAdapter, request)
+    async def pin_adapter(
+        self, request: adapter_pb.PinAdapterRequest, timeout_seconds: float
+    ) -> adapter_pb.PinAdapterResponse:
+        return await self._ask(self._adapters.PinAdapter, request, timeout_seconds)
 
     async def check_integrity(
         self, request: debug_pb.CheckIntegrityRequest, timeout_seconds: float
@@ -74,7 +80,7 @@ class WorkerConnection:
     async def close(self) -> None:
         await self._channel.close(None)
 
-    async def _ask(self, method: Callable[..., Any], request: Any, timeout_seconds: float | None = None) -> Any:
+    async def _ask(self, method: Callable[..., Any], request: Any, timeout_seconds: float) -> Any:
         try:
             return await method(request, timeout=timeout_seconds, metadata=tracing.outgoing())
         except grpc.aio.AioRpcError as error:

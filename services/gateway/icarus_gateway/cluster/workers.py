@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 from icarus.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from icarus.rpc.messages import PROTOCOL_VERSION
@@ -20,6 +20,8 @@ _MISSED_UNTIL_LOST = 10
 """A running turn waits longer than routing does: a busy machine delays heartbeats, and a dead process is heard of
 at once by its broken connection."""
 _MISSED_UNTIL_FORGOTTEN = 60
+
+Answer = TypeVar("Answer")
 
 
 class WorkerTable:
@@ -84,11 +86,16 @@ class WorkerTable:
 
     def forget_silent(self) -> list[WorkerId]:
         """Removes workers that were not heard of for long, and names them."""
-        limit = self._clock() - _MISSED_UNTIL_FORGOTTEN * self.heartbeat_seconds
+        limit = self._clock() - self.forgotten_after_seconds
         silent = [worker for worker in self._workers.values() if worker.last_seen < limit]
         for worker in silent:
             self._closing.append(self._workers.pop(worker.worker_id).connection)
         return [worker.worker_id for worker in silent]
+
+    @property
+    def forgotten_after_seconds(self) -> float:
+        """How long a worker may be silent before it is forgotten."""
+        return _MISSED_UNTIL_FORGOTTEN * self.heartbeat_seconds
 
     def stop_listening(self) -> None:
         """The gateway drains and refuses heartbeats: silence says nothing any more; a dead worker's connection does."""
@@ -105,14 +112,14 @@ class WorkerTable:
         worker = self._workers.get(worker_id)
         return worker is not None and worker.info.instance_id == instance_id
 
-    def known(self) -> list[Worker]:
+    def known(self, role: Role | None = None) -> list[Worker]:
         """Every worker that registered and was not forgotten since, by name."""
-        return sorted(self._workers.values(), key=lambda worker: worker.worker_id)
+        workers = (worker for worker in self._workers.values() if role in (None, worker.info.role))
+        return sorted(workers, key=lambda worker: worker.worker_id)
 
     def live(self, role: Role | None = None) -> list[Worker]:
         """Live workers by name."""
-        workers = (w for w in self._workers.values() if role in (None, w.info.role) and self.is_live(w))
-        return sorted(workers, key=lambda worker: worker.worker_id)
+        return [worker for worker in self.known(role) if self.is_live(worker)]
 
     def require_live(self, role: Role) -> list[Worker]:
         """Raises UnavailableError where there is none."""
@@ -144,6 +151,16 @@ class WorkerTable:
         worker.heard.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(worker.heard.wait(), _MISSED_UNTIL_LEFT_OUT * self.heartbeat_seconds)
+
+    async def answer_of(self, worker: Worker, call: Coroutine[Any, Any, Answer]) -> Answer:
+        """Makes a call to the worker. Raises what it raises, and UnavailableError where the worker is lost."""
+        asking = asyncio.ensure_future(call)
+        try:
+            await self.wait_on(worker, asking)
+            return asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def wait_on(self, worker: Worker, answer: "asyncio.Future[Any]") -> None:
         """Returns once the worker's answer is there, or an error. Raises UnavailableError where the worker is lost."""

@@ -89,6 +89,7 @@ class TurnDriver:
             route = self._router.route(
                 request.tenant,
                 (*request.prompt, *progress.output),
+                request.sampling.params.max_tokens - len(progress.output),
                 progress.adapter,
                 excluded=progress.tried | progress.failed_prefills,
                 known=progress.names or request.names,
