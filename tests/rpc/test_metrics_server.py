@@ -30,7 +30,7 @@ def test_its_address_on_ipv6_is_one_of_a_url():
     except ConfigError:
         pytest.skip("this machine has no [::1]")
     with MetricsServer("[::1]:0", make_registry()) as server, urlopen(f"http://{server.address}/metrics", timeout=5):
-        pass
+        assert server.address.startswith("[::1]:")
 
 
 def test_addresses_that_cannot_be_served():
