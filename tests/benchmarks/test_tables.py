@@ -1,8 +1,7 @@
 """Tables where there is no terminal: 80 columns, whatever they hold."""
 
-from rich.console import Console
-
 from icarus_benchmarks.report import figures_table
+from rich.console import Console
 
 
 def test_headings_and_figures_are_whole_in_a_narrow_table():
@@ -12,6 +11,7 @@ def test_headings_and_figures_are_whole_in_a_narrow_table():
     with console.capture() as capture:
         console.print(figures_table("a title", columns, rows))
     lines = capture.get().splitlines()
-    assert lines[-2].split() == ["a", "long", "name", "of", "one", "case", "1,234,567", "2.50", "3", "0.12"]
-    assert lines[-1].split() == ["another", "1.00", "2.00", "3", "4.00"]
-    assert sorted(" ".join(lines[1:-2]).split()) == sorted(" ".join(columns).split())
+    figures = [["1,234,567", "2.50", "3", "0.12"], ["1.00", "2.00", "3", "4.00"]]
+    assert [words[-4:] for line in lines if len(words := line.split()) > 4 and words[-1] in ("0.12", "4.00")] == figures
+    told = [word for word in " ".join(lines[1:]).split() if word not in {*figures[0], *figures[1]}]
+    assert sorted(told) == sorted(" ".join([*columns, rows[0][0], rows[1][0]]).split())
