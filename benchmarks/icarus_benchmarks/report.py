@@ -46,12 +46,15 @@ def write_json(path: Path, report: Report, command: str, machine: Machine) -> No
 
 
 def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A row of names (columns until the first figure) and figures, in the look of the demo's tables."""
+    """A row of names (columns until the first figure) and figures, in the look of the demo's tables.
+
+    Where it is too wide, headings and names take several lines."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.padding = (0, 1, 0, 0)
     for index, column in enumerate(columns):
         is_name = all(isinstance(row[index], str) for row in rows)
-        table.add_column(column, justify="left" if is_name else "right", no_wrap=True)
+        least = None if is_name else max(len(_show(row[index])) for row in rows)
+        table.add_column(column, justify="left" if is_name else "right", min_width=least, overflow="fold")
     for row in rows:
         table.add_row(*map(_show, row))
     return table

@@ -11,6 +11,8 @@ from icarus.evaluation.scores import Score, mean_score
 
 IN_THE_MEAN = ("tools", "banking", "intents")
 METHODS = ("base", "conventional", "icarus")
+MACHINES = "machines.json"
+"""Method -> task -> the machine that trained it, where a folder's runs are of several."""
 
 
 def read_scores(build: Path) -> dict[str, dict[str, Any]]:
@@ -74,12 +76,16 @@ def points(score: Score) -> str:
 
 
 def throughput(build: Path, tasks: list[str]) -> str:
-    """Training tokens a second, the median of each run's steps: a run may have been disturbed for a while."""
+    """Training tokens a second, the median of each run's steps: a run may have been disturbed for a while. Runs of two
+    machines have no ratio."""
+    machines = _read(build / MACHINES) if (build / MACHINES).is_file() else {}
     lines = ["| task | conventional, tokens/s | ICaRus, tokens/s | ratio |", "| --- | --- | --- | --- |"]
     for task in tasks:
         logs = [read_log(build / method / task) for method in METHODS[1:]]
         speeds = [np.median([step["tokens"] / step["seconds"] for step in log]) for log in logs]
-        lines.append(f"| {task} | {speeds[0]:.0f} | {speeds[1]:.0f} | {speeds[1] / speeds[0]:.2f} |")
+        first, second = (machines.get(method, {}).get(task) for method in METHODS[1:])
+        ratio = f"{speeds[1] / speeds[0]:.2f}" if first == second else f"none: {first} and {second}"
+        lines.append(f"| {task} | {speeds[0]:.0f} | {speeds[1]:.0f} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -94,6 +100,10 @@ def keep(build: Path, tasks: list[str], folder: Path) -> None:
         for method in METHODS[1:]:
             log = Path(method, task, "log.jsonl")
             _write(folder / log, (build / log).read_text())
+    if (build / MACHINES).is_file():
+        _write(folder / MACHINES, (build / MACHINES).read_text())
+    else:
+        (folder / MACHINES).unlink(missing_ok=True)
 
 
 def _write(file: Path, text: str) -> None:

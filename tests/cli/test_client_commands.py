@@ -1,4 +1,4 @@
-"""`icarus generate` and `icarus models` against a scripted gateway."""
+"""`icarus generate`, `icarus models` and `icarus adapters` against a scripted gateway."""
 
 import io
 import json
@@ -19,6 +19,7 @@ from icarus.errors import UnavailableError
 from icarus.types import TokenLogprob, TokenLogprobs
 from icarus.v1 import generation_pb2 as generation_types_pb2
 from icarus.v1 import generation_service_pb2 as generation_pb2
+from icarus.v1 import model_service_pb2 as model_pb2
 from icarus.v1 import session_service_pb2 as session_pb2
 
 
@@ -160,6 +161,35 @@ def test_models_as_json(gateway, capsys):
     assert main(["models", "--gateway", gateway.address, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["models"][0]["name"], told["context_length"]) == ("base", 2048)
+
+
+def test_adapters_are_loaded_pinned_and_unloaded(gateway, capsys):
+    here = ["--gateway", gateway.address]
+    argv = ["adapters", "load", "alpha", "/a/alpha", "--mode", "private", "--replace", "--pin", *here]
+    assert main([*argv, "--worker", "decode-0", "--worker", "prefill-0"]) == 0
+    assert capsys.readouterr().out == "alpha is loaded on decode-0, prefill-0 (private, d1, pinned)\n"
+    asked = {"name": "alpha", "path": "/a/alpha", "replace": True, "pin": True, "worker_ids": ["decode-0", "prefill-0"]}
+    expected = model_pb2.LoadAdapterRequest(mode=model_pb2.ADAPTER_MODE_PRIVATE, **asked)
+    assert gateway.last(model_pb2.LoadAdapterRequest) == expected
+    for action, told in (("unpin", "no longer pinned"), ("pin", "pinned: its weights stay in memory")):
+        assert main(["adapters", action, "alpha", *here]) == 0
+        assert capsys.readouterr().out == f"alpha is {told}\n" and gateway.models["alpha"].pinned == (action == "pin")
+    assert main(["adapters", "unload", "alpha", *here]) == 0
+    assert capsys.readouterr().out == "alpha is unloaded\n" and list(gateway.models) == ["base"]
+
+
+def test_an_adapter_is_loaded_as_its_metadata_says_and_told_as_json(gateway, capsys):
+    assert main(["adapters", "load", "beta", "/a/beta", "--json", "--gateway", gateway.address]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["digest"], told["pinned"]) == ("beta", "d1", False)
+    assert gateway.last(model_pb2.LoadAdapterRequest) == model_pb2.LoadAdapterRequest(name="beta", path="/a/beta")
+
+
+@pytest.mark.parametrize("action", ["unload", "pin", "unpin"])
+def test_an_adapter_that_is_not_there_is_named(gateway, capsys, action):
+    assert main(["adapters", action, "none-such", "--gateway", gateway.address]) == 2
+    err = capsys.readouterr().err
+    assert "'none-such'" in err and err.count("\n") == 1
 
 
 def test_generate_as_json(gateway, capsys):

@@ -1,6 +1,8 @@
 """`icarus health` and `icarus pull`: what probes and one-shot set-up services call."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import ClassVar
 
 import grpc
 import pytest
@@ -51,6 +53,73 @@ def test_pull_makes_a_whole_folder_once(model, tmp_path, capsys):
     (model / "config.json").unlink()
     assert main(["pull", str(model), str(target)]) == 0, "what is there is kept, and the source not looked at"
     assert "has a model already" in capsys.readouterr().out
+
+
+class Hub:
+    """What the hub's client does of it: files appear in the folder, beside notes of its own, or it breaks off."""
+
+    files: ClassVar = ["config.json", "model-1.safetensors", "model-2.safetensors", "README.md"]
+
+    def __init__(self):
+        self.calls: list[dict] = []
+        self.num_files_before_trouble = 99
+
+    def HfApi(self):
+        return self
+
+    def model_info(self, hub_id):
+        return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=name) for name in self.files])
+
+    def snapshot_download(self, hub_id, revision, local_dir, allow_patterns):
+        self.calls.append({name: (local_dir / name).exists() for name in self.files})
+        (local_dir / ".cache" / "huggingface").mkdir(parents=True, exist_ok=True)
+        for name in self.files[:3][: self.num_files_before_trouble]:
+            (local_dir / name).write_text("{}")
+        if self.num_files_before_trouble == 0:
+            raise OSError("503")
+        return str(local_dir)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    for name in ("HfApi", "snapshot_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", getattr(hub, name))
+    return hub
+
+
+def test_pull_downloads_beside_the_folder_and_copies_nothing(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("shutil.copytree", None)
+    target = tmp_path / "volume" / "owner" / "name"
+    assert main(["pull", "owner/name", str(target)]) == 0
+    assert {path.name for path in target.iterdir()} == {*hub.files[:3]} and [*target.parent.iterdir()] == [target]
+    assert not (tmp_path / "home").exists()
+
+
+def test_pull_goes_on_where_the_last_one_broke_off(hub, tmp_path, capsys):
+    target, hub.num_files_before_trouble = tmp_path / "volume" / "name", 2
+    assert main(["pull", "owner/name", str(target)]) == 2
+    assert "'owner/name' cannot be fetched: model-2.safetensors did not come; try again" in capsys.readouterr().err
+    hub.num_files_before_trouble = 0
+    assert main(["pull", "owner/name", str(target)]) == 2
+    assert "503" in capsys.readouterr().err and not target.exists()
+    hub.num_files_before_trouble = 99
+    assert main(["pull", "owner/name", str(target)]) == 0
+    assert [sum(call.values()) for call in hub.calls] == [0, 2, 2] and [*target.parent.iterdir()] == [target]
+
+
+def test_two_pulls_of_one_model_are_one_download(hub, tmp_path):
+    target = tmp_path / "volume" / "name"
+    with ThreadPoolExecutor() as threads:
+        assert [*threads.map(lambda _: main(["pull", "owner/name", str(target)]), range(4))] == [0] * 4
+    assert len(hub.calls) == 1 and [*target.parent.iterdir()] == [target]
+
+
+def test_pull_of_what_the_hub_has_not_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, hub_id: 1 / 0)
+    assert main(["pull", "owner/name", str(tmp_path / "name")]) == 2
+    assert "'owner/name' cannot be fetched" in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
 
 def test_pull_that_fails_leaves_nothing(model, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A deployment of real processes on this machine: it starts, it says why it did not, and nothing of it stays."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,10 +14,11 @@ import pytest
 import tiny
 from waiting import wait_until
 
-from icarus.cli.local import LocalCluster, _following_address
+from icarus.cli.local import LocalCluster, _metrics_addresses
 from icarus.client import Client
 from icarus.config import Config, EngineSection, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, UnavailableError
+from icarus.rpc.listen import free_port
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +61,12 @@ def test_metrics_are_where_it_says(config):
             assert b"\nicarus_workers" in answer.read()
 
 
-def test_workers_metrics_are_at_the_ports_that_follow():
-    assert [_following_address("0.0.0.0:9400", index) for index in (0, 3)] == ["0.0.0.0:9400", "0.0.0.0:9403"]
-    assert _following_address("127.0.0.1:0", 1).startswith("127.0.0.1:") and _following_address("x", 1) == "x"
+def test_workers_metrics_are_at_the_ports_that_follow(monkeypatch):
+    with monkeypatch.context() as every_port_free:
+        every_port_free.setattr("icarus.cli.local.free_port", lambda address, setting: int(address.rpartition(":")[2]))
+        addresses = _metrics_addresses("0.0.0.0:9400", ["gateway", "decode-0"])
+    assert addresses == {"gateway": "0.0.0.0:9400", "decode-0": "0.0.0.0:9401"}
+    assert ":0" not in "".join(_metrics_addresses("127.0.0.1:0", ["gateway", "decode-0"]).values())
 
 
 def test_a_port_of_metrics_that_is_taken_is_named(config):
@@ -70,9 +75,8 @@ def test_a_port_of_metrics_that_is_taken_is_named(config):
         taken.listen()
         address = "{}:{}".format(*taken.getsockname())
         config = replace(config, metrics=MetricsSection(address))
-        told = rf"gateway: \[metrics\] address: cannot listen on {address}: Address already in use"
-        with pytest.raises(ConfigError, match=told), gateway_only(config):
-            pass
+        with pytest.raises(ConfigError, match=rf"^\[metrics\] address: cannot listen on {address}: Address already in"):
+            gateway_only(config)
 
 
 def test_a_folder_of_its_own_for_logs_is_removed(config):
@@ -82,15 +86,33 @@ def test_a_folder_of_its_own_for_logs_is_removed(config):
 
 
 def test_a_taken_port_is_a_setting_to_change(config):
+    """Before a child is started: whoever listens there would be asked whether it serves, and say yes."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with (
-            pytest.raises(ConfigError, match=rf"gateway: \[gateway\] address: cannot listen on {address}"),
-            gateway_only(replace(config, gateway=GatewaySection(address=address))),
-        ):
-            pass
+        with pytest.raises(ConfigError, match=rf"^\[gateway\] address: cannot listen on {address}"):
+            gateway_only(replace(config, gateway=GatewaySection(address=address)))
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:0", "nowhere.invalid:0", "a..b:0", "localhost", "127.0.0.1:x"])
+@pytest.mark.parametrize("setting", ["gateway.address", "gateway.worker_address", "metrics.address"])
+def test_what_cannot_be_listened_on_is_a_setting_to_change(config, setting, address):
+    section, _, name = setting.partition(".")
+    config = replace(config, **{section: replace(getattr(config, section), **{name: address})})
+    with pytest.raises(ConfigError, match=rf"^\[{section}\] {name}: cannot listen on {re.escape(address)}: "):
+        gateway_only(config)
+
+
+def test_ipv6_is_in_brackets(config):
+    try:
+        free_port("[::1]:0", "a test")
+    except ConfigError:
+        pytest.skip("this machine has no [::1]")
+    gateway = GatewaySection(address="[::1]:0", worker_address="[::1]:0")
+    config = replace(config, gateway=gateway, metrics=MetricsSection("[::1]:0"))
+    with gateway_only(config) as cluster, urlopen(f"http://{cluster.metrics['gateway']}/metrics", timeout=10) as answer:
+        assert cluster.address.startswith("[::1]:") and answer.status == 200
 
 
 def test_a_worker_that_finds_its_settings_wrong_is_named(config):
@@ -136,7 +158,7 @@ def test_a_start_has_a_limit_and_leaves_nothing(config):
 PARENT = """
 import sys, time
 from dataclasses import replace
-from icarus.cli.local import LocalCluster, _following_address
+from icarus.cli.local import LocalCluster
 from icarus.config import Config, GatewaySection, ModelSection
 config = Config(model=ModelSection(path=sys.argv[1], name="tiny"), gateway=GatewaySection(address="127.0.0.1:0"))
 with LocalCluster(config, decode_adapters=[], num_prefill=0, log_dir=sys.argv[2]) as cluster:

@@ -290,10 +290,17 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
     async def LoadAdapter(self, request: Any, context: Any) -> Any:
         self._gateway.receive(request)
         model = model_service_pb2.Model(
-            name=request.name, mode=request.mode, digest="d1", worker_ids=request.worker_ids
+            name=request.name, mode=request.mode, digest="d1", worker_ids=request.worker_ids, pinned=request.pin
         )
         self._gateway.models[request.name] = model
         return model_service_pb2.LoadAdapterResponse(model=model)
+
+    async def PinAdapter(self, request: Any, context: Any) -> Any:
+        self._gateway.receive(request)
+        if request.name not in self._gateway.models:
+            raise NotFoundError(f"no adapter {request.name!r}")
+        self._gateway.models[request.name].pinned = request.pinned
+        return model_service_pb2.PinAdapterResponse()
 
     async def UnloadAdapter(self, request: Any, context: Any) -> Any:
         if self._gateway.models.pop(request.name, None) is None:

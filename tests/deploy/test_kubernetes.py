@@ -53,6 +53,8 @@ def test_every_pod(name):
         assert main[probe]["grpc"] == {"port": port} and main[probe]["timeoutSeconds"] == 5
     (model,) = pod["initContainers"]
     assert build_parser().parse_args(model["args"]).folder == config.model.path
+    (token,) = (entry["valueFrom"]["secretKeyRef"] for entry in model["env"] if entry["name"] == "HF_TOKEN")
+    assert token == {"name": "huggingface", "key": "token", "optional": True}
     assert pod["securityContext"]["runAsNonRoot"]
     if name != "gateway":
         assert int(main["resources"]["limits"]["cpu"]) == config.engine.num_threads + 1

@@ -63,6 +63,17 @@ def test_tables(build):
     assert report.throughput(build, ["banking"]).splitlines()[2] == "| banking | 50 | 100 | 2.00 |"
 
 
+def test_runs_of_two_machines_are_not_compared(build, tmp_path):
+    report = load_script("report")
+    machines = {"conventional": {"banking": "a CPU"}, "icarus": {"banking": "a GPU"}}
+    (build / report.MACHINES).write_text(json.dumps(machines))
+    report.keep(build, ["banking"], tmp_path / "kept")
+    for folder in (build, tmp_path / "kept"):
+        assert (
+            report.throughput(folder, ["banking"]).splitlines()[2] == "| banking | 50 | 100 | none: a CPU and a GPU |"
+        )
+
+
 def test_what_is_kept_gives_the_same_tables(build, tmp_path):
     report = load_script("report")
     report.keep(build, ["banking"], tmp_path / "kept")

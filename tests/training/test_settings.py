@@ -21,6 +21,7 @@ def test_a_target_that_changes_the_cache_is_refused(target):
     [
         ({"mode": "both"}, "--mode is one of"),
         ({"rank": 0}, "--rank is 0"),
+        ({"rank": 257}, "--rank is 257; it must be at most 256, the highest that is served"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"warmup": 1.0}, "--warmup"),
         ({"steps": -1}, "--steps"),

@@ -12,6 +12,8 @@ from icarus.adapters.small_file import read_small_file
 from icarus.errors import InvalidInputError
 
 FILE_NAME = "adapter_config.json"
+DEFAULT_MAX_RANK = 256
+"""The highest rank that is served."""
 
 _REFUSED = {
     "use_dora": "DoRA is not supported; train it as plain LoRA",

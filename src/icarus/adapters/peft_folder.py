@@ -14,13 +14,12 @@ from torch import Tensor
 
 from icarus.adapters.lora import LoraWeights
 from icarus.adapters.metadata import read_metadata, resolve_mode
+from icarus.adapters.peft_config import DEFAULT_MAX_RANK, PeftConfig, read_config
 from icarus.adapters.peft_config import FILE_NAME as CONFIG_FILE_NAME
-from icarus.adapters.peft_config import PeftConfig, read_config
 from icarus.errors import InvalidInputError
 from icarus.types import AdapterMode
 
 FILE_NAME = "adapter_model.safetensors"
-DEFAULT_MAX_RANK = 256
 
 PARENTS = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),

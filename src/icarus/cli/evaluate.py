@@ -13,6 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from icarus.cli.flags import read_config
 from icarus.cli.local import LocalCluster, on_a_free_port
 from icarus.cli.output_file import writable
+from icarus.cli.sigterm import sigterm_exits
 from icarus.client import Client
 from icarus.config import Config
 from icarus.errors import InvalidInputError
@@ -39,10 +40,12 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError("--limit, --max-tokens and --in-flight are at least 1")
     if args.gateway and (ignored := _ignored_flags(args)):
         raise InvalidInputError(f"--gateway answers with its own model and settings; leave out {', '.join(ignored)}")
+    if args.gateway and args.nll and not args.model:
+        raise InvalidInputError(f"--nll computes a loss of its own: give --model, the base that {args.gateway} serves")
     args.model = args.model or read_config(args).model.path
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]
-    with writable("--json", args.json) as json_path:
+    with sigterm_exits(), writable("--json", args.json) as json_path:
         report = _evaluate(args, records, console)
         console.print(report.summary())
         if json_path is not None:
@@ -61,6 +64,7 @@ def _ignored_flags(args: argparse.Namespace) -> list[str]:
 
 
 def _evaluate(args: argparse.Namespace, records: list[Record], console: Console) -> Report:
+    served = _served_base(args) if args.gateway else ""
     answer_loss = _load_reference(args, console).mean_loss(records, args.in_flight) if args.nll else None
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("answers", total=len(records))
@@ -71,7 +75,7 @@ def _evaluate(args: argparse.Namespace, records: list[Record], console: Console)
         args.metric,
         seconds,
         answer_loss,
-        model=_served_base(args.gateway) if args.gateway else args.model,
+        model=served or args.model,
         adapter=Path(args.adapter).name if args.adapter else "",
         through="oracle" if args.oracle else "gateway",
         data=Path(args.data).name,
@@ -112,6 +116,13 @@ def _config(args: argparse.Namespace) -> Config:
     )
 
 
-def _served_base(gateway: str) -> str:
-    with Client(gateway) as client:
-        return client.models().base.name
+def _served_base(args: argparse.Namespace) -> str:
+    """The name of the gateway's base. Raises InvalidInputError where the loss would be that of another."""
+    with Client(args.gateway) as client:
+        served = client.models().base.name
+    if args.nll and (own := _config(args).model.served_name) != served:
+        raise InvalidInputError(
+            f"--nll would compute the loss of {own!r} (--model {args.model}), but {args.gateway} serves {served!r}; "
+            f"give that one, or --model-name {served} if they are the same model"
+        )
+    return served

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from icarus.cli.sections import of_process
 from icarus.client import Client
 from icarus.config import Config, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
+from icarus.rpc.listen import free_port
 from icarus.types import Role
 
 _STOP_SECONDS = 15.0
@@ -56,8 +56,10 @@ class LocalCluster:
     `metrics` says where each process serves its metrics, by name; nowhere unless the config has an address for them,
     which is the gateway's: the workers take the ports that follow.
 
-    Children die with this process, however it ends: each watches a pipe from it. Starting raises ConfigError where a
-    child found its settings wrong, UnavailableError with the tail of its log where it died, and DeadlineError.
+    Children die with this process, however it ends: each watches a pipe from it. Building it raises ConfigError for an
+    address that cannot be listened on: whoever else listens there would seem to be this gateway. Starting raises
+    ConfigError where a child found its settings wrong, UnavailableError with the tail of its log where it died, and
+    DeadlineError.
     """
 
     def __init__(
@@ -72,12 +74,13 @@ class LocalCluster:
         progress: Callable[[str], None] | None = None,
     ):
         self.config = config
-        self.address = _listen_address(config.gateway.address)
-        self._worker_address = _listen_address(config.gateway.worker_address)
-        self.metrics: dict[str, str] = {}
-        self._decode_adapters = decode_adapters
-        self._prefill_adapters = prefill_adapters
-        self._num_prefill = num_prefill
+        self.address = _listen_address(config.gateway.address, "[gateway] address")
+        worker_address = config.gateway.worker_address
+        self._worker_address = _listen_address(worker_address, "[gateway] worker_address") if worker_address else ""
+        self._workers = [(f"{Role.PREFILL}-{i}", Role.PREFILL, prefill_adapters) for i in range(num_prefill)]
+        self._workers += [(f"{Role.DECODE}-{i}", Role.DECODE, each) for i, each in enumerate(decode_adapters)]
+        names = ["gateway", *(name for name, _, _ in self._workers)]
+        self.metrics = _metrics_addresses(config.metrics.address, names) if config.metrics.address else {}
         self._owns_log_dir = log_dir is None
         self.log_dir = Path(log_dir or tempfile.mkdtemp(prefix="icarus-"))
         self._startup_seconds = startup_seconds
@@ -134,20 +137,14 @@ class LocalCluster:
         )
         gateway = dataclasses.replace(config, gateway=section)
         self._spawn("gateway", "gateway", gateway)
-        for role, adapters_of_workers in (
-            (Role.PREFILL, [self._prefill_adapters] * self._num_prefill),
-            (Role.DECODE, self._decode_adapters),
-        ):
-            for index, adapters in enumerate(adapters_of_workers):
-                name = f"{role}-{index}"
-                worker = _of_child(config.worker, name, self._worker_address or self.address, adapters)
-                self._spawn(name, role, dataclasses.replace(config, worker=worker))
+        for name, role, adapters in self._workers:
+            worker = _of_child(config.worker, name, self._worker_address or self.address, adapters)
+            self._spawn(name, role, dataclasses.replace(config, worker=worker))
         self._progress(f"starting {', '.join(child.name for child in self._children)}")
         self._wait_until_ready()
 
     def _spawn(self, name: str, role: str, config: Config) -> None:
-        if config.metrics.address:
-            self.metrics[name] = _following_address(config.metrics.address, len(self._children))
+        if name in self.metrics:
             config = dataclasses.replace(config, metrics=MetricsSection(self.metrics[name]))
         flags = to_flags(config, of_process(role))
         command = [sys.executable, "-m", "icarus.cli.main", "serve", role, "--stop-with-stdin", *flags]
@@ -192,20 +189,20 @@ def _of_child(worker: WorkerSection, name: str, gateway: str, adapters: Sequence
     )
 
 
-def _listen_address(address: str) -> str:
-    """The address with a free port in place of port 0."""
-    host, _, port = address.rpartition(":")
-    if port != "0":
-        return address
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+def _listen_address(address: str, setting: str) -> str:
+    """The address with a free port in place of port 0. Raises ConfigError where it cannot be listened on."""
+    return f"{address.rpartition(':')[0]}:{free_port(address, setting)}"
 
 
-def _following_address(address: str, index: int) -> str:
-    """The address with a port that is so much higher; with any free one in place of port 0."""
+def _metrics_addresses(address: str, names: Sequence[str]) -> dict[str, str]:
+    """Each name's: the first has the address, the others the ports that follow; any free ones in place of port 0.
+    Raises ConfigError where one of them cannot be listened on."""
     host, _, port = address.rpartition(":")
-    return f"{host}:{int(port) + index}" if port.isdecimal() and port != "0" else _listen_address(address)
+    following = port.isdecimal() and port != "0"
+    return {
+        name: _listen_address(f"{host}:{int(port) + i}" if following else address, "[metrics] address")
+        for i, name in enumerate(names)
+    }
 
 
 def _serving(client: Client) -> set[str]:

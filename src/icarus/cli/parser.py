@@ -13,7 +13,7 @@ from icarus.cli.sampling_flags import add_sampling_flags
 from icarus.cli.train_flags import add_train_flags
 from icarus.config import GatewaySection, ModelSection, describe
 from icarus.errors import InvalidInputError
-from icarus.types import DEFAULT_TENANT
+from icarus.types import DEFAULT_TENANT, AdapterMode
 
 _GATEWAY_ADDRESS = GatewaySection().address
 
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_chat(commands)
     _add_models(commands)
+    _add_adapters(commands)
     _add_demo(commands)
     _add_doctor(commands)
     _add_health(commands)
@@ -157,6 +158,35 @@ def _add_models(commands: _Commands) -> None:
     parser = _add(commands, "models", "list what a gateway serves", "models")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     _add_client_flags(parser)
+
+
+def _add_adapters(commands: _Commands) -> None:
+    adapters = _add(commands, "adapters", "load specialists at a running gateway, unload and pin them")
+    actions = adapters.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for action, text in (
+        ("load", "load a PEFT folder under a name; 'icarus models' lists what is loaded"),
+        ("unload", "unload a specialist everywhere; running turns finish on the weights they began with"),
+        ("pin", "keep a specialist's weights in every worker's memory"),
+        ("unpin", "let a specialist's weights be evicted again when slots run out"),
+    ):
+        parser = _add(actions, action, text, "adapters")
+        parser.add_argument("name", help="the name that turns ask for")
+        if action == "load":
+            _add_load_flags(parser)
+        _add_client_flags(parser)
+        parser.set_defaults(action=action)
+
+
+def _add_load_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="the PEFT folder, as the workers see it")
+    text = "whose KV it reads: the base's, or its own (default: what its icarus.json says)"
+    parser.add_argument("--mode", choices=[*AdapterMode], help=text)
+    text = "put it in the place of other weights of this name; running turns keep those"
+    parser.add_argument("--replace", action="store_true", help=text)
+    parser.add_argument("--pin", action="store_true", help="keep its weights in memory")
+    text = "a worker that loads it (default: every suitable one); may be repeated"
+    parser.add_argument("--worker", action="append", default=[], metavar="ID", help=text)
+    parser.add_argument("--json", action="store_true", help="print what was loaded as JSON")
 
 
 def _add_generate(commands: _Commands) -> None:

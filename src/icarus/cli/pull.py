@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from icarus.errors import ConfigError
-from icarus.model.hub import resolve_model
+from icarus.model.hub import download, is_hub_id, locked, resolve_model
 
 
 def run(args: argparse.Namespace) -> int:
@@ -16,7 +16,10 @@ def run(args: argparse.Namespace) -> int:
         _say(f"{folder} has a model already")
         return 0
     try:
-        _copy(resolve_model(args.model, _say), folder)
+        if is_hub_id(args.model):
+            _download(args.model, folder)
+        else:
+            _copy(resolve_model(args.model, _say), folder)
     except OSError as error:
         if not _is_there(folder):  # another process was quicker
             raise ConfigError(f"model {args.model!r} cannot be put into {folder}: {error}") from None
@@ -35,6 +38,22 @@ def _copy(source: Path, folder: Path) -> None:
         whole = Path(partial) / folder.name
         shutil.copytree(source, whole)
         whole.rename(folder)
+
+
+def _download(hub_id: str, folder: Path) -> None:
+    """As `_copy` does it, one process at a time. What came of a download that broke off stays beside the folder, where
+    the next one goes on with it."""
+    partial = folder.parent / f".partial-{folder.name}"
+    partial.mkdir(parents=True, exist_ok=True)
+    whole = partial / folder.name
+    with locked(partial / "lock"):
+        try:
+            if not _is_there(folder):
+                download(hub_id, whole, _say)
+                whole.rename(folder)
+        finally:
+            if not whole.exists():
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _say(line: str) -> None:

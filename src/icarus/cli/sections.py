@@ -13,7 +13,7 @@ UP: Sections = {
     "gateway": ALL,
 }
 DEMO: Sections = {"model": ALL, "cache": ALL, "engine": ALL, "transfer": ALL, "gateway": _PLACEMENT}
-EVAL: Sections = {"model": ("dtype", "device"), "cache": ALL, "engine": ALL}
+EVAL: Sections = {"model": ("name", "dtype", "device"), "cache": ALL, "engine": ALL}
 BENCH_ENGINE: Sections = {"model": ALL, "cache": ("block_size",), "engine": ALL}
 BENCH_AGENTS: Sections = {**BENCH_ENGINE, "transfer": ALL, "gateway": _PLACEMENT}
 BENCH_PEER: Sections = {**BENCH_AGENTS, "model": ("dtype", "device")}

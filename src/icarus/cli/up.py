@@ -1,11 +1,11 @@
 """`icarus up`: a whole deployment on this machine, in the foreground."""
 
 import argparse
-import signal
 import sys
 
 from icarus.cli.flags import read_config
 from icarus.cli.local import LocalCluster
+from icarus.cli.sigterm import sigterm_exits
 from icarus.errors import InvalidInputError
 
 
@@ -23,8 +23,7 @@ def run(args: argparse.Namespace) -> int:
         startup_seconds=args.startup_seconds,
         progress=_say,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with cluster:
+    with sigterm_exits(), cluster:
         _say(f"the gateway answers at {cluster.address}; logs are in {cluster.log_dir}; Ctrl-C stops everything")
         _say(f"try: icarus generate --gateway {cluster.address} --chat 'Why is the sky blue?'")
         cluster.watch()

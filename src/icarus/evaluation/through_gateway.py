@@ -1,14 +1,14 @@
 """Answers through the serving path: many turns in flight at a gateway."""
 
 import asyncio
-import hashlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from icarus.client import AsyncClient
-from icarus.errors import IcarusError, OverloadedError
+from icarus.errors import IcarusError, NotFoundError, OverloadedError
 from icarus.evaluation.report import Answer
 from icarus.training.records import Record
 from icarus.types import FinishReason
@@ -26,7 +26,8 @@ async def answer_all(
 ) -> tuple[list[Answer], float]:
     """The answers in order, and the seconds that they took. `advance` is called with 1 for each.
 
-    `adapter`: a name that the gateway serves, or a folder, which is loaded meanwhile; None for the base.
+    `adapter`: a name that the gateway serves, or a folder, which is loaded meanwhile under a name of its own; None for
+    the base.
     """
     room = asyncio.Semaphore(in_flight)
     async with AsyncClient(address) as client, _model(client, adapter) as model:
@@ -56,12 +57,13 @@ async def _model(client: AsyncClient, adapter: str | None) -> AsyncIterator[str]
     if adapter in models:
         yield adapter
         return
-    folder = str(Path(adapter).resolve())
-    loaded = await client.load_adapter(f"evaluated-{hashlib.sha256(folder.encode()).hexdigest()[:8]}", folder)
+    name = f"evaluated-{secrets.token_hex(4)}"  # this run's alone: nobody else asks for it, or unloads it
     try:
-        yield loaded.name
+        await client.load_adapter(name, Path(adapter).resolve())
+        yield name
     finally:
-        await client.unload_adapter(loaded.name)
+        with suppress(NotFoundError):  # not loaded after all
+            await client.unload_adapter(name)
 
 
 async def _ask(client: AsyncClient, model: str, record: Record, max_tokens: int) -> Answer:

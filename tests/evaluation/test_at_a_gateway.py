@@ -1,0 +1,82 @@
+"""Evaluations at a gateway that runs already: each leaves it as it was, whatever else goes on there."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from client.scripted_gateway import ScriptedGateway
+from training.conftest import write_lines
+from waiting import wait_until
+
+from icarus.cli import main as cli
+from icarus.errors import NotFoundError
+from icarus.evaluation.through_gateway import answer_all
+from icarus.training.records import Record
+from icarus.v1 import generation_service_pb2, model_service_pb2
+
+
+@pytest.fixture
+def gateway() -> Iterator[ScriptedGateway]:
+    with ScriptedGateway() as scripted:
+        yield scripted
+
+
+async def evaluate(gateway, adapter, text) -> int:
+    answers, _ = await answer_all(gateway.address, str(adapter), [Record(text, "", 1)], 4, 1, lambda count: None)
+    return len(answers)
+
+
+async def test_two_of_one_folder_do_not_meet(gateway, tmp_path):
+    together = evaluate(gateway, tmp_path, "slow"), evaluate(gateway, tmp_path, "quick")
+    assert await asyncio.gather(*together) == [1, 1]
+    loads = [request for request in gateway.requests if isinstance(request, model_service_pb2.LoadAdapterRequest)]
+    assert len({request.name for request in loads}) == 2 and {request.path for request in loads} == {str(tmp_path)}
+    assert list(gateway.models) == ["base"]
+
+
+async def test_what_ends_it_is_told_where_nothing_was_loaded(gateway, tmp_path, monkeypatch):
+    async def refuse(*args, **kwargs):
+        raise NotFoundError("no such folder")
+
+    monkeypatch.setattr("icarus.client.AsyncClient.load_adapter", refuse)
+    with pytest.raises(NotFoundError, match="no such folder"):
+        await evaluate(gateway, tmp_path, "quick")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_that_is_stopped_leaves_nothing_loaded(gateway, tmp_path, stop, code):
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "endless", "completion": "x"}])
+    command = [sys.executable, "-m", "icarus.cli.main", "eval", "--gateway", gateway.address, "--metric", "exact"]
+    command += ["--adapter", str(tmp_path), "--data", str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        asked = generation_service_pb2.GenerateRequest
+        wait_until(lambda: any(isinstance(request, asked) for request in gateway.requests), 60)
+        assert len(gateway.models) == 2
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err, list(gateway.models)) == (code, "", ["base"])
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ([], "give --model, the base that {address} serves"),
+        (["--model", "a/b"], "the loss of 'b' (--model a/b), but {address} serves 'base'"),
+    ],
+)
+def test_a_loss_of_another_base_is_refused(gateway, tmp_path, capsys, more, reason):
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "x"}])
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--nll", *more]
+    assert cli.main(argv) == 2
+    assert reason.format(address=gateway.address) in capsys.readouterr().err
+
+
+def test_a_loss_of_the_served_base_is_reported(gateway, base, tmp_path, capsys):
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "red"}])
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--nll"]
+    argv += ["--model", str(base), "--model-name", "base", "--model-dtype", "float32"]
+    assert cli.main(argv) == 0, capsys.readouterr().err
+    assert "loss" in capsys.readouterr().out
