@@ -95,6 +95,10 @@ class Request:
         return self.adapter is not None and self.adapter.mode == AdapterMode.PRIVATE
 
     @property
+    def is_shared(self) -> bool:
+        return self.adapter is not None and self.adapter.mode == AdapterMode.SHARED
+
+    @property
     def output_start(self) -> int:
         """Position of the first output token, an earlier attempt's included."""
         return self.num_prompt - self.num_earlier_output
