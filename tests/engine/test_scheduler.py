@@ -116,6 +116,20 @@ def test_a_chunk_that_leaves_no_row_to_read_is_sampled_in_the_next_step(new_sche
     assert steps == [(16, False), (0, True), (1, True)]
 
 
+def test_one_whose_blocks_still_land_does_not_make_an_older_one_give_its_own_up(new_scheduler):
+    scheduler, old, young = new_scheduler(num_blocks=4), request(8), request(4)
+    run(scheduler, old)
+    scheduler.add(young)
+    assert scheduler.admit() == [young]
+    decoding(old)
+    for _ in range(4):
+        assert [rows.request for rows in compute(scheduler)] == [old]
+    assert not scheduler.schedule() and scheduler.running == [old] and len(old.block_ids) == 3
+    scheduler.start(young)
+    assert [rows.request for rows in scheduler.schedule()] == [old]
+    assert list(scheduler.waiting) == [young] and len(old.block_ids) == 4
+
+
 def test_the_youngest_gives_its_blocks_up_and_waits_before_all_others(new_scheduler):
     scheduler, old, young, late = new_scheduler(num_blocks=6, max_batch_tokens=64), request(8), request(8), request(8)
     run(scheduler, old, young)

@@ -167,12 +167,13 @@ class Engine:
 
     # -- step ----------------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """One batch through the model."""
+    def step(self) -> bool:
+        """One batch through the model. False if there was nothing to compute: what runs may have to wait for blocks."""
         if scheduled := self._scheduler.schedule():
             for rows, sampled in zip(scheduled, self._run(scheduled), strict=True):
                 self._postprocess(rows, sampled)
         self._admit()
+        return bool(scheduled)
 
     def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled | Failed | None]:
         """What became of each: a token, a failure, or None where no token was wanted."""

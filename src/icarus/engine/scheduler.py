@@ -5,7 +5,10 @@ starves where a step may have twice as many rows as requests may run (`load_conf
 two rows at most, so a step has room for all that do, and for some of a prefill beside them.
 
 Requests are admitted in order of arrival while the pool has room for their prompt. When a running request needs a block
-and the pool has none, the youngest running request gives its blocks up and waits again (it keeps its tokens).
+and the pool has none, the youngest running request gives its blocks up and waits again (it keeps its tokens). Requests
+that land are younger still, but a read may write to their blocks, which nobody here knows, so nobody takes them: while
+there are some, the youngest running request keeps its own blocks and pauses. Each of them ends, or runs and then gives
+way, in time; meanwhile nobody is admitted, since that leaves a block for each request that runs.
 """
 
 from collections import deque
@@ -110,7 +113,7 @@ class Scheduler:
         request.block_ids = [block_id for block_id in request.block_ids if block_id not in gone]
 
     def schedule(self) -> list[ScheduledRows]:
-        """The rows of the next step; empty when there is nothing to compute."""
+        """The rows of the next step; empty when there is nothing to compute, or no block to compute it into."""
         budget = self._max_batch_tokens
         scheduled: list[ScheduledRows] = []
         by_length = sorted(self.running, key=lambda request: request.num_missing > 1)
@@ -147,12 +150,14 @@ class Scheduler:
         return True
 
     def _make_room(self, request: Request, rows: ScheduledRows) -> bool:
-        """Gives the request the blocks that its rows need, taking them from the youngest; False if it had to yield."""
+        """Gives the request the blocks that its rows need, taking them from the youngest; False if there are none."""
         needed = request.num_blocks_for(request.num_kv + rows.num_writes) - len(request.block_ids)
         if needed <= 0:
             return True
         while (blocks := self._pool.allocate(needed)) is None:
             victim = self.running[-1]
+            if victim is request and self.landing:
+                return False
             self.preempt(victim)
             if victim is request:
                 return False
