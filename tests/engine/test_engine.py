@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine.harness import BLOCK_SIZE, Harness
+from engine.harness import BLOCK_SIZE, Harness, Turn
 
 from icarus.engine.engine import Engine
 from icarus.engine.events import Failed, Finished, Prefilled
@@ -429,6 +429,34 @@ def test_a_turn_that_starts_over_before_its_first_token_counts_what_it_finds_the
     harness.kv.tensor.zero_()  # nothing was really read: only the books matter here
     harness.run()
     assert turn.ended.account.written_under == {"s0": 24}
+
+
+def sources(turn: Turn) -> tuple[int, int, int]:
+    """Tokens of the prompt: (computed, local, remote)"""
+    account = turn.request.account
+    return account.computed_tokens, account.local_tokens, account.remote_tokens
+
+
+def test_what_others_computed_while_a_read_hung_counts_as_found_here(base, specialists):
+    harness = Harness(base, num_blocks=24)
+    turn = harness.submit(prompt(32), specialists["s1"], num_source_blocks=8)
+    harness.generate(prompt(32), specialists["s0"], max_tokens=1)
+    harness.engine.abandon_read(turn.request.request_id, turn.admitted.block_ids)
+    assert sources(turn) == (0, 32, 0)
+    assert turn.request.account.written_under == {"s0": 32}
+
+
+def test_what_was_computed_for_a_turn_counts_as_computed_when_it_finds_that_again(base):
+    harness = Harness(base, num_blocks=24, max_batch_tokens=16)
+    staged = harness.submit(prompt(32), num_source_blocks=8)
+    harness.engine.land(staged.request.request_id, Landing(("s2",) * 8, 12))
+    preempt_and_evict(harness, staged.request, num_left=8)
+    assert sources(staged) == (20, 0, 12)
+    harness.engine.abort(staged.request.request_id)
+    own = harness.submit(prompt(40, 1))
+    harness.step()
+    preempt_and_evict(harness, own.request, num_left=4)
+    assert own.request.num_named == 4 and sources(own) == (40, 0, 0)
 
 
 def test_a_turn_that_is_finished_lets_the_next_one_in(base):

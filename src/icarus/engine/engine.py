@@ -67,12 +67,12 @@ class Engine:
         self._admit()
 
     def _check_fits(self, request: Request) -> None:
-        most = len(request.token_ids)
-        if not request.prefill_only:
-            most += request.sampling.max_tokens - request.num_earlier_output
-        if request.num_blocks_for(most) > self.pool.num_blocks:
+        """An answer's last token needs no KV: nothing is computed after it."""
+        num_answer = 0 if request.prefill_only else request.sampling.max_tokens - request.num_earlier_output
+        needed = request.num_blocks_for(request.num_target + max(num_answer - 1, 0))
+        if needed > self.pool.num_blocks:
             raise InvalidInputError(
-                f"{most} tokens (prompt and answer) need {request.num_blocks_for(most)} blocks of "
+                f"{len(request.token_ids) + num_answer} tokens (prompt and answer) need {needed} blocks of "
                 f"{request.block_size}; the pool of this worker has {self.pool.num_blocks} ([cache] num_blocks)"
             )
 
@@ -110,7 +110,6 @@ class Engine:
     def _announce_admission(self, request: Request) -> None:
         request.was_admitted = True
         num_local = request.num_named
-        request.local_tokens = request.num_kv
         self._count_reuse(request)
         landing = request.await_landing or request.num_source_blocks > num_local
         hashes = tuple(request.block_hashes)
@@ -120,17 +119,21 @@ class Engine:
 
     def _readmit(self, request: Request) -> None:
         if request.num_output == request.num_earlier_output:  # nobody was told yet what was reused
-            request.local_tokens = min(request.local_tokens, request.num_kv)
-            request.remote_tokens = min(request.remote_tokens, request.num_kv - request.local_tokens)
             self._count_reuse(request)
         self._start(request)
 
     def _count_reuse(self, request: Request) -> None:
-        """Of a request that holds what was found here and nothing else yet."""
+        """Of a request that holds what was found here and nothing else yet. A part of it may have landed before, and
+        what lies behind the first token that was computed for it is its own."""
         found = request.block_ids[: request.num_named]
         self.pool.note_user(found, request.writer)
-        reused = found[: (request.local_tokens + request.remote_tokens) // request.block_size]
-        request.written_under = request.cross_tokens(map(self.pool.writer, reused))
+        reused = request.num_kv
+        if request.staged_tokens or request.kv_written_tokens:
+            reused = min(reused, request.local_tokens + request.remote_tokens)
+        request.remote_tokens = max(min(request.remote_tokens, reused - request.local_tokens), 0)
+        request.local_tokens = reused - request.remote_tokens
+        writers = map(self.pool.writer, found[: reused // request.block_size])
+        request.written_under = request.cross_tokens(writers)
 
     # -- land ----------------------------------------------------------------------------------------------------------
 
@@ -142,6 +145,7 @@ class Engine:
         self._name_blocks(request, landing.writers)
         request.num_kv = request.num_named * request.block_size
         request.remote_tokens = landing.num_remote_tokens
+        request.staged_tokens = request.num_kv - request.local_tokens - request.remote_tokens
         remote_writers = landing.writers[: landing.num_remote_tokens // request.block_size]
         request.written_under += request.cross_tokens(remote_writers)
         self._start(request)

@@ -80,6 +80,8 @@ class Request:
     was_admitted: bool = False
     local_tokens: int = 0
     remote_tokens: int = 0
+    staged_tokens: int = 0
+    """Of what landed, what another worker computed for this turn."""
     written_under: Counter[str] = field(default_factory=Counter)
     """Cached tokens by the other specialist whose turn wrote them first."""
     kv_written_tokens: int = 0
