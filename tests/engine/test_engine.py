@@ -297,20 +297,33 @@ def test_the_cap_on_leased_blocks_counts_each_block_once_and_no_block_that_the_r
     hashes = turn.request.block_hashes
     for _ in range(2):
         assert harness.engine.acquire_lease(hashes[5:6], 5).block_ids == turn.ended.grant.block_ids[:1]
-    with pytest.raises(OverloadedError, match=r"5 blocks are leased .* of at most 6; 5 more"):
+    assert harness.engine.acquire_lease(hashes[4:], 4).block_ids[1:] == turn.ended.grant.block_ids
+    with pytest.raises(OverloadedError, match=r"6 blocks are leased .* of at most 6; 10 more"):
         harness.engine.acquire_lease(hashes, 0)
+
+
+def test_of_a_prefix_beyond_the_cap_the_leading_blocks_are_lent(base):
+    harness = Harness(base)
+    harness.lender._max_leased_blocks = 6
+    hashes = harness.generate(prompt(40), max_tokens=1).request.block_hashes
+    grants = [harness.engine.acquire_lease(hashes[first:], first) for first in (0, 2, 3)]
+    assert [len(grant.block_ids) for grant in grants] == [6, 4, 3]
+    assert {grant.last_block_hash for grant in grants} == {hashes[5]}
+    with pytest.raises(OverloadedError, match="6 blocks are leased"):
+        harness.engine.acquire_lease(hashes[6:], 6)
+    assert harness.engine.check().leased_blocks == 6
 
 
 def test_a_reader_gets_none_of_the_blocks_that_prefills_were_promised(base):
     harness = Harness(base)
     harness.lender._max_leased_blocks = 6
-    cached = harness.generate(prompt(8), max_tokens=1).request
+    hashes = harness.generate(prompt(8), max_tokens=1).request.block_hashes
     prefill = harness.submit(prompt(20, 1), prefill_only=True)
-    with pytest.raises(OverloadedError, match="0 blocks are leased and 5 promised to prefills, of at most 6; 2 more"):
-        harness.engine.acquire_lease(cached.block_hashes, 0)
+    assert len(harness.engine.acquire_lease(hashes, 0).block_ids) == 1
+    with pytest.raises(OverloadedError, match="1 blocks are leased and 5 promised to prefills, of at most 6; 1 more"):
+        harness.engine.acquire_lease(hashes[1:], 1)
     harness.run()
     assert len(prefill.ended.grant.block_ids) == 5
-    assert len(harness.engine.acquire_lease(cached.block_hashes[:1], 0).block_ids) == 1
 
 
 @pytest.mark.parametrize("end", [Engine.renew_lease, Engine.release_lease])
