@@ -1,5 +1,6 @@
 """The engine against the oracle: batches, chunks, reuse, eviction, preemption, cancellation, transfer."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -539,6 +540,20 @@ def test_a_failing_step_fails_its_requests_and_nothing_else(harness, specialists
         patched.setattr(harness.model, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         harness.step()
     assert isinstance(turn.ended, Failed)
+    assert harness.engine.check().pool.used == 0
+    specialists.check_greedy(harness.generate(prompt(9), specialists["s0"]))
+
+
+def test_a_device_out_of_memory_is_overload_and_the_next_step_is_computed(harness, specialists, monkeypatch):
+    """Gateways take the turns elsewhere."""
+    turns = [harness.submit(prompt(9, seed), specialists["s0"]) for seed in range(2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.model, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        harness.step()
+    for turn in turns:
+        error = turn.ended.error
+        assert isinstance(error, OverloadedError) and error.__context__ is None
+        assert re.search(r"20 rows: lower \[engine\] max_batch_tokens or \[cache\] num_blocks", str(error))
     assert harness.engine.check().pool.used == 0
     specialists.check_greedy(harness.generate(prompt(9), specialists["s0"]))
 

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
+
 from icarus.cache.pool import BlockPool
 from icarus.engine.events import Admitted, Failed, Finished, Prefilled, PromptRead, Sampled
 from icarus.engine.lender import Lender
@@ -15,7 +17,7 @@ from icarus.engine.runner import DeviceFailedError, Runner
 from icarus.engine.scheduler import ScheduledRows, Scheduler
 from icarus.engine.state import EngineState, read_state
 from icarus.engine.step_report import StepReport, count_rows
-from icarus.errors import InvalidInputError, UnavailableError
+from icarus.errors import InvalidInputError, OverloadedError, UnavailableError
 from icarus.types import BlockHash, BlockId, FinishReason, Grant, LeaseId, PoolCounts, RequestId
 
 logger = logging.getLogger(__name__)
@@ -188,7 +190,8 @@ class Engine:
             raise  # and end the engine: every later step would fail as well
         except Exception as error:
             logger.exception("a step of %d requests failed", len(scheduled))
-            return [Failed(error)] * len(scheduled)
+            failed = Failed(_out_of_memory(scheduled) if isinstance(error, torch.OutOfMemoryError) else error)
+            return [failed] * len(scheduled)
         self._on_step(StepReport(time.monotonic() - started, len(scheduled), count_rows(scheduled)))
         return [next(tokens) if rows.sample else None for rows in scheduled]
 
@@ -300,3 +303,12 @@ class Engine:
 
     def _state(self, counts: PoolCounts) -> EngineState:
         return read_state(counts, self.pool, self._scheduler, self._lender.leases, self._runner)
+
+
+def _out_of_memory(scheduled: Sequence[ScheduledRows]) -> OverloadedError:
+    """Gateways take the turns to other workers. It is not raised from torch's error, which keeps the step's tensors."""
+    num_rows = sum(rows.num_rows for rows in scheduled)
+    return OverloadedError(
+        f"the device of this worker is out of memory for a step of {num_rows} rows: lower [engine] max_batch_tokens or "
+        "[cache] num_blocks"
+    )
