@@ -30,6 +30,11 @@ def test_a_whole_number_passes_for_a_float(tmp_path):
         ("[cache]\nnum_blocks = true\n", r"num_blocks takes int, not True"),
         ('[worker]\ngateways = "a:1"\n', r"\[worker\] gateways takes a list of strings, not 'a:1'"),
         ("[engine]\nmax_batch_tokens = 1\n", r"\[engine\] max_batch_tokens is 1; it must be 2 or more"),
+        (
+            "[engine]\nmax_batch_tokens = 63\n",
+            r"\[engine\] max_batch_tokens is 63; with max_running 32 it must be 64 or more",
+        ),
+        ("[engine]\nmax_running = 257\n", r"max_batch_tokens is 512; with max_running 257 it must be 514 or more"),
         ("[gateway]\nheartbeat_seconds = nan\n", r"\[gateway\] heartbeat_seconds is nan; it must be 0.01 or more"),
         ("[cache\n", "not valid TOML"),
     ],

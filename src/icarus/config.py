@@ -51,7 +51,11 @@ class CacheSection:
 class EngineSection:
     """The step of a worker."""
 
-    max_batch_tokens: int = _setting(512, "rows of one step, both streams together: a prefill's chunk", least=2)
+    max_batch_tokens: int = _setting(
+        512,
+        "rows of one step, both streams together, at least twice max_running; what decodes leave is a prefill's chunk",
+        least=2,
+    )
     max_running: int = _setting(32, "requests in the running batch", least=1)
     max_waiting: int = _setting(128, "requests that wait for room before more are refused", least=1)
     cpus: str = _setting(
@@ -196,7 +200,9 @@ def load_config(path: str | Path | None = None, overrides: dict[str, dict[str, A
     for name, section in sections.items():
         values = {**tables.get(name, {}), **(overrides or {}).get(name, {})}
         built[name] = _build_section(name, typing.cast(type, section), values)
-    return Config(**built)
+    config = Config(**built)
+    _check_step(config.engine)
+    return config
 
 
 def _build_section(name: str, section: type, values: dict[str, Any]) -> Any:
@@ -210,6 +216,16 @@ def _build_section(name: str, section: type, values: dict[str, Any]) -> Any:
         if least is not None and not value >= least:
             raise ConfigError(f"[{name}] {f.name} is {value}; it must be {least} or more")
     return built
+
+
+def _check_step(engine: EngineSection) -> None:
+    """A specialist's turn decodes with two rows a step."""
+    least = 2 * engine.max_running
+    if engine.max_batch_tokens < least:
+        raise ConfigError(
+            f"[engine] max_batch_tokens is {engine.max_batch_tokens}; with max_running {engine.max_running} it must be "
+            f"{least} or more, two rows for each turn: raise it, or lower max_running"
+        )
 
 
 def _coerce(where: str, hint: Any, value: Any) -> Any:

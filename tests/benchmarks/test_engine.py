@@ -1,8 +1,9 @@
 def test_a_batch_that_takes_many_steps_to_fill_is_whole_when_it_is_timed(bench, on_tiny):
     """The benchmark raises where it is not."""
     sizes = ["--prefill-tokens=16", "--batches=4", "--decode-context=48", "--paired-batch=2", "--paired-context=16"]
-    repeated = ["--steps=3", "--repetitions=1", "--specialists=2", "--rank=4", "--engine-max-batch-tokens=16"]
-    results = bench("engine", *on_tiny, *sizes, *repeated)["results"]
+    repeated = ["--steps=3", "--repetitions=1", "--specialists=2", "--rank=4"]
+    small_steps = ["--engine-max-batch-tokens=16", "--engine-max-running=8"]
+    results = bench("engine", *on_tiny, *sizes, *repeated, *small_steps)["results"]
     assert [each["batch"] for each in results["decode"]] == [4, 4, 4]
 
 

@@ -5,7 +5,7 @@ from engine.harness import BLOCK_SIZE, Harness, Turn
 
 from icarus.engine.engine import Engine
 from icarus.engine.events import Failed, Finished
-from icarus.errors import UnavailableError
+from icarus.errors import InvalidInputError, UnavailableError
 from icarus.types import SamplingParams
 
 PROMPT = list(range(10, 42))
@@ -82,13 +82,17 @@ def test_the_end_of_a_lease_that_nobody_released(harness):
 
 def test_what_just_fits_is_taken(base):
     harness = Harness(base, num_blocks=4)
-    assert runs(harness, harness.submit(OTHER, max_tokens=8))
-    going_on = harness.submit(PROMPT[:12], sampling=SamplingParams(max_tokens=8), num_earlier_output=4)
-    assert runs(harness, going_on) and len(going_on.output) == 4
-    harness.lender._max_leased_blocks = 3
-    harness.submit(PROMPT[:12], prefill_only=True)
+    assert runs(harness, harness.submit(OTHER, max_tokens=9)), "17 tokens, the last of which has no KV"
+    going_on = harness.submit(PROMPT[:12], sampling=SamplingParams(max_tokens=9), num_earlier_output=4)
+    assert runs(harness, going_on) and len(going_on.output) == 5
+    assert runs(harness, harness.submit(PROMPT[:16], sampling=SamplingParams(max_tokens=4), num_earlier_output=4))
+    harness.lender._max_leased_blocks = 4
+    harness.submit(PROMPT[:18], prefill_only=True)
     harness.run()
-    assert Engine.state(harness.engine).leased_blocks == 3
+    assert Engine.state(harness.engine).leased_blocks == 4
+    for too_long in ({"max_tokens": 10}, {"prefill_only": True}):
+        with pytest.raises(InvalidInputError, match="need 5 blocks of 4"):
+            harness.submit(OTHER if "max_tokens" in too_long else PROMPT[:20], **too_long)
 
 
 def test_a_turn_says_how_far_its_blocks_reach_in_the_reports(harness):

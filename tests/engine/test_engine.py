@@ -1,10 +1,11 @@
 """The engine against the oracle: batches, chunks, reuse, eviction, preemption, cancellation, transfer."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
-from engine.harness import BLOCK_SIZE, Harness
+from engine.harness import BLOCK_SIZE, Harness, Turn
 
 from icarus.engine.engine import Engine
 from icarus.engine.events import Failed, Finished, Prefilled
@@ -297,20 +298,33 @@ def test_the_cap_on_leased_blocks_counts_each_block_once_and_no_block_that_the_r
     hashes = turn.request.block_hashes
     for _ in range(2):
         assert harness.engine.acquire_lease(hashes[5:6], 5).block_ids == turn.ended.grant.block_ids[:1]
-    with pytest.raises(OverloadedError, match=r"5 blocks are leased .* of at most 6; 5 more"):
+    assert harness.engine.acquire_lease(hashes[4:], 4).block_ids[1:] == turn.ended.grant.block_ids
+    with pytest.raises(OverloadedError, match=r"6 blocks are leased .* of at most 6; 10 more"):
         harness.engine.acquire_lease(hashes, 0)
+
+
+def test_of_a_prefix_beyond_the_cap_the_leading_blocks_are_lent(base):
+    harness = Harness(base)
+    harness.lender._max_leased_blocks = 6
+    hashes = harness.generate(prompt(40), max_tokens=1).request.block_hashes
+    grants = [harness.engine.acquire_lease(hashes[first:], first) for first in (0, 2, 3)]
+    assert [len(grant.block_ids) for grant in grants] == [6, 4, 3]
+    assert {grant.last_block_hash for grant in grants} == {hashes[5]}
+    with pytest.raises(OverloadedError, match="6 blocks are leased"):
+        harness.engine.acquire_lease(hashes[6:], 6)
+    assert harness.engine.check().leased_blocks == 6
 
 
 def test_a_reader_gets_none_of_the_blocks_that_prefills_were_promised(base):
     harness = Harness(base)
     harness.lender._max_leased_blocks = 6
-    cached = harness.generate(prompt(8), max_tokens=1).request
+    hashes = harness.generate(prompt(8), max_tokens=1).request.block_hashes
     prefill = harness.submit(prompt(20, 1), prefill_only=True)
-    with pytest.raises(OverloadedError, match="0 blocks are leased and 5 promised to prefills, of at most 6; 2 more"):
-        harness.engine.acquire_lease(cached.block_hashes, 0)
+    assert len(harness.engine.acquire_lease(hashes, 0).block_ids) == 1
+    with pytest.raises(OverloadedError, match="1 blocks are leased and 5 promised to prefills, of at most 6; 1 more"):
+        harness.engine.acquire_lease(hashes[1:], 1)
     harness.run()
     assert len(prefill.ended.grant.block_ids) == 5
-    assert len(harness.engine.acquire_lease(cached.block_hashes[:1], 0).block_ids) == 1
 
 
 @pytest.mark.parametrize("end", [Engine.renew_lease, Engine.release_lease])
@@ -431,6 +445,34 @@ def test_a_turn_that_starts_over_before_its_first_token_counts_what_it_finds_the
     assert turn.ended.account.written_under == {"s0": 24}
 
 
+def sources(turn: Turn) -> tuple[int, int, int]:
+    """Tokens of the prompt: (computed, local, remote)"""
+    account = turn.request.account
+    return account.computed_tokens, account.local_tokens, account.remote_tokens
+
+
+def test_what_others_computed_while_a_read_hung_counts_as_found_here(base, specialists):
+    harness = Harness(base, num_blocks=24)
+    turn = harness.submit(prompt(32), specialists["s1"], num_source_blocks=8)
+    harness.generate(prompt(32), specialists["s0"], max_tokens=1)
+    harness.engine.abandon_read(turn.request.request_id, turn.admitted.block_ids)
+    assert sources(turn) == (0, 32, 0)
+    assert turn.request.account.written_under == {"s0": 32}
+
+
+def test_what_was_computed_for_a_turn_counts_as_computed_when_it_finds_that_again(base):
+    harness = Harness(base, num_blocks=24, max_batch_tokens=16)
+    staged = harness.submit(prompt(32), num_source_blocks=8)
+    harness.engine.land(staged.request.request_id, Landing(("s2",) * 8, 12))
+    preempt_and_evict(harness, staged.request, num_left=8)
+    assert sources(staged) == (20, 0, 12)
+    harness.engine.abort(staged.request.request_id)
+    own = harness.submit(prompt(40, 1))
+    harness.step()
+    preempt_and_evict(harness, own.request, num_left=4)
+    assert own.request.num_named == 4 and sources(own) == (40, 0, 0)
+
+
 def test_a_turn_that_is_finished_lets_the_next_one_in(base):
     harness = Harness(base, num_blocks=8)
     first = harness.submit(prompt(12), max_tokens=20)
@@ -498,6 +540,20 @@ def test_a_failing_step_fails_its_requests_and_nothing_else(harness, specialists
         patched.setattr(harness.model, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         harness.step()
     assert isinstance(turn.ended, Failed)
+    assert harness.engine.check().pool.used == 0
+    specialists.check_greedy(harness.generate(prompt(9), specialists["s0"]))
+
+
+def test_a_device_out_of_memory_is_overload_and_the_next_step_is_computed(harness, specialists, monkeypatch):
+    """Gateways take the turns elsewhere."""
+    turns = [harness.submit(prompt(9, seed), specialists["s0"]) for seed in range(2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(harness.model, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+        harness.step()
+    for turn in turns:
+        error = turn.ended.error
+        assert isinstance(error, OverloadedError) and error.__context__ is None
+        assert re.search(r"20 rows: lower \[engine\] max_batch_tokens or \[cache\] num_blocks", str(error))
     assert harness.engine.check().pool.used == 0
     specialists.check_greedy(harness.generate(prompt(9), specialists["s0"]))
 

@@ -1,11 +1,12 @@
 """The engine thread: commands between steps, and none of them for ever."""
 
+import itertools
 import threading
 import time
 
 import pytest
 import torch
-from engine.harness import Harness
+from engine.harness import Harness, Turn
 from tiny import tiny_llama
 from waiting import wait_until
 
@@ -62,6 +63,24 @@ def test_a_stop_waits_for_a_step_as_long_as_a_step_may_take(thread, monkeypatch)
     assert time.monotonic() - started < 5
     threading.Timer(0.3, go_on.set).start()
     assert thread.stop(60)
+
+
+def test_an_engine_whose_turns_wait_for_blocks_sleeps_between_commands(thread, monkeypatch):
+    harness, rounds = thread.harness, itertools.count()
+    schedule = harness.scheduler.schedule
+    monkeypatch.setattr(harness.scheduler, "schedule", lambda: (next(rounds), schedule())[1])
+
+    def begin(engine: Engine) -> tuple[Turn, Turn]:
+        return harness.submit([5, 6, 7], max_tokens=8), harness.submit(range(248), max_tokens=1, await_landing=True)
+
+    turn, landing = thread.post(begin).result(20)
+    wait_until(lambda: len(turn.output) == 6)
+    before, started = next(rounds), time.monotonic()
+    time.sleep(0.3)
+    assert next(rounds) - before <= 3 + 10 * (time.monotonic() - started) and not turn.ended
+    thread.post(lambda engine: engine.abort(landing.request.request_id)).result(20)
+    wait_until(lambda: turn.ended)
+    assert len(turn.output) == 8 and harness.scheduler.preemptions == 0
 
 
 def test_callers_who_ask_without_end_do_not_keep_a_turn_from_its_tokens(thread):

@@ -42,7 +42,9 @@ VOCAB = 100
         ({"frequency_penalty": 2.1}, r"frequency_penalty is 2.1; it must be in \[-2, 2\]"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
         ({"presence_penalty": -2.1}, "presence_penalty is -2.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be a finite number above 0"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0.0; it must be in \[0.01, 100\]"),
+        ({"repetition_penalty": 1e-30}, "repetition_penalty is 1e-30"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
         ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
         ({"logprobs": -1}, r"logprobs is -1; it must be in \[0, 20\]"),
@@ -54,6 +56,14 @@ VOCAB = 100
 def test_bad_sampling(fields, told):
     with pytest.raises(InvalidInputError, match=told):
         parse_sampling(Wire(**fields), EOS, VOCAB)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 100])
+def test_a_repetition_penalty_at_its_limit(penalty):
+    """As it comes over the wire, 0.01 is a little less."""
+    assert parse_sampling(Wire(repetition_penalty=penalty), EOS, VOCAB).params.repetition_penalty == pytest.approx(
+        penalty
+    )
 
 
 def test_defaults():

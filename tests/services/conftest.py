@@ -63,7 +63,7 @@ def make_system(base, specialists, tmp_path_factory):
         config = Config(
             model=ModelSection(path=str(base), name="tiny", dtype="float32", device=DEVICE),
             cache=CacheSection(num_blocks=num_blocks, block_size=BLOCK_SIZE, prefix_reuse=prefix_reuse),
-            engine=EngineSection(max_batch_tokens=max_batch_tokens, num_threads=1),
+            engine=EngineSection(max_batch_tokens=max_batch_tokens, max_running=max_batch_tokens // 2, num_threads=1),
             gateway=GatewaySection(
                 address="127.0.0.1:0",
                 prefill_threshold_tokens=64,

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
+
 from icarus.cache.pool import BlockPool
 from icarus.engine.events import Admitted, Failed, Finished, Prefilled, PromptRead, Sampled
 from icarus.engine.lender import Lender
@@ -15,7 +17,7 @@ from icarus.engine.runner import DeviceFailedError, Runner
 from icarus.engine.scheduler import ScheduledRows, Scheduler
 from icarus.engine.state import EngineState, read_state
 from icarus.engine.step_report import StepReport, count_rows
-from icarus.errors import InvalidInputError, UnavailableError
+from icarus.errors import InvalidInputError, OverloadedError, UnavailableError
 from icarus.types import BlockHash, BlockId, FinishReason, Grant, LeaseId, PoolCounts, RequestId
 
 logger = logging.getLogger(__name__)
@@ -67,12 +69,12 @@ class Engine:
         self._admit()
 
     def _check_fits(self, request: Request) -> None:
-        most = len(request.token_ids)
-        if not request.prefill_only:
-            most += request.sampling.max_tokens - request.num_earlier_output
-        if request.num_blocks_for(most) > self.pool.num_blocks:
+        """An answer's last token needs no KV: nothing is computed after it."""
+        num_answer = 0 if request.prefill_only else request.sampling.max_tokens - request.num_earlier_output
+        needed = request.num_blocks_for(request.num_target + max(num_answer - 1, 0))
+        if needed > self.pool.num_blocks:
             raise InvalidInputError(
-                f"{most} tokens (prompt and answer) need {request.num_blocks_for(most)} blocks of "
+                f"{len(request.token_ids) + num_answer} tokens (prompt and answer) need {needed} blocks of "
                 f"{request.block_size}; the pool of this worker has {self.pool.num_blocks} ([cache] num_blocks)"
             )
 
@@ -110,7 +112,6 @@ class Engine:
     def _announce_admission(self, request: Request) -> None:
         request.was_admitted = True
         num_local = request.num_named
-        request.local_tokens = request.num_kv
         self._count_reuse(request)
         landing = request.await_landing or request.num_source_blocks > num_local
         hashes = tuple(request.block_hashes)
@@ -120,17 +121,21 @@ class Engine:
 
     def _readmit(self, request: Request) -> None:
         if request.num_output == request.num_earlier_output:  # nobody was told yet what was reused
-            request.local_tokens = min(request.local_tokens, request.num_kv)
-            request.remote_tokens = min(request.remote_tokens, request.num_kv - request.local_tokens)
             self._count_reuse(request)
         self._start(request)
 
     def _count_reuse(self, request: Request) -> None:
-        """Of a request that holds what was found here and nothing else yet."""
+        """Of a request that holds what was found here and nothing else yet. A part of it may have landed before, and
+        what lies behind the first token that was computed for it is its own."""
         found = request.block_ids[: request.num_named]
         self.pool.note_user(found, request.writer)
-        reused = found[: (request.local_tokens + request.remote_tokens) // request.block_size]
-        request.written_under = request.cross_tokens(map(self.pool.writer, reused))
+        reused = request.num_kv
+        if request.staged_tokens or request.kv_written_tokens:
+            reused = min(reused, request.local_tokens + request.remote_tokens)
+        request.remote_tokens = max(min(request.remote_tokens, reused - request.local_tokens), 0)
+        request.local_tokens = reused - request.remote_tokens
+        writers = map(self.pool.writer, found[: reused // request.block_size])
+        request.written_under = request.cross_tokens(writers)
 
     # -- land ----------------------------------------------------------------------------------------------------------
 
@@ -142,6 +147,7 @@ class Engine:
         self._name_blocks(request, landing.writers)
         request.num_kv = request.num_named * request.block_size
         request.remote_tokens = landing.num_remote_tokens
+        request.staged_tokens = request.num_kv - request.local_tokens - request.remote_tokens
         remote_writers = landing.writers[: landing.num_remote_tokens // request.block_size]
         request.written_under += request.cross_tokens(remote_writers)
         self._start(request)
@@ -167,12 +173,13 @@ class Engine:
 
     # -- step ----------------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """One batch through the model."""
+    def step(self) -> bool:
+        """One batch through the model. False if there was nothing to compute: what runs may have to wait for blocks."""
         if scheduled := self._scheduler.schedule():
             for rows, sampled in zip(scheduled, self._run(scheduled), strict=True):
                 self._postprocess(rows, sampled)
         self._admit()
+        return bool(scheduled)
 
     def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled | Failed | None]:
         """What became of each: a token, a failure, or None where no token was wanted."""
@@ -183,7 +190,8 @@ class Engine:
             raise  # and end the engine: every later step would fail as well
         except Exception as error:
             logger.exception("a step of %d requests failed", len(scheduled))
-            return [Failed(error)] * len(scheduled)
+            failed = Failed(_out_of_memory(scheduled) if isinstance(error, torch.OutOfMemoryError) else error)
+            return [failed] * len(scheduled)
         self._on_step(StepReport(time.monotonic() - started, len(scheduled), count_rows(scheduled)))
         return [next(tokens) if rows.sample else None for rows in scheduled]
 
@@ -295,3 +303,12 @@ class Engine:
 
     def _state(self, counts: PoolCounts) -> EngineState:
         return read_state(counts, self.pool, self._scheduler, self._lender.leases, self._runner)
+
+
+def _out_of_memory(scheduled: Sequence[ScheduledRows]) -> OverloadedError:
+    """Gateways take the turns to other workers. It is not raised from torch's error, which keeps the step's tensors."""
+    num_rows = sum(rows.num_rows for rows in scheduled)
+    return OverloadedError(
+        f"the device of this worker is out of memory for a step of {num_rows} rows: lower [engine] max_batch_tokens or "
+        "[cache] num_blocks"
+    )

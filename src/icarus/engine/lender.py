@@ -1,5 +1,6 @@
 """Lends blocks of the pool to other workers: a lease, and a reference to each of its blocks, under a cap."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -35,12 +36,15 @@ class Lender:
         self._check_cap(len(self.leases.references()), num_promised, num_blocks)
 
     def acquire(self, block_hashes: Sequence[BlockHash], first_block: int, num_promised: int) -> Grant:
-        """Leases the longest held prefix of `block_hashes`, possibly nothing (a grant without blocks has no lease).
-        Raises OverloadedError past the cap, under which `num_promised` blocks are kept for prefills."""
-        block_ids = self._pool.match(block_hashes)
-        leased = self.leases.references()
-        num_more = sum(block_id not in leased for block_id in block_ids)
-        self._check_cap(len(leased), num_promised, num_more)
+        """Leases the longest held prefix of `block_hashes`, possibly nothing (a grant without blocks has no lease), as
+        far as the cap reaches, under which `num_promised` blocks are kept for prefills. Raises OverloadedError where it
+        does not reach for one."""
+        held, leased = self._pool.match(block_hashes), self.leases.references()
+        room = self._max_leased_blocks - len(leased) - num_promised
+        num_more = itertools.accumulate(block_id not in leased for block_id in held)
+        block_ids = [block_id for block_id, num in zip(held, num_more, strict=True) if num <= room]
+        if held and not block_ids:
+            self._check_cap(len(leased), num_promised, len(held))
         return self._grant(block_ids, block_hashes, first_block)
 
     def grant_prefilled(self, prefill: Request) -> Grant:

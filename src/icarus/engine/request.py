@@ -80,6 +80,8 @@ class Request:
     was_admitted: bool = False
     local_tokens: int = 0
     remote_tokens: int = 0
+    staged_tokens: int = 0
+    """Of what landed, what another worker computed for this turn."""
     written_under: Counter[str] = field(default_factory=Counter)
     """Cached tokens by the other specialist whose turn wrote them first."""
     kv_written_tokens: int = 0
@@ -93,6 +95,10 @@ class Request:
     @property
     def is_private(self) -> bool:
         return self.adapter is not None and self.adapter.mode == AdapterMode.PRIVATE
+
+    @property
+    def is_shared(self) -> bool:
+        return self.adapter is not None and self.adapter.mode == AdapterMode.SHARED
 
     @property
     def output_start(self) -> int:

@@ -68,19 +68,14 @@ class Runner:
 
 
 def _plan(rows: ScheduledRows) -> RowPlan:
-    """A shared specialist samples from a read row of its own beside the last write row; the base and private ones
-    sample from the last write row itself. Where that row's KV is there already, everybody has a read-only row.
-
-    docs/architecture.md, "The two streams", has the kinds of rows.
-    """
+    """docs/architecture.md, "The two streams", has the kinds of rows."""
     request = rows.request
-    shared = request.adapter is not None and not request.is_private
     start = request.num_kv if rows.num_writes else request.num_kv - 1
     return RowPlan(
         token_ids=request.token_ids[start : start + max(rows.num_writes, 1)],
         start=start,
         num_writes=rows.num_writes,
-        read_row=rows.sample and (shared or rows.num_writes == 0),
+        read_row=rows.has_read_row,
         sample=rows.sample,
         block_ids=request.block_ids,
         adapter=request.adapter if request.is_private or rows.sample else None,

@@ -1,13 +1,19 @@
 """Which rows the next step computes: policy, no tensors.
 
-Order of a step: requests that decode first, then chunks of prefills with the rows that are left, oldest first. Requests
-are admitted in order of arrival while the pool has room for their prompt. When a running request needs a block and the
-pool has none, the youngest running request gives its blocks up and waits again (it keeps its tokens).
+Order of a step: requests that decode first, then chunks of prefills with the rows that are left, oldest first. None
+starves where a step may have twice as many rows as requests may run (`load_config` requires it): a request decodes with
+two rows at most, so a step has room for all that do, and for some of a prefill beside them.
+
+Requests are admitted in order of arrival while the pool has room for their prompt. When a running request needs a block
+and the pool has none, the youngest running request gives its blocks up and waits again (it keeps its tokens). Requests
+that land are younger still, but a read may write to their blocks, which nobody here knows, so nobody takes them: while
+there are some, the youngest running request keeps its own blocks and pauses. Each of them ends, or runs and then gives
+way, in time; meanwhile nobody is admitted, since that leaves a block for each request that runs.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from icarus.cache.pool import BlockPool
 from icarus.engine.request import Phase, Request
@@ -23,6 +29,17 @@ class ScheduledRows:
     num_writes: int
     """0 with `sample`: a read-only row, since the KV of the last token is there already."""
     sample: bool
+
+    @property
+    def has_read_row(self) -> bool:
+        """Whether what is sampled is a row of its own, which writes nothing: a shared specialist's, beside the last
+        write row, and everybody's where that row's KV is there already. Else the last write row is sampled itself."""
+        return self.sample and (self.request.is_shared or self.num_writes == 0)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are computed, of both streams."""
+        return self.num_writes + self.has_read_row
 
 
 class Scheduler:
@@ -96,23 +113,26 @@ class Scheduler:
         request.block_ids = [block_id for block_id in request.block_ids if block_id not in gone]
 
     def schedule(self) -> list[ScheduledRows]:
-        """The rows of the next step; empty when there is nothing to compute."""
+        """The rows of the next step; empty when there is nothing to compute, or no block to compute it into."""
         budget = self._max_batch_tokens
         scheduled: list[ScheduledRows] = []
         by_length = sorted(self.running, key=lambda request: request.num_missing > 1)
         for request in by_length:
-            if request.phase != Phase.RUNNING or budget < 2:
+            if request.phase != Phase.RUNNING or budget == 0:
                 continue
             rows = self._rows(request, budget)
             if not self._make_room(request, rows):
                 continue
             scheduled.append(rows)
-            budget -= rows.num_writes + rows.sample
+            budget -= rows.num_rows
         return [rows for rows in scheduled if rows.request.phase == Phase.RUNNING]
 
     def _rows(self, request: Request, budget: int) -> ScheduledRows:
-        num_writes = min(request.num_missing, budget - 1)
-        return ScheduledRows(request, num_writes, sample=num_writes == request.num_missing and not request.prefill_only)
+        """As many as there is budget for; where it ends before a read row, that one is left to the next step."""
+        num_writes = min(request.num_missing, budget)
+        wanted = num_writes == request.num_missing and not request.prefill_only
+        rows = ScheduledRows(request, num_writes, sample=wanted)
+        return rows if rows.num_rows <= budget else replace(rows, sample=False)
 
     def _reserve(self, request: Request) -> bool:
         """Leaves a block for each running request to grow into, or the newcomer would soon be preempted for them."""
@@ -130,12 +150,14 @@ class Scheduler:
         return True
 
     def _make_room(self, request: Request, rows: ScheduledRows) -> bool:
-        """Gives the request the blocks that its rows need, taking them from the youngest; False if it had to yield."""
+        """Gives the request the blocks that its rows need, taking them from the youngest; False if there are none."""
         needed = request.num_blocks_for(request.num_kv + rows.num_writes) - len(request.block_ids)
         if needed <= 0:
             return True
         while (blocks := self._pool.allocate(needed)) is None:
             victim = self.running[-1]
+            if victim is request and self.landing:
+                return False
             self.preempt(victim)
             if victim is request:
                 return False

@@ -58,4 +58,4 @@ def count_rows(scheduled: Iterable[ScheduledRows]) -> Counter[RowKind]:
 def _sampled_kind(item: ScheduledRows) -> RowKind:
     if item.num_writes == 0:
         return RowKind.READ
-    return RowKind.PAIRED if item.request.adapter is not None and not item.request.is_private else RowKind.SINGLE
+    return RowKind.PAIRED if item.has_read_row else RowKind.SINGLE

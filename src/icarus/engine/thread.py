@@ -67,6 +67,8 @@ class EngineThread:
         self._submitting = threading.Lock()
         self._failure: UnavailableError | None = None
         self._stopping = threading.Event()
+        self._stepped = False
+        """Whether the last round computed something."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._last_round = time.monotonic()
         self.ended: Future[None] = Future()
@@ -116,8 +118,7 @@ class EngineThread:
         self._last_round = time.monotonic()
         self._run_commands()
         self._engine.expire_leases()
-        if self._may_step():
-            self._engine.step()
+        self._stepped = self._engine.has_work and not self._hold_step(self._engine) and self._engine.step()
         self._publish_changes()
 
     def _fail(self, error: Exception) -> None:
@@ -131,17 +132,14 @@ class EngineThread:
         self.ended.set_exception(EngineFailedError(f"the engine thread ended: {type(error).__name__}: {error}"))
 
     def _run_commands(self) -> None:
-        """The commands that wait by now: callers who ask again and again must not hold the next step up. Where there is
-        nothing to compute, waits a little for one."""
+        """The commands that wait by now: callers who ask again and again must not hold the next step up. Where nothing
+        could be computed, waits a little for one."""
         num_waiting = self._commands.qsize()
-        if num_waiting == 0 and not self._may_step():
+        if num_waiting == 0 and not self._stepped:
             with suppress(queue.Empty):
                 self._commands.get(timeout=_IDLE_WAIT_SECONDS).execute(self._engine)
         for _ in range(num_waiting):
             self._commands.get_nowait().execute(self._engine)
-
-    def _may_step(self) -> bool:
-        return self._engine.has_work and not self._hold_step(self._engine)
 
     def _publish_changes(self) -> None:
         first_sequence, changes = self._engine.pool.changes.take()

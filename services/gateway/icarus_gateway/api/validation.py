@@ -88,7 +88,7 @@ def _check_numbers(params: SamplingParams) -> None:
         ("min_p", 0 <= params.min_p <= 1, "in [0, 1]"),
         ("frequency_penalty", -2 <= params.frequency_penalty <= 2, "in [-2, 2]"),
         ("presence_penalty", -2 <= params.presence_penalty <= 2, "in [-2, 2]"),
-        ("repetition_penalty", 0 < params.repetition_penalty < math.inf, "a finite number above 0"),
+        ("repetition_penalty", 0.01 <= round(params.repetition_penalty, 6) <= 100, "in [0.01, 100]"),
         ("logprobs", params.logprobs is None or 0 <= params.logprobs <= _MAX_LOGPROBS, f"in [0, {_MAX_LOGPROBS}]"),
     ):
         _require(holds, name, _as_written(getattr(params, name)), rule)

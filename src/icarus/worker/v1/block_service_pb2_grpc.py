@@ -69,8 +69,8 @@ class BlockServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AcquireLease(self, request, context):
-        """Leases the longest run of the asked blocks that is still held, possibly none.
-        RESOURCE_EXHAUSTED: too many blocks are leased already.
+        """Leases the longest run of the asked blocks that is still held, possibly none, as far as may be lent.
+        RESOURCE_EXHAUSTED: no further block may be lent now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
