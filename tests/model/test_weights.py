@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -136,14 +137,38 @@ def test_digest_is_remembered(whole, cache):
     assert base_digest(whole) == "remembered"
 
 
+def test_a_remembered_digest_is_for_every_user(whole, cache):
+    before = os.umask(0o022)
+    try:
+        base_digest(whole)
+    finally:
+        os.umask(before)
+    (entry,) = (cache / "digests").iterdir()
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o644
+
+
+def test_digest_needs_no_cache(whole, cache, monkeypatch):
+    digest = base_digest(whole)
+    (entry,) = (cache / "digests").iterdir()
+    entry.unlink()
+    entry.mkdir()  # so that it can be neither read nor replaced, whoever runs this
+    assert base_digest(whole) == digest
+    assert list(entry.parent.iterdir()) == [entry]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(whole / "config.json"))
+    assert base_digest(whole) == digest, "where no folder can be made"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert base_digest(whole) == digest
+
+
 def test_digest_sees_a_file_whose_size_and_time_are_restored(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "copy")
     digest, file = base_digest(folder), folder / "model.safetensors"
-    stat = file.stat()
+    before = file.stat()
     with file.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"\x7f")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert base_digest(folder) != digest
 
 
