@@ -52,6 +52,10 @@ class AttentionRows:
     derived: dict[Hashable, Any] = field(default_factory=dict, init=False)
     """What an implementation works out once for all layers, by keys of its own. `replace` leaves it behind."""
 
+    def __post_init__(self) -> None:
+        dtypes = {self.row_ids.dtype, self.positions.dtype, self.starts.dtype, self.block_tables.dtype}
+        assert dtypes == {torch.int32}, f"rows, positions, starts and block tables are {dtypes}"
+
     @property
     def num_rows(self) -> int:
         return self.row_ids.shape[0]

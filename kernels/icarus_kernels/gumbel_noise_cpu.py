@@ -16,6 +16,10 @@ _ROUND_A, _ROUND_B = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
+_LOGITS, _KEYS, _WORKSPACE, _ROWS, _VOCAB = range(5)
+"""Where the kernel finds what in its arguments: the order of `add_gumbel_noise_cpu`."""
+
+
 def add_gumbel_noise_cpu(logits: Tensor, keys: Tensor) -> None:
     """As `add_gumbel_noise`."""
     num_threads = threads_for(logits.numel())
@@ -25,8 +29,8 @@ def add_gumbel_noise_cpu(logits: Tensor, keys: Tensor) -> None:
 
 def _add(p):
     a = arguments_of(p)
-    logits, keys, rows, vocab = at_address(a[0], p), at_address(a[1], uint64), a[3], a[4]
-    noise = at_address(a[2] + 4 * TILE * thread_number(), p)
+    logits, keys, rows, vocab = at_address(a[_LOGITS], p), at_address(a[_KEYS], uint64), a[_ROWS], a[_VOCAB]
+    noise = at_address(a[_WORKSPACE] + 4 * TILE * thread_number(), p)
     num_tiles = (vocab + TILE - 1) // TILE
     begin, end = my_share(rows * num_tiles)
     for i in range(begin, end):

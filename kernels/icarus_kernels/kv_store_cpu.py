@@ -5,6 +5,14 @@ from torch import Tensor
 
 from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, my_share, threads_for
 
+(
+    _PAGES, _SLOTS, _KEYS, _VALUES,
+    _ROWS, _HEADS, _HEAD_DIM, _BLOCK_SIZE,
+    _BLOCK_STRIDE, _KV_STRIDE, _TOKEN_STRIDE, _HEAD_STRIDE,
+    _KEY_ROW_STRIDE, _KEY_HEAD_STRIDE, _VALUE_ROW_STRIDE, _VALUE_HEAD_STRIDE,
+) = range(16)  # fmt: skip
+"""Where the kernel finds what in its arguments: the order of `store_kv_cpu`."""
+
 
 def store_kv_cpu(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
     """As `store_kv`."""
@@ -20,9 +28,11 @@ def store_kv_cpu(pages: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> 
 
 def _store(p):
     a = arguments_of(p)
-    pages, slots, keys, values = at_address(a[0], p), at_address(a[1], int64), at_address(a[2], p), at_address(a[3], p)
-    rows, heads, head_dim, block_size = a[4], a[5], a[6], a[7]
-    block_stride, value_offset, token_stride, head_stride = a[8], a[9], a[10], a[11]
+    pages, slots = at_address(a[_PAGES], p), at_address(a[_SLOTS], int64)
+    keys, values = at_address(a[_KEYS], p), at_address(a[_VALUES], p)
+    rows, heads, head_dim, block_size = a[_ROWS], a[_HEADS], a[_HEAD_DIM], a[_BLOCK_SIZE]
+    block_stride, kv_stride = a[_BLOCK_STRIDE], a[_KV_STRIDE]
+    token_stride, head_stride = a[_TOKEN_STRIDE], a[_HEAD_STRIDE]
     begin, end = my_share(rows)
     for row in range(begin, end):
         if slots[row] < 0:
@@ -30,10 +40,11 @@ def _store(p):
         token = slots[row] // block_size * block_stride + slots[row] % block_size * token_stride
         for head in range(heads):
             to = token + head * head_stride
-            key, value = row * a[12] + head * a[13], row * a[14] + head * a[15]
+            key = row * a[_KEY_ROW_STRIDE] + head * a[_KEY_HEAD_STRIDE]
+            value = row * a[_VALUE_ROW_STRIDE] + head * a[_VALUE_HEAD_STRIDE]
             for d in range(head_dim):
                 pages[to + d] = keys[key + d]
-                pages[to + value_offset + d] = values[value + d]
+                pages[to + kv_stride + d] = values[value + d]
 
 
 _STORE = CPUKernel(_store)

@@ -57,6 +57,10 @@ class LoraRows:
     max_rows: int
     """Most rows of one segment."""
 
+    def __post_init__(self) -> None:
+        assert self.bounds.dtype is torch.int32, f"bounds are {self.bounds.dtype}"
+        assert self.entries.dtype is torch.int64, f"entries are {self.entries.dtype}"
+
     @cached_property
     def few(self) -> "LoraRows | None":
         """The segments of at most FEW_ROWS rows."""

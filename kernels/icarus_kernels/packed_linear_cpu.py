@@ -16,6 +16,10 @@ FEW = 64
 """Rows up to which it is faster than oneDNN. With more, arithmetic is all the work, and the two are equal."""
 
 
+_X, _PANELS, _OUTPUT, _BIAS, _ROWS, _SIZE_IN, _SIZE_OUT, _X_STRIDE = range(8)
+"""Where the kernel finds what in its arguments: the order of `few_rows_linear_cpu`."""
+
+
 def panels_of(packed: Tensor, weight: Tensor) -> int | None:
     """The address of oneDNN's copy of `weight` [out, in], if it is laid out as the kernel reads it. Good for as long as
     `packed` is kept.
@@ -48,14 +52,14 @@ def few_rows_linear_cpu(x: Tensor, panels: int, bias: Tensor | None, out: int) -
 
 def _multiply(p):
     a = arguments_of(p)
-    x, output, bias = at_address(a[0], p), at_address(a[2], p), at_address(a[3], p)
-    rows, size, out, stride = a[4], a[5], a[6], a[7]
-    is_biased = 0 if a[3] == 0 else 1
+    x, output, bias = at_address(a[_X], p), at_address(a[_OUTPUT], p), at_address(a[_BIAS], p)
+    rows, size, out, stride = a[_ROWS], a[_SIZE_IN], a[_SIZE_OUT], a[_X_STRIDE]
+    is_biased = 0 if a[_BIAS] == 0 else 1
     num_tiles = (rows + ROWS - 1) // ROWS
     begin, end = my_share(out // COLUMNS)
     for panel in range(begin, end):
         column = panel * COLUMNS
-        right = at_address(a[1] + 2 * column * size, uint16)
+        right = at_address(a[_PANELS] + 2 * column * size, uint16)
         for tile in range(num_tiles):
             # Rows are shared out evenly: eight are four and four.
             row, next_row = rows * tile // num_tiles, rows * (tile + 1) // num_tiles

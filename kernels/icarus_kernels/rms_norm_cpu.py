@@ -19,6 +19,12 @@ from icarus_kernels.cpu_kernel import (
 )
 from icarus_kernels.cpu_lanes import WIDTH, fma, load, splat, store, total
 
+(
+    _X, _ADDED, _WEIGHT, _OUTPUT,
+    _ROWS, _HEADS, _SIZE, _ROW_STRIDE, _HEAD_STRIDE, _EPS,
+) = range(10)  # fmt: skip
+"""Where the kernel finds what in its arguments: the order of `rms_norm_cpu`."""
+
 
 def rms_norm_cpu(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     """As `rms_norm` where `added` is None, else as `add_rms_norm`."""
@@ -40,8 +46,10 @@ def rms_norm_cpu(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) ->
 
 def _rms_norm(p):
     a = arguments_of(p)
-    x, added, weight, output = at_address(a[0], p), at_address(a[1], p), at_address(a[2], p), at_address(a[3], p)
-    rows, heads, size, row_stride, head_stride, eps = a[4], a[5], a[6], a[7], a[8], as_float(a[9])
+    x, added = at_address(a[_X], p), at_address(a[_ADDED], p)
+    weight, output = at_address(a[_WEIGHT], p), at_address(a[_OUTPUT], p)
+    rows, heads, size = a[_ROWS], a[_HEADS], a[_SIZE]
+    row_stride, head_stride, eps = a[_ROW_STRIDE], a[_HEAD_STRIDE], as_float(a[_EPS])
     begin, end = my_share(rows)
     whole = size // WIDTH * WIDTH
     for row in range(begin, end):
@@ -50,13 +58,13 @@ def _rms_norm(p):
             squares = splat(float32(0))
             for d in range(0, whole, WIDTH):
                 lanes = load(x, at + d)
-                if a[1] != 0:
+                if a[_ADDED] != 0:
                     store(x, at + d, lanes + load(added, at + d))
                     lanes = load(x, at + d)
                 squares = fma(lanes, lanes, squares)
             sum_of_squares = total(squares)
             for d in range(whole, size):
-                if a[1] != 0:
+                if a[_ADDED] != 0:
                     x[at + d] = narrow(widen(x[at + d]) + widen(added[at + d]), x)
                 sum_of_squares += widen(x[at + d]) * widen(x[at + d])
             scale = float32(1) / float32(math.sqrt(sum_of_squares / float32(size) + eps))

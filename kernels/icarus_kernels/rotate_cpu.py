@@ -6,6 +6,9 @@ from torch import Tensor
 from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, my_share, narrow, threads_for, widen
 from icarus_kernels.cpu_lanes import WIDTH, load, store
 
+_HEADS, _COS, _SIN, _ROWS, _NUM_HEADS, _HALF, _ROW_STRIDE, _HEAD_STRIDE = range(8)
+"""Where the kernel finds what in its arguments: the order of `rotate_cpu`."""
+
 
 def rotate_cpu(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     """As `rotate`."""
@@ -17,8 +20,8 @@ def rotate_cpu(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 def _rotate(p):
     a = arguments_of(p)
-    heads, cos, sin = at_address(a[0], p), at_address(a[1], float32), at_address(a[2], float32)
-    rows, num_heads, half, row_stride, head_stride = a[3], a[4], a[5], a[6], a[7]
+    heads, cos, sin = at_address(a[_HEADS], p), at_address(a[_COS], float32), at_address(a[_SIN], float32)
+    rows, num_heads, half, row_stride, head_stride = a[_ROWS], a[_NUM_HEADS], a[_HALF], a[_ROW_STRIDE], a[_HEAD_STRIDE]
     begin, end = my_share(rows)
     whole = half // WIDTH * WIDTH
     for row in range(begin, end):

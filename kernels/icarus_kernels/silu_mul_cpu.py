@@ -9,6 +9,9 @@ from torch import Tensor
 from icarus_kernels.cpu_kernel import CPUKernel, arguments_of, at_address, my_share, narrow, threads_for, widen
 from icarus_kernels.cpu_lanes import WIDTH, exp, load, splat, store
 
+_GATE_UP, _OUTPUT, _ROWS, _SIZE = range(4)
+"""Where the kernel finds what in its arguments: the order of `silu_mul_cpu`."""
+
 
 def silu_mul_cpu(gate_up: Tensor) -> Tensor:
     """As `silu_mul`."""
@@ -20,7 +23,7 @@ def silu_mul_cpu(gate_up: Tensor) -> Tensor:
 
 def _silu_mul(p):
     a = arguments_of(p)
-    gate_up, output, rows, size = at_address(a[0], p), at_address(a[1], p), a[2], a[3]
+    gate_up, output, rows, size = at_address(a[_GATE_UP], p), at_address(a[_OUTPUT], p), a[_ROWS], a[_SIZE]
     begin, end = my_share(rows)
     whole = size // WIDTH * WIDTH
     one, zero = splat(float32(1)), splat(float32(0))

@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import stat
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from icarus.cache.kv import KVPool
 from icarus.errors import ConfigError
+from icarus.model import loading
 from icarus.model.batch import RowPlan, StepBatch
 from icarus.model.digest import base_digest
 from icarus.model.loading import load_model
-from icarus.model.weights import load_tensors, weight_files
+from icarus.model.weights import StoredTensors, weight_files
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +67,44 @@ def test_half_precisions_are_near(whole):
 
 def test_progress_counts_every_tensor(sharded):
     seen = []
-    tensors = load_tensors(sharded, torch.float32, "cpu", lambda done, total: seen.append((done, total)))
-    assert seen == [(i + 1, len(tensors)) for i in range(len(tensors))]
+    load_model(sharded, "float32", progress=lambda done, total: seen.append((done, total)))
+    count = len(StoredTensors(sharded, torch.float32, "cpu").names)
+    assert seen == [(i + 1, count) for i in range(count)]
+
+
+def test_loading_on_a_gpu_holds_the_weights_and_about_one_layer(whole, monkeypatch):
+    """There `pack_linear` keeps what it is given."""
+    read: list[weakref.ref[torch.Tensor]] = []
+    kept: list[torch.Tensor] = []
+    peak = 0
+
+    def read_and_watch(self: StoredTensors, name: str, read_one=StoredTensors.read) -> torch.Tensor:
+        tensor = read_one(self, name)
+        read.append(weakref.ref(tensor))
+        return tensor
+
+    def keep(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+        nonlocal peak
+        kept.append(weight)
+        alive = [*kept, *(tensor for ref in read if (tensor := ref()) is not None)]
+        peak = max(peak, sum({tensor.data_ptr(): tensor.nbytes for tensor in alive}.values()))
+        return partial(torch.nn.functional.linear, weight=weight, bias=bias)
+
+    monkeypatch.setattr(StoredTensors, "read", read_and_watch)
+    monkeypatch.setattr(loading, "pack_linear", keep)
+    model = load_model(whole, "float32")
+    sizes = {name: tensor.nbytes for name, tensor in load_file(whole / "model.safetensors").items()}
+    layer = sum(size for name, size in sizes.items() if ".layers.0." in name)
+    assert model.device.type == "cpu" and peak < sum(sizes.values()) + layer
 
 
 def test_weights_of_the_serving_dtype_are_mapped(whole):
-    tensors = load_tensors(whole, torch.float32, "cpu")
+    stored = StoredTensors(whole, torch.float32, "cpu")
+    tensors = [stored.read(name) for name in stored.names]
     lines = Path("/proc/self/maps").read_text().splitlines()
     maps = [line.split() for line in lines if line.endswith("model.safetensors")]
     ranges = [tuple(int(end, 16) for end in fields[0].split("-")) for fields in maps]
-    for tensor in tensors.values():
+    for tensor in tensors:
         assert any(low <= tensor.data_ptr() < high for low, high in ranges)
 
 
@@ -104,14 +137,38 @@ def test_digest_is_remembered(whole, cache):
     assert base_digest(whole) == "remembered"
 
 
+def test_a_remembered_digest_is_for_every_user(whole, cache):
+    before = os.umask(0o022)
+    try:
+        base_digest(whole)
+    finally:
+        os.umask(before)
+    (entry,) = (cache / "digests").iterdir()
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o644
+
+
+def test_digest_needs_no_cache(whole, cache, monkeypatch):
+    digest = base_digest(whole)
+    (entry,) = (cache / "digests").iterdir()
+    entry.unlink()
+    entry.mkdir()  # so that it can be neither read nor replaced, whoever runs this
+    assert base_digest(whole) == digest
+    assert list(entry.parent.iterdir()) == [entry]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(whole / "config.json"))
+    assert base_digest(whole) == digest, "where no folder can be made"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert base_digest(whole) == digest
+
+
 def test_digest_sees_a_file_whose_size_and_time_are_restored(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "copy")
     digest, file = base_digest(folder), folder / "model.safetensors"
-    stat = file.stat()
+    before = file.stat()
     with file.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"\x7f")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert base_digest(folder) != digest
 
 

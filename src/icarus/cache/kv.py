@@ -1,11 +1,17 @@
 """The KV pool's memory. Which block holds what is `cache/pool.py`'s business."""
 
 import ctypes
+import math
+import os
+import re
 import sys
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from icarus.errors import ConfigError
 
 LAYOUT = "block layer kv token head dim"
 """The order of the pool's dimensions; part of `cache_fingerprint`."""
@@ -26,9 +32,12 @@ class KVPool:
     """One allocation, block-major: a block of all layers is contiguous, so one read moves it."""
 
     def __init__(self, shape: KVShape, num_blocks: int, block_size: int, dtype: str, device: str | torch.device):
-        """`dtype` by torch's name. Writes every page once: reads into untouched pages are 30 times slower."""
-        dims = (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim)
-        memory = torch.empty(dims, dtype=getattr(torch, dtype), device=device)
+        """`dtype` by torch's name. Writes every page once: reads into untouched pages are 30 times slower.
+
+        Raises ConfigError where the device has no room for it.
+        """
+        block = (shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim)
+        memory = _allocate(num_blocks, block, getattr(torch, dtype), torch.device(device))
         _prefer_huge_pages(memory)
         self.tensor = memory.fill_(0)
         """[num_blocks, num_layers, 2, block_size, num_kv_heads, head_dim], contiguous; keys first."""
@@ -49,6 +58,37 @@ class KVPool:
     def layer(self, index: int) -> Tensor:
         """The pages of one layer, a view: [num_blocks, 2, block_size, num_kv_heads, head_dim]."""
         return self.tensor[:, index]
+
+
+def _allocate(num_blocks: int, block: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    block_bytes = math.prod(block) * dtype.itemsize
+    try:
+        if device.type == "cpu" and num_blocks * block_bytes > _machine_bytes():
+            # The system might promise it, and would kill the process that takes it at its word.
+            raise MemoryError("more than the machine has")
+        return torch.empty((num_blocks, *block), dtype=dtype, device=device)
+    except torch.AcceleratorError:
+        raise
+    except (MemoryError, RuntimeError) as error:  # of which torch.OutOfMemoryError is one
+        free = _free_bytes(device)
+        raise ConfigError(
+            f"[cache] num_blocks = {num_blocks} does not fit on device {device.type!r}: a block takes {block_bytes:,} "
+            f"bytes and all of them {num_blocks * block_bytes:,}, of which {free:,} are free, enough for "
+            f"{free // block_bytes}; a step needs some of that too"
+        ) from error
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Of the device. Of a machine that is not Linux, which does not say it simply, all that it has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if sys.platform == "linux" and (line := re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())):
+        return int(line[1]) * 1024
+    return _machine_bytes()
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 _PAGE_BYTES = 4096

@@ -1,5 +1,6 @@
 """Decode steps as CUDA graphs: a forward is hundreds of small launches, which a graph makes one."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -11,6 +12,8 @@ from icarus.cache.kv import KVPool
 from icarus.model.batch import QueryRows, StepBatch
 from icarus.model.padded_batch import DecodeShape, pad
 from icarus.model.two_stream import TwoStreamModel
+
+logger = logging.getLogger(__name__)
 
 _LAID_OUT_FOR_KEYS = 8192
 """A longer context is read right, in as many parts."""
@@ -29,14 +32,16 @@ class _Recorded:
 class DecodeGraphs:
     """Runs a model's forwards on a GPU: decode batches by replaying the graph of their shape, others as they are.
 
-    A shape is recorded when it comes up first. Owned by one thread.
+    A shape is recorded when it comes up first; where there is no memory for that, its batches run as they are from then
+    on. Owned by one thread.
     """
 
     def __init__(self, model: TwoStreamModel, kv: KVPool):
         self._model = model
         self._kv = kv
         self._max_pages = min(-(-model.config.context_length // kv.block_size), kv.num_blocks)
-        self._recorded: dict[DecodeShape, _Recorded] = {}
+        self._recorded: dict[DecodeShape, _Recorded | None] = {}
+        """None: there was no memory to record it."""
         self._memory = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(model.device)
         """Of all recordings: cuBLAS keeps a workspace for each stream that it was used on."""
@@ -49,19 +54,34 @@ class DecodeGraphs:
         self._model.kv_rows_written += batch.num_writes
         padded = pad(batch, shape, _LAID_OUT_FOR_KEYS)
         if shape not in self._recorded:
-            self._recorded[shape] = self._record(on_device(widen(padded, self._max_pages), self._model.device))
+            self._recorded[shape] = self._record_if_it_fits(shape, padded)
         recorded = self._recorded[shape]
+        if recorded is None:
+            return self._model.compute(on_device(batch, self._model.device), self._kv)
         copy_tensors(padded, recorded.batch)
         recorded.graph.replay()
         return recorded.logits[: len(batch.sample_order)]
 
+    def _record_if_it_fits(self, shape: DecodeShape, padded: StepBatch) -> _Recorded | None:
+        try:
+            return self._record(on_device(widen(padded, self._max_pages), self._model.device))
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "no GPU memory to record a decode step: steps of its shape run slower; a smaller [cache] num_blocks "
+                "leaves more",
+                extra={"requests": shape.num_requests, "paired": shape.is_paired, "max_rank": shape.max_rank},
+            )
+            return None
+
     def _record(self, batch: StepBatch) -> _Recorded:
         """The batch may be real: to run it again writes the same KV again."""
-        stream = self._stream
-        stream.wait_stream(torch.cuda.current_stream(self._model.device))
-        with torch.cuda.stream(stream):
-            self._model.compute(batch, self._kv)  # compiles kernels, which a capture cannot
-        torch.cuda.current_stream(self._model.device).wait_stream(stream)
+        stream, caller = self._stream, torch.cuda.current_stream(self._model.device)
+        stream.wait_stream(caller)
+        try:
+            with torch.cuda.stream(stream):
+                self._model.compute(batch, self._kv)  # compiles kernels, which a capture cannot
+        finally:  # after an error too: whoever waits for the caller's stream waits for what was queued
+            caller.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # The transfer thread may call CUDA meanwhile.
         with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):

@@ -6,6 +6,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from icarus.errors import ConfigError
@@ -14,22 +15,29 @@ from icarus.model.hub import cache_folder, write_atomically
 from icarus.model.weights import is_never_read, weight_files
 
 _VERSION = "icarus-base-v1"
+_NO_CACHE = (OSError, RuntimeError)
+"""What it is to have no cache folder, or one of somebody else's; RuntimeError where the user has no home."""
 
 
 def base_digest(folder: str | Path) -> str:
     """SHA-256 over (name, dtype, shape, bytes) of the stored tensors that are read, sorted by name; hex.
 
-    Remembered in the user's cache folder by what tells the files from others, and from their own earlier content.
+    Remembered in the user's cache folder, where one can be used, by what tells the files from others and from their own
+    earlier content.
     """
     folder = Path(folder).resolve()
     files, tied = weight_files(folder), ConfigFile.read(folder / "config.json").flag("tie_word_embeddings")
     key = hashlib.sha256(json.dumps([_VERSION, tied, [_identity(file) for file in files]]).encode()).hexdigest()
-    cached = cache_folder() / "digests" / key
-    if cached.exists():
-        return cached.read_text()
+    with suppress(*_NO_CACHE):
+        return _remembered(key).read_text()
     digest = _compute(files, tied)
-    write_atomically(cached, digest)
+    with suppress(*_NO_CACHE):
+        write_atomically(_remembered(key), digest)
     return digest
+
+
+def _remembered(key: str) -> Path:
+    return cache_folder() / "digests" / key
 
 
 def _identity(file: Path) -> list[str | int]:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -91,11 +92,15 @@ def cache_folder() -> Path:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Readers see the old file or the whole new one."""
+    """Readers, other users among them, see the old file or the whole new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as stream:
-        stream.write(text)
-    os.replace(stream.name, file)
+    partial = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    try:
+        partial.touch(0o644, exist_ok=False)
+        partial.write_text(text)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _find_smollm2() -> Path:

@@ -1,6 +1,6 @@
 """From a model folder to a model. Families differ by their traits alone, so one builder serves them all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,10 +12,13 @@ from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus.model.layers import Attention, DecoderLayer, GatedMLP, Linear, Norm
 from icarus.model.two_stream import TwoStreamModel
-from icarus.model.weights import Progress, is_never_read, load_tensors
+from icarus.model.weights import StoredTensors, is_never_read
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DEVICES = ("cpu", "cuda")
+
+Progress = Callable[[int, int], None]
+"""Called with (tensors loaded, tensors in all)."""
 
 
 def load_model(
@@ -23,9 +26,9 @@ def load_model(
 ) -> TwoStreamModel:
     """Loads a model folder. `progress` gets (tensors loaded, tensors in all).
 
-    On the CPU the embedding stays mapped if it is stored in `dtype`: the processes of a machine share it. The other
-    weights are laid out anew. Raises ConfigError where the folder, the architecture, the dtype or the device does not
-    work.
+    It takes the memory of the weights and of about one layer. On the CPU what is stored in `dtype` and not laid out
+    anew (the embedding above all) stays mapped: the processes of a machine share it. Raises ConfigError where the
+    folder, the architecture, the dtype or the device does not work.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
@@ -39,36 +42,38 @@ def load_model(
     config = ModelConfig.from_folder(folder)
     if device == "cpu":
         compile_cpu_kernels(DTYPES[dtype])
-    tensors = load_tensors(Path(folder), DTYPES[dtype], device, progress)
-    checked = _Checked(tensors, folder)
+    checked = _Checked(StoredTensors(Path(folder), DTYPES[dtype], device), folder, config.tied, progress)
     model = _build(config, checked)
-    checked.require_all_read(config.tied)
+    checked.require_all_read()
     return model
 
 
 class _Checked:
-    """Tensors by name, with a message for the missing, the misshapen and those that nothing reads."""
+    """Tensors by name, with a message for the missing, the misshapen and those that nothing reads. Keeps none."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], folder: str | Path):
-        self._tensors = tensors
+    def __init__(self, stored: StoredTensors, folder: str | Path, tied: bool, progress: Progress | None):
+        self._stored = stored
         self._folder = folder
+        self._progress = progress
+        self._wanted = {name for name in stored.names if not is_never_read(name, tied)}
         self._read: set[str] = set()
 
     def get(self, name: str, *shape: int) -> Tensor:
-        if name not in self._tensors:
+        if name not in self._stored.names:
             raise ConfigError(f"model {self._folder} lacks tensor {name}")
-        tensor = self._tensors[name]
+        tensor = self._stored.read(name)
         if tuple(tensor.shape) != shape:
             raise ConfigError(
                 f"model {self._folder}: tensor {name} is {list(tensor.shape)}, config.json makes it {list(shape)}"
             )
         self._read.add(name)
+        if self._progress:
+            self._progress(len(self._read), len(self._wanted))
         return tensor
 
-    def require_all_read(self, tied: bool) -> None:
+    def require_all_read(self) -> None:
         """A tensor more than the architecture has (a scale, a bias, a layer) makes it another model."""
-        unread = sorted(name for name in self._tensors.keys() - self._read if not is_never_read(name, tied))
-        if unread:
+        if unread := sorted(self._wanted - self._read):
             raise ConfigError(
                 f"model {self._folder} has {len(unread)} tensors that the model of its config.json does not read, "
                 f"{unread[0]} for one; it is quantized, or config.json is not its own"
@@ -98,7 +103,12 @@ def _build_linear(config: ModelConfig, tensors: _Checked, index: int, part: str,
         columns.append(Columns(MODULES.index(module), end, end + out))
         end += out
     is_biased = not config.traits.biased.isdisjoint(modules)
-    return Linear(index, tuple(columns), pack_linear(torch.cat(weights), torch.cat(biases) if is_biased else None))
+    return Linear(index, tuple(columns), pack_linear(_joined(weights), _joined(biases) if is_biased else None))
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """One of them alone stays as it is: torch.cat would copy it."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _build_layer(config: ModelConfig, tensors: _Checked, index: int) -> DecoderLayer:

@@ -88,7 +88,8 @@ class _Moves:
     room: int
 
     def rows(self, rows: Tensor) -> Tensor:
-        return rows + (self.room - self.num_writes) * (rows >= self.num_writes)
+        """In the same dtype, which a product with a bool would widen."""
+        return torch.where(rows < self.num_writes, rows, rows + (self.room - self.num_writes))
 
     def stack(self, values: Tensor, num_rows: int) -> Tensor:
         """The values of all rows at their new places, 0 elsewhere."""

@@ -1,9 +1,8 @@
 """A model folder's tensors: safetensors, sharded or not, memory-mapped."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Set
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,9 +12,6 @@ from icarus.errors import ConfigError
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """What a checkpoint may store, by safetensors' names. Others are quantised: their scales are tensors of their own."""
-
-Progress = Callable[[int, int], None]
-"""Called with (tensors loaded, tensors in all)."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -35,42 +31,50 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def load_tensors(
-    folder: Path, dtype: torch.dtype, device: str, progress: Progress | None = None
-) -> Mapping[str, Tensor]:
-    """Every tensor by name. A tensor of the asked dtype and on the CPU stays a view of the mapped file.
+class StoredTensors:
+    """A folder's tensors, each read when it is asked for: a device then holds no second copy of the whole model."""
 
-    Raises ConfigError for a tensor that is stored quantised, and for one that `dtype` cannot hold.
-    """
-    tensors: dict[str, Tensor] = {}
-    readers = [_open(file, device) for file in weight_files(folder)]
-    names = [(reader, name) for reader in readers for name in reader.keys()]  # noqa: SIM118
-    for done, (reader, name) in enumerate(names, 1):
-        tensors[name] = _load(folder, reader, name, dtype)
-        if progress:
-            progress(done, len(names))
-    return tensors
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str):
+        """Raises ConfigError for files that cannot be read, and for a tensor that is stored quantised."""
+        self._folder = folder
+        self._dtype = dtype
+        readers = [_open(file, device) for file in weight_files(folder)]
+        self._readers = {name: reader for reader in readers for name in reader.keys()}  # noqa: SIM118
+        for name in self._readers:
+            self._stored_dtype(name)
+
+    @property
+    def names(self) -> Set[str]:
+        return self._readers.keys()
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in the asked dtype. One that is stored in it, on the CPU, is a view of the mapped file.
+
+        Raises ConfigError where it has values that the dtype cannot hold.
+        """
+        dtype = self._dtype
+        tensor = self._readers[name].get_tensor(name).to(dtype)
+        is_narrower = torch.finfo(dtype).max < torch.finfo(self._stored_dtype(name)).max
+        if is_narrower and not tensor.isfinite().all():
+            raise ConfigError(
+                f"model {self._folder}: tensor {name} has values beyond {str(dtype).removeprefix('torch.')}, or that "
+                "are no numbers; serve it in a wider dtype"
+            )
+        return tensor
+
+    def _stored_dtype(self, name: str) -> torch.dtype:
+        stored = self._readers[name].get_slice(name).get_dtype()
+        if stored not in _DTYPES:
+            raise ConfigError(
+                f"model {self._folder}: tensor {name} is stored as {stored}; quantized weights are not supported, use "
+                f"the unquantized checkpoint ({', '.join(_DTYPES)})"
+            )
+        return _DTYPES[stored]
 
 
 def is_never_read(name: str, tied: bool) -> bool:
     """Checkpoints may carry the frequencies of RoPE, and an lm_head where the embedding is one; no model uses them."""
     return name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
-
-
-def _load(folder: Path, reader: Any, name: str, dtype: torch.dtype) -> Tensor:
-    stored = reader.get_slice(name).get_dtype()
-    if stored not in _DTYPES:
-        raise ConfigError(
-            f"model {folder}: tensor {name} is stored as {stored}; quantized weights are not supported, use the "
-            f"unquantized checkpoint ({', '.join(_DTYPES)})"
-        )
-    tensor = reader.get_tensor(name).to(dtype)
-    if torch.finfo(dtype).max < torch.finfo(_DTYPES[stored]).max and not tensor.isfinite().all():
-        raise ConfigError(
-            f"model {folder}: tensor {name} has values beyond {str(dtype).removeprefix('torch.')}, or that are no "
-            "numbers; serve it in a wider dtype"
-        )
-    return tensor
 
 
 def _open(file: Path, device: str):

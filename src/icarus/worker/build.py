@@ -38,6 +38,7 @@ from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.compute import prepare_compute, run_in_passing_thread
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.phases import PhaseGates, TurnPhase, computing_phases
+from icarus.worker.trial_step import try_a_step
 from icarus.worker.worker import Identity, Worker
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ def _build(
     model = load_model(folder, config.model.dtype, config.model.device, _log_progress)
     shape = model.config
     kv = KVPool(shape, config.cache.num_blocks, config.cache.block_size, config.model.dtype, config.model.device)
+    if model.device.type == "cuda":
+        try_a_step(model, kv, config.engine)
     digest = base_digest(folder)
     dtype, block_size = config.model.dtype, config.cache.block_size
     fingerprint = cache_fingerprint(digest, dtype, shape.canonical(), block_size, LAYOUT)

@@ -60,6 +60,14 @@ def test_a_padded_batch_gives_the_same_logits_and_writes_the_same_kv(setup, trit
     torch.testing.assert_close(padded_pool.tensor, pool.tensor, atol=1e-5, rtol=0, equal_nan=True)
 
 
+def test_padding_keeps_dtypes(setup):
+    """Or a kernel would be compiled a second time, for rows of another one."""
+    batch = StepBatch.build(decode_plans(setup), 16, "cpu")
+    padded = pad(batch, DecodeShape(8, True, 16), 64)
+    assert batch.every.attention.row_ids.dtype is padded.every.attention.row_ids.dtype is torch.int32
+    assert batch.sampled.index.dtype is padded.sampled.index.dtype is torch.int64
+
+
 def test_an_adapters_rows_of_both_kinds_are_parted(setup):
     private = decode_plans(setup)[3:]
     batch = StepBatch.build([*private, private[1]], 16, "cpu")
