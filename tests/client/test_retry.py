@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from client.proxy import Proxy
@@ -10,7 +11,8 @@ from waiting import wait_until
 
 from icarus.client import AsyncClient, Client, RetryPolicy
 from icarus.client.messages import Sampling, build_turn, rest_of
-from icarus.client.retry import Attempts
+from icarus.client.retry import DEFAULT_RETRY, Attempts
+from icarus.config import GatewaySection
 from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
 from icarus.rpc.channel import open_channel
 from icarus.types import FinishReason
@@ -21,6 +23,9 @@ from icarus.v1 import session_service_pb2 as session_pb2
 
 QUICK = RetryPolicy(retries=5, first_delay_seconds=0.05, max_delay_seconds=0.2)
 NEVER = RetryPolicy(retries=0)
+IMPATIENT = RetryPolicy(retries=3, first_delay_seconds=0.01, resume_seconds=0.0)
+HELPLESS = RetryPolicy(first_delay_seconds=60, max_delay_seconds=60)
+"""With a timeout of 30 s there is no time for its first retry."""
 LOST = UnavailableError("no worker is there")
 TOKENS = tuple(range(20, 60))
 TEXT = "".join(f"<{token_id}>" for token_id in TOKENS)
@@ -107,16 +112,16 @@ def test_without_retries_a_broken_stream_is_an_error_and_the_turn_ends(gateway, 
 
 
 def test_retries_have_an_end(gateway, proxy):
-    policy = RetryPolicy(retries=3, first_delay_seconds=0.01)
-    with Client(proxy.address, retry=policy, timeout=30) as client:
-        stream = slow_session(client).generate("alpha", "slow")
+    with Client(proxy.address, retry=IMPATIENT, timeout=30) as client:
+        stream = slow_session(client).generate("alpha", "slow", turn_id="t1")
         next(stream)
         proxy.refuse()
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="ask again with the same turn_id, or look at the session's history"):
             stream.result()
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="turn t1 was sent, and may have finished or still finish"):
             stream.result()
         assert stream.token_ids == TOKENS[: len(stream.token_ids)] and stream.token_ids
+    assert gateway.cancelled == []
 
 
 def test_a_turn_that_the_gateway_forgot_is_not_begun_anew(gateway, proxy):
@@ -125,9 +130,53 @@ def test_a_turn_that_the_gateway_forgot_is_not_begun_anew(gateway, proxy):
         next(stream)
         gateway.forget("t1")
         proxy.cut()
-        with pytest.raises(UnavailableError, match="'t1' is not known"):
+        with pytest.raises(UnavailableError, match="'t1' is not known") as caught:
             stream.result()
+        assert "same turn_id" not in str(caught.value)
         assert stream.token_ids == TOKENS[: len(stream.token_ids)]
+
+
+def test_a_turn_that_cannot_have_run_is_not_asked_for_again(gateway):
+    with Client("127.0.0.1:1", retry=IMPATIENT) as client, pytest.raises(UnavailableError) as never_sent:
+        client.generate("alpha", "hi").result()
+    gateway.failures += [LOST] * 4
+    with Client(gateway.address, retry=IMPATIENT) as client, pytest.raises(UnavailableError) as refused:
+        client.generate("alpha", "hi").result()
+    assert "turn_id" not in f"{never_sent.value} {refused.value}" and gateway.failures == []
+
+
+def test_leaving_with_ends_a_turn_that_its_stream_gave_up(gateway, proxy):
+    with Client(proxy.address, retry=HELPLESS, timeout=30) as client:
+        with (
+            pytest.raises(UnavailableError, match=r"the same turn_id$"),
+            client.generate("alpha", "endless") as stream,
+        ):
+            next(stream)
+            proxy.cut()
+            stream.result()
+        assert gateway.cancelled == [stream.turn_id] and stream.finish_reason is None
+        stream.cancel()
+    assert [method for method, _ in gateway.calls] == ["Generate", "CancelTurn"]
+
+
+async def test_leaving_with_ends_a_turn_that_its_stream_gave_up_for_asyncio(gateway, proxy):
+    async with AsyncClient(proxy.address, retry=HELPLESS, timeout=30) as client:
+        stream = client.generate("alpha", "endless")
+        with pytest.raises(UnavailableError, match=r"the same turn_id$"):
+            async with stream:
+                await anext(stream)
+                await asyncio.to_thread(proxy.cut)
+                await stream.result()
+        assert gateway.cancelled == [stream.turn_id] and stream.finish_reason is None
+
+
+def test_leaving_with_does_not_cancel_a_turn_that_was_resumed_to_its_end(gateway, proxy):
+    with Client(proxy.address, retry=QUICK, timeout=30) as client:
+        with slow_session(client).generate("alpha", "slow") as stream:
+            next(stream)
+            proxy.cut()
+            stream.result()
+        assert "CancelTurn" not in [method for method, _ in gateway.calls]
 
 
 def test_cancellation_wins_over_a_wait(gateway, proxy):
@@ -299,6 +348,22 @@ def test_delays_grow_to_the_limit_and_begin_again():
     assert attempts.delay_after(LOST, repeatable=True) <= 1
     with pytest.raises(UnavailableError):
         attempts.delay_after(LOST, repeatable=False)
+
+
+@pytest.mark.parametrize("luck", [0.0, 1.0])
+def test_a_turn_under_way_is_asked_for_beyond_the_gateways_grace(monkeypatch, luck):
+    def seconds_until_it_gives_up(resuming: bool) -> float:
+        attempts, spent = Attempts(DEFAULT_RETRY, timeout=None), 0.0
+        monkeypatch.setattr("icarus.client.retry.time", SimpleNamespace(monotonic=lambda: spent))
+        with pytest.raises(UnavailableError):
+            while True:
+                spent += attempts.delay_after(LOST, repeatable=True, resuming=resuming)
+        return spent
+
+    fixed = SimpleNamespace(uniform=lambda low, high: low + luck * (high - low))
+    monkeypatch.setattr("icarus.client.retry.random", fixed)
+    assert GatewaySection().resume_grace_seconds * 1.5 <= seconds_until_it_gives_up(resuming=True) <= 20
+    assert 1.5 <= seconds_until_it_gives_up(resuming=False) <= 3.2
 
 
 def test_delays_have_a_limit_however_often_it_failed():

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 import grpc
 
 from icarus.client import Client
+from icarus.client.connection import reached_nobody
 from icarus.errors import InvalidInputError, UnavailableError
-
-_NOBODY_THERE = ("failed to connect", "Connection refused", "errors resolving", "DNS resolution failed")
-"""What gRPC says where it reached nobody, and no gateway says of itself."""
 
 
 @contextmanager
@@ -24,7 +22,7 @@ def connect(args: argparse.Namespace) -> Iterator[Client]:
         try:
             yield client
         except UnavailableError as error:
-            if not any(words in str(error) for words in _NOBODY_THERE):
+            if not reached_nobody(error):
                 raise
             hint = "is a gateway running there? 'icarus up' starts one, --gateway says where it is"
             raise UnavailableError(f"{error} ({hint})") from None

@@ -9,7 +9,7 @@ import grpc
 
 from icarus.client.arguments import check_seconds, check_text
 from icarus.client.retry import Attempts, RetryPolicy
-from icarus.errors import FailedPreconditionError, IcarusError, InvalidInputError
+from icarus.errors import FailedPreconditionError, IcarusError, InvalidInputError, UnavailableError
 from icarus.rpc.status import error_from_rpc
 from icarus.tracing import Metadata
 from icarus.v1 import (
@@ -25,6 +25,10 @@ FAREWELL_SECONDS = 1.0
 """What a closing client waits at most until the gateway knows which turns it has given up."""
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
+_NOBODY_THERE = ("failed to connect", "Connection refused", "errors resolving", "DNS resolution failed")
+"""What gRPC says where it reached nobody."""
+_DETAILS = "grpc-status-details-bin"
+"""What the gateway sends with every status of its own, and gRPC with none that it makes up."""
 _HOST_AND_PORT = re.compile(r"(\[[\w:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE = re.compile(r"[ -~]*")
@@ -80,6 +84,16 @@ class Target:
                 f"{self.address} is no Icarus gateway (a worker's or another service's port?), or is of another release"
             )
         return error_from_rpc(error, self.address)
+
+
+def reached_nobody(error: IcarusError) -> bool:
+    """Whether a call was never sent: gRPC found no one at the address."""
+    return isinstance(error, UnavailableError) and any(words in str(error) for words in _NOBODY_THERE)
+
+
+def is_answer(error: Any) -> bool:
+    """Whether a call's status is the gateway's own, and not gRPC's word for a connection that broke."""
+    return any(name == _DETAILS for name, _ in error.trailing_metadata() or ())
 
 
 def closed_error() -> IcarusError:

@@ -27,6 +27,9 @@ class RetryPolicy:
     first_delay_seconds: float = 0.1
     """Doubles with each attempt; up to half of it is left out at random, so that clients do not come in step."""
     max_delay_seconds: float = 5.0
+    resume_seconds: float = 15.0
+    """How long at least a turn that may be under way is asked for after its stream broke, beyond `retries`: by default
+    longer than a gateway keeps it going without a listener (its resume_grace_seconds, 10)."""
     wait_when_overloaded: bool = False
     """Also after OverloadedError, not before the delay that the gateway asks for. Then any call, since it was refused
     before it did anything."""
@@ -54,6 +57,7 @@ class Attempts:
         self._timeout = None if timeout is None or timeout > _FOREVER_SECONDS else timeout
         self._deadline = None if self._timeout is None else time.monotonic() + self._timeout
         self._failures = 0
+        self._failing_since = 0.0
 
     def seconds_left(self) -> float | None:
         """What is left until the deadline, as a call's timeout."""
@@ -63,21 +67,26 @@ class Attempts:
         """Something new arrived: the count and the delays begin again."""
         self._failures = 0
 
-    def delay_after(self, error: IcarusError, repeatable: bool) -> float:
-        """Seconds until the next attempt. Raises the error where there is none, as when it would miss the deadline."""
+    def delay_after(self, error: IcarusError, repeatable: bool, resuming: bool = False) -> float:
+        """Seconds until the next attempt. Raises the error where there is none, as when it would miss the deadline.
+        `resuming`: it is a turn's, which may be under way."""
+        now = time.monotonic()
+        if not self._failures:
+            self._failing_since = now
         if (
             isinstance(error, DeadlineError)
             and (self.seconds_left() or 0) < _SLACK_SECONDS
             and self._timeout is not None
         ):
             raise DeadlineError(f"{self._what} took longer than {self._timeout:g} s")
-        if not self._may_repeat(error, repeatable) or self._failures >= self._policy.retries:
+        resumes = resuming and self._policy.resumes and now - self._failing_since < self._policy.resume_seconds
+        if not self._may_repeat(error, repeatable) or (self._failures >= self._policy.retries and not resumes):
             raise error
         grown = self._policy.first_delay_seconds * 2 ** min(self._failures, _MAX_DOUBLINGS)
         delay = min(grown, self._policy.max_delay_seconds) * random.uniform(0.5, 1.0)
         if isinstance(error, OverloadedError):
             delay += error.retry_delay_seconds
-        if self._deadline is not None and time.monotonic() + delay >= self._deadline:
+        if self._deadline is not None and now + delay >= self._deadline:
             raise error
         self._failures += 1
         return delay
