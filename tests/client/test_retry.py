@@ -1,6 +1,7 @@
 """What the client does when the way to the gateway is bad: a real TCP proxy between it and a scripted gateway."""
 
 import asyncio
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -372,6 +373,20 @@ def test_delays_have_a_limit_however_often_it_failed():
     assert all(2.5 <= delay <= 5 for delay in delays[10:])
 
 
-def test_a_policy_that_makes_no_sense_is_refused():
-    with pytest.raises(InvalidInputError, match="retries is -1"):
-        RetryPolicy(retries=-1)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("retries", value) for value in (-1, None, "5", 2.5, True)),
+        *(("first_delay_seconds", value) for value in (-1, None, "1", math.nan, math.inf)),
+        *(("max_delay_seconds", value) for value in (-0.1, math.nan, math.inf)),
+        *(("resume_seconds", value) for value in (-1, None, math.nan, math.inf)),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(InvalidInputError, match=f"{name} is {value!r}"):
+        RetryPolicy(**{name: value})
+
+
+def test_no_delay_is_longer_than_clocks_can_wait():
+    policy = RetryPolicy(first_delay_seconds=1e300, max_delay_seconds=10**400)
+    assert Attempts(policy, timeout=None).delay_after(LOST, repeatable=True) <= threading.TIMEOUT_MAX

@@ -4,12 +4,13 @@ import random
 import time
 from dataclasses import dataclass
 
+from icarus.client.arguments import check_finite
 from icarus.errors import DeadlineError, IcarusError, InvalidInputError, OverloadedError, UnavailableError
 
 _MAX_DOUBLINGS = 1000
 """A float holds no more than 1023."""
 _FOREVER_SECONDS = 10 * 365 * 86_400.0
-"""A longer timeout is none: gRPC's clock has an end."""
+"""A longer timeout is none, and no delay is longer: clocks have an end."""
 _SLACK_SECONDS = 0.1
 """Clocks differ by less: who says first that a deadline has passed."""
 
@@ -40,9 +41,10 @@ class RetryPolicy:
         return self.retries > 0
 
     def __post_init__(self) -> None:
-        for name in ("retries", "first_delay_seconds", "max_delay_seconds"):
-            if getattr(self, name) < 0:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}; it is 0 or more")
+        if not isinstance(self.retries, int) or isinstance(self.retries, bool) or self.retries < 0:
+            raise InvalidInputError(f"retries is {self.retries!r}; it is a whole number, 0 or more")
+        for name in ("first_delay_seconds", "max_delay_seconds", "resume_seconds"):
+            check_finite(name, getattr(self, name))
 
 
 DEFAULT_RETRY = RetryPolicy()
@@ -83,7 +85,7 @@ class Attempts:
         if not self._may_repeat(error, repeatable) or (self._failures >= self._policy.retries and not resumes):
             raise error
         grown = self._policy.first_delay_seconds * 2 ** min(self._failures, _MAX_DOUBLINGS)
-        delay = min(grown, self._policy.max_delay_seconds) * random.uniform(0.5, 1.0)
+        delay = min(grown, self._policy.max_delay_seconds, _FOREVER_SECONDS) * random.uniform(0.5, 1.0)
         if isinstance(error, OverloadedError):
             delay += error.retry_delay_seconds
         if self._deadline is not None and now + delay >= self._deadline:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from icarus.cli.doctor.finding import Finding, fail, ok, warn
 from icarus.cli.health import SERVING, ask_health
 from icarus.client import Client, LeftOutWorker, RetryPolicy, Worker
+from icarus.client.connection import Target
 from icarus.errors import IcarusError, UnavailableError
 from icarus.types import Role
 
@@ -30,7 +31,7 @@ def examine_gateway(address: str) -> Iterator[Finding]:
 
 def _health(address: str) -> Finding:
     try:
-        status = ask_health(address, _LIMIT_SECONDS)
+        status = ask_health(Target(address), _LIMIT_SECONDS)
     except UnavailableError as error:
         return fail("gateway", str(error), "start one ('icarus up'), or name another address")
     if status != SERVING:
