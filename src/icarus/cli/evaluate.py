@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from icarus.cli.flags import read_config
+from icarus.cli.gateway import client_options
 from icarus.cli.local import LocalCluster, on_a_free_port
 from icarus.cli.output_file import writable
 from icarus.client import Client
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError("--limit, --max-tokens and --in-flight are at least 1")
     if args.gateway and (ignored := _ignored_flags(args)):
         raise InvalidInputError(f"--gateway answers with its own model and settings; leave out {', '.join(ignored)}")
+    client_options(args)  # which refuses what cannot be, before anything is computed
     args.model = args.model or read_config(args).model.path
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]
@@ -71,7 +73,7 @@ def _evaluate(args: argparse.Namespace, records: list[Record], console: Console)
         args.metric,
         seconds,
         answer_loss,
-        model=_served_base(args.gateway) if args.gateway else args.model,
+        model=_served_base(args) if args.gateway else args.model,
         adapter=Path(args.adapter).name if args.adapter else "",
         through="oracle" if args.oracle else "gateway",
         data=Path(args.data).name,
@@ -85,7 +87,7 @@ def _answer_all(
     if args.oracle:
         return _load_reference(args, console).answer_all(*asked)
     if args.gateway:
-        return asyncio.run(answer_all(args.gateway, args.adapter, *asked))
+        return asyncio.run(answer_all(args.gateway, args.adapter, *asked, **client_options(args)))
     adapters = [f"{_LOCAL_NAME}={Path(args.adapter).resolve()}"] if args.adapter else []
     with LocalCluster(_config(args), decode_adapters=[adapters], num_prefill=0, progress=console.print) as cluster:
         return asyncio.run(answer_all(cluster.address, _LOCAL_NAME if args.adapter else None, *asked))
@@ -112,6 +114,6 @@ def _config(args: argparse.Namespace) -> Config:
     )
 
 
-def _served_base(gateway: str) -> str:
-    with Client(gateway) as client:
+def _served_base(args: argparse.Namespace) -> str:
+    with Client(args.gateway, **client_options(args)) as client:
         return client.models().base.name

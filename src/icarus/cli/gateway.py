@@ -3,22 +3,36 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
 from icarus.client import Client
-from icarus.client.connection import reached_nobody
+from icarus.client.connection import parse_headers, reached_nobody
 from icarus.errors import InvalidInputError, UnavailableError
+
+
+def client_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `--tenant`, `--timeout`, `--tls` and `--header` say, as a client's arguments, without what was not given.
+
+    Raises InvalidInputError where there is no `--gateway` for it.
+    """
+    options = {
+        "tenant": args.tenant,
+        "timeout": args.timeout,
+        "credentials": grpc.ssl_channel_credentials() if args.tls else None,
+        "metadata": parse_headers([_header(text) for text in args.header]) or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and args.gateway is None:
+        raise InvalidInputError("--tenant, --timeout, --tls and --header are for a gateway that runs; give --gateway")
+    return given
 
 
 @contextmanager
 def connect(args: argparse.Namespace) -> Iterator[Client]:
     """The client that `--gateway`, `--tenant`, `--timeout`, `--tls` and `--header` describe."""
-    credentials = grpc.ssl_channel_credentials() if args.tls else None
-    metadata = [_header(text) for text in args.header]
-    with Client(
-        args.gateway, tenant=args.tenant, timeout=args.timeout, credentials=credentials, metadata=metadata
-    ) as client:
+    with Client(args.gateway, **client_options(args)) as client:
         try:
             yield client
         except UnavailableError as error:

@@ -15,21 +15,21 @@ SERVING = "SERVING"
 
 def run(args: argparse.Namespace) -> int:
     """1 unless it serves."""
-    status = ask_health(Target(args.address), args.timeout)
+    status = ask_health(Target(args.address, timeout=args.timeout))
     sys.stdout.write(f"{args.address} {status}\n")
     return 0 if status == SERVING else 1
 
 
-def ask_health(target: Target, timeout_seconds: float) -> str:
+def ask_health(target: Target) -> str:
     """What the gateway or worker there says of itself: SERVING, NOT_SERVING.
 
-    Raises UnavailableError where nobody answers in time.
+    Raises UnavailableError where nobody answers within the target's timeout.
     """
     with target.open_channel(grpc) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are made at run time
         try:
             request = health_pb2.HealthCheckRequest()
-            status = stub.Check(request, timeout=timeout_seconds, metadata=target.metadata).status
+            status = stub.Check(request, timeout=target.timeout, metadata=target.metadata).status
         except grpc.RpcError as error:
             call: Any = error
             raise UnavailableError(f"{target.address}: {call.code().name}: {call.details()}") from None

@@ -225,13 +225,13 @@ def _serving(gateway: str) -> set[str]:
 
 def _is_serving(address: str) -> bool:
     try:
-        return ask_health(_target(address), _ANSWER_SECONDS) == SERVING
+        return ask_health(_target(address)) == SERVING
     except UnavailableError:
         return False
 
 
 def _target(address: str) -> Target:
-    return Target(address, on_this_machine=True)
+    return Target(address, timeout=_ANSWER_SECONDS, on_this_machine=True)
 
 
 def _death(child: _Child, code: int) -> IcarusError:
