@@ -30,6 +30,7 @@ _LOCAL_NAME = "evaluated"
 
 
 def run(args: argparse.Namespace) -> int:
+    client_options(args)  # which refuses what cannot be, before anything is computed
     if args.card and not args.adapter:
         raise InvalidInputError("--card adds the score to an adapter's model card; give --adapter")
     if args.card and not Path(args.adapter).is_dir():
@@ -40,7 +41,6 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError("--limit, --max-tokens and --in-flight are at least 1")
     if args.gateway and (ignored := _ignored_flags(args)):
         raise InvalidInputError(f"--gateway answers with its own model and settings; leave out {', '.join(ignored)}")
-    client_options(args)  # which refuses what cannot be, before anything is computed
     args.model = args.model or read_config(args).model.path
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]

@@ -1,5 +1,6 @@
 """What has arrived of a turn; the sync and the asyncio stream add only their way of waiting."""
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -101,6 +102,8 @@ class TurnRecord:
         self._text: list[str] = []
         self._cancelled = False
         """By its reader, who may be too late: `finish_reason` says what became of the turn."""
+        self._cancelling = threading.RLock()
+        """Who leaves `with` while another thread cancels finds the farewell on its way."""
         self._farewell: Any = None
         """The call that told the gateway that the turn was given up."""
         self._may_run = False
@@ -135,15 +138,16 @@ class TurnRecord:
         The gateway may have finished it while its stream was read slowly: it counts then. Leaving `with` waits for the
         gateway's word, and `finish_reason` and `usage` then say so.
         """
-        if self.finish_reason is None and self._error is None:
-            self._cancelled = True
-            self.finish_reason = FinishReason.CANCELLED
-            self._stop.set()
-            if self._on_drop.detach():
-                self._farewell = self._hold.let_go()
-        elif self._error is not None and self._may_run:
-            self._may_run = False
-            self._farewell = self._hold.tell_of_end()
+        with self._cancelling:
+            if self.finish_reason is None and self._error is None:
+                self._cancelled = True
+                self.finish_reason = FinishReason.CANCELLED
+                self._stop.set()
+                if self._on_drop.detach():
+                    self._farewell = self._hold.let_go()
+            elif self._error is not None and self._may_run:
+                self._may_run = False
+                self._farewell = self._hold.tell_of_end()
 
     close = cancel
 
