@@ -23,6 +23,8 @@ LeaseId = NewType("LeaseId", str)
 RequestId = NewType("RequestId", str)
 
 DEFAULT_TENANT = "default"
+MAX_MESSAGE_BYTES = 32 * 2**20
+"""Of gRPC, either way."""
 
 
 class AdapterMode(StrEnum):

@@ -216,6 +216,19 @@ def test_headers_go_with_every_call(gateway, capsys):
     assert "--header is 'nonsense'; it is NAME=VALUE" in capsys.readouterr().err
 
 
+def test_an_evaluation_at_a_gateway_is_asked_as_any_other_client(gateway, tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "completion": "x"}\n')
+    argv = ["eval", "--data", str(data), "--metric", "exact", "--tenant", "acme", "--header", "X-Team=a"]
+    assert main([*argv, "--gateway", gateway.address]) == 0
+    assert {metadata.get("x-team") for _, metadata in gateway.calls} == {"a"}
+    assert gateway.last(generation_pb2.GenerateRequest).tenant == "acme"
+    assert main([*argv, "--gateway", gateway.address, "--timeout", "2", "--tls"]) == 1
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert "give --gateway" in capsys.readouterr().err
+
+
 def test_tls_speaks_tls(gateway, capsys):
     assert main(["models", "--gateway", gateway.address, "--timeout", "2", "--tls"]) == 1
     assert gateway.calls == []

@@ -54,8 +54,23 @@ def test_a_gateway_that_is_not_there_is_a_failure(monkeypatch, capsys):
     assert "fail  gateway" in capsys.readouterr().out
 
 
+def test_it_asks_the_gateway_as_any_other_client(gateway, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("icarus.cli.doctor.path.is_installed", lambda name: False)
+    monkeypatch.setattr("icarus.cli.doctor.gateway.ask_health", lambda target: asked.append(target) or SERVING)
+    assert main(["doctor", "--gateway", gateway.address, "--header", "X-Team=a", "--timeout", "7"]) == 0
+    (target,) = asked
+    assert (target.metadata, target.timeout, target.credentials) == ((("x-team", "a"),), 7.0, None)
+    assert [metadata["x-team"] for _, metadata in gateway.calls] == ["a"] * 2
+    assert main(["doctor", "--gateway", gateway.address, "--tls"]) == 1
+    assert asked[1].credentials is not None and asked[1].timeout == 10.0
+    capsys.readouterr()
+    assert main(["doctor", "--tls"]) == 2
+    assert "give --gateway" in capsys.readouterr().err
+
+
 def test_a_worker_that_is_left_out_is_a_warning(gateway, monkeypatch):
-    monkeypatch.setattr("icarus.cli.doctor.gateway.ask_health", lambda address, seconds: SERVING)
+    monkeypatch.setattr("icarus.cli.doctor.gateway.ask_health", lambda target: SERVING)
     findings = {finding.name: finding for finding in examine_gateway(gateway.address)}
     lost = findings["worker prefill-0"]
     assert lost.level == "warn" and lost.value == "prefill at b:1 gets no turns: last heard of 4 s ago"

@@ -51,6 +51,16 @@ def test_it_is_ready_when_entered_and_gone_when_left(config, tmp_path):
     assert "msg=serving" in (tmp_path / "gateway.log").read_text()
 
 
+def test_its_own_processes_are_never_asked_through_a_proxy(config, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("icarus.client.connection._LOCAL", re.compile("no address"))  # as an address of a network card
+    gateway = GatewaySection(address="0.0.0.0:0")
+    with LocalCluster(replace(config, gateway=gateway), num_prefill=0, startup_seconds=60):
+        pass
+
+
 def test_metrics_are_where_it_says(config):
     progress: list[str] = []
     config = replace(config, metrics=MetricsSection("127.0.0.1:0"))

@@ -1,15 +1,16 @@
 """What callers get wrong is refused by name, before anything is sent."""
 
 import math
+import socket
 from pathlib import Path
 
 import grpc
 import pytest
 from client.scripted_gateway import ScriptedGateway
 
-from icarus.client import AsyncClient, Client
+from icarus.client import AsyncClient, Client, RetryPolicy
 from icarus.client.connection import check_address
-from icarus.errors import FailedPreconditionError, InvalidInputError
+from icarus.errors import FailedPreconditionError, InvalidInputError, UnavailableError
 from icarus.rpc.server import make_server
 from icarus.v1 import model_service_pb2 as model_pb2
 
@@ -40,6 +41,15 @@ WRONG = [
     ("tenant is 3", lambda client: type(client)("a:1", tenant=3)),
     ("keepalive_seconds is 0", lambda client: type(client)("a:1", keepalive_seconds=0)),
     ("metadata has the name 'a b'", lambda client: type(client)("a:1", metadata=[("a b", "x")])),
+    ("metadata is 5", lambda client: type(client)("a:1", metadata=5)),
+    ("metadata is 'ab'", lambda client: type(client)("a:1", metadata="ab")),
+    ("metadata has 'authorization'", lambda client: type(client)("a:1", metadata=["authorization"])),
+    ("metadata has .*'a', 'b', 'c'", lambda client: type(client)("a:1", metadata=[("a", "b", "c")])),
+    ("metadata is 5", lambda client: type(client)("a:1", metadata={"authorization": 5})),
+    ("credentials is 'x'", lambda client: type(client)("a:1", credentials="x")),
+    ("retry is 3", lambda client: type(client)("a:1", retry=3)),
+    ("retry is None", lambda client: type(client)("a:1", retry=None)),
+    ("keepalive_seconds is '20'", lambda client: type(client)("a:1", keepalive_seconds="20")),
     ("metadata x has a character", lambda client: type(client)("a:1", metadata=[("x", "caf\xe9\n")])),
 ]
 
@@ -83,6 +93,72 @@ def test_addresses_that_are_taken(address):
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(InvalidInputError, match="HOST:PORT"):
         Client(address)
+
+
+def test_metadata_may_be_a_mapping(gateway):
+    with Client(gateway.address, metadata={"X-Team": "greenhouse"}) as client:
+        client.models()
+    assert gateway.calls[0][1]["x-team"] == "greenhouse"
+
+
+def test_a_connection_may_be_pinged_next_to_never(gateway):
+    with Client(gateway.address, keepalive_seconds=10**9) as client:
+        assert client.models().names == ("base",)
+
+
+@pytest.fixture
+def no_proxy_answers(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:{}", "localhost:{}", "LOCALHOST:{}", "0.0.0.0:{}", "dns:localhost:{}", "dns:///127.0.0.1:{}",
+        "ipv4:127.0.0.1:{}", "ipv4:///127.0.0.1:{}",
+    ],
+)  # fmt: skip
+def test_a_local_address_is_reached_without_a_proxy(gateway, no_proxy_answers, address):
+    with Client(address.format(gateway.address.rpartition(":")[2]), retry=RetryPolicy(retries=0)) as client:
+        assert client.models().names == ("base",)
+
+
+@pytest.mark.parametrize("address", ["[::]:{}", "[::1]:{}", "ipv6:[::1]:{}", "ipv6:%5B::1%5D:{}", "dns:[::1]:{}"])
+def test_so_is_one_of_ipv6(no_proxy_answers, address):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no [::1]")
+    with ScriptedGateway("[::1]:0") as gateway:
+        port = gateway.address.rpartition(":")[2]
+        with Client(address.format(port), retry=RetryPolicy(retries=0)) as client:
+            assert client.models().names == ("base",)
+
+
+def test_any_other_address_is_reached_through_the_proxy(no_proxy_answers):
+    for address in ("127.example:7080", "localhost.example:7080", "dns:///192.0.2.1:7080"):
+        with (
+            Client(address, retry=RetryPolicy(retries=0), timeout=20) as client,
+            pytest.raises(UnavailableError, match=r"ipv4:127\.0\.0\.1:1: Failed to connect"),
+        ):
+            client.models()
+
+
+def test_answers_may_be_as_long_as_the_services_make_them(gateway):
+    name = "x" * 5_000_000
+    gateway.load(name)
+    with Client(gateway.address) as client:
+        assert name in client.models()
+
+
+async def test_answers_may_be_long_for_asyncio(gateway):
+    name = "x" * 5_000_000
+    gateway.load(name)
+    async with AsyncClient(gateway.address) as client:
+        assert name in await client.models()
 
 
 def test_credentials_and_metadata_go_with_every_call(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 
 import pytest
 from waiting import eventually, wait_until
@@ -135,6 +136,20 @@ async def test_leaving_with_ends_the_turn_and_waits_for_it_for_asyncio(gateway):
         async with client.generate("alpha", "endless", turn_id="t1") as stream:
             await anext(stream)
         assert gateway.cancelled == ["t1"] and stream.finish_reason is FinishReason.CANCELLED
+
+
+def test_leaving_with_waits_for_a_thread_that_cancels(gateway, monkeypatch):
+    """As `icarus generate` does on Ctrl-C: the client closes while the other thread is about to tell the gateway."""
+    with Client(gateway.address) as client:
+        give_up = client._connection.give_up
+        monkeypatch.setattr(client._connection, "give_up", lambda *a: time.sleep(0.3) or give_up(*a))
+        with client.create_session(token_ids=range(40)).generate("alpha", "slow") as stream:
+            next(stream)
+            thread = threading.Thread(target=stream.cancel)
+            thread.start()
+            assert len(list(stream)) < 39
+    assert gateway.cancelled == [stream.turn_id]
+    thread.join()
 
 
 def test_closing_ends_the_turns(gateway):

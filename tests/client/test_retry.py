@@ -1,8 +1,10 @@
 """What the client does when the way to the gateway is bad: a real TCP proxy between it and a scripted gateway."""
 
 import asyncio
+import math
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from client.proxy import Proxy
@@ -10,7 +12,8 @@ from waiting import wait_until
 
 from icarus.client import AsyncClient, Client, RetryPolicy
 from icarus.client.messages import Sampling, build_turn, rest_of
-from icarus.client.retry import Attempts
+from icarus.client.retry import DEFAULT_RETRY, Attempts
+from icarus.config import GatewaySection
 from icarus.errors import FailedPreconditionError, InvalidInputError, OverloadedError, UnavailableError
 from icarus.rpc.channel import open_channel
 from icarus.types import FinishReason
@@ -21,6 +24,9 @@ from icarus.v1 import session_service_pb2 as session_pb2
 
 QUICK = RetryPolicy(retries=5, first_delay_seconds=0.05, max_delay_seconds=0.2)
 NEVER = RetryPolicy(retries=0)
+IMPATIENT = RetryPolicy(retries=3, first_delay_seconds=0.01, resume_seconds=0.0)
+HELPLESS = RetryPolicy(first_delay_seconds=60, max_delay_seconds=60)
+"""With a timeout of 30 s there is no time for its first retry."""
 LOST = UnavailableError("no worker is there")
 TOKENS = tuple(range(20, 60))
 TEXT = "".join(f"<{token_id}>" for token_id in TOKENS)
@@ -107,16 +113,16 @@ def test_without_retries_a_broken_stream_is_an_error_and_the_turn_ends(gateway, 
 
 
 def test_retries_have_an_end(gateway, proxy):
-    policy = RetryPolicy(retries=3, first_delay_seconds=0.01)
-    with Client(proxy.address, retry=policy, timeout=30) as client:
-        stream = slow_session(client).generate("alpha", "slow")
+    with Client(proxy.address, retry=IMPATIENT, timeout=30) as client:
+        stream = slow_session(client).generate("alpha", "slow", turn_id="t1")
         next(stream)
         proxy.refuse()
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="ask again with the same turn_id, or look at the session's history"):
             stream.result()
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="turn t1 was sent, and may have finished or still finish"):
             stream.result()
         assert stream.token_ids == TOKENS[: len(stream.token_ids)] and stream.token_ids
+    assert gateway.cancelled == []
 
 
 def test_a_turn_that_the_gateway_forgot_is_not_begun_anew(gateway, proxy):
@@ -125,9 +131,53 @@ def test_a_turn_that_the_gateway_forgot_is_not_begun_anew(gateway, proxy):
         next(stream)
         gateway.forget("t1")
         proxy.cut()
-        with pytest.raises(UnavailableError, match="'t1' is not known"):
+        with pytest.raises(UnavailableError, match="'t1' is not known") as caught:
             stream.result()
+        assert "same turn_id" not in str(caught.value)
         assert stream.token_ids == TOKENS[: len(stream.token_ids)]
+
+
+def test_a_turn_that_cannot_have_run_is_not_asked_for_again(gateway):
+    with Client("127.0.0.1:1", retry=IMPATIENT) as client, pytest.raises(UnavailableError) as never_sent:
+        client.generate("alpha", "hi").result()
+    gateway.failures += [LOST] * 4
+    with Client(gateway.address, retry=IMPATIENT) as client, pytest.raises(UnavailableError) as refused:
+        client.generate("alpha", "hi").result()
+    assert "turn_id" not in f"{never_sent.value} {refused.value}" and gateway.failures == []
+
+
+def test_leaving_with_ends_a_turn_that_its_stream_gave_up(gateway, proxy):
+    with Client(proxy.address, retry=HELPLESS, timeout=30) as client:
+        with (
+            pytest.raises(UnavailableError, match=r"the same turn_id$"),
+            client.generate("alpha", "endless") as stream,
+        ):
+            next(stream)
+            proxy.cut()
+            stream.result()
+        assert gateway.cancelled == [stream.turn_id] and stream.finish_reason is None
+        stream.cancel()
+    assert [method for method, _ in gateway.calls] == ["Generate", "CancelTurn"]
+
+
+async def test_leaving_with_ends_a_turn_that_its_stream_gave_up_for_asyncio(gateway, proxy):
+    async with AsyncClient(proxy.address, retry=HELPLESS, timeout=30) as client:
+        stream = client.generate("alpha", "endless")
+        with pytest.raises(UnavailableError, match=r"the same turn_id$"):
+            async with stream:
+                await anext(stream)
+                await asyncio.to_thread(proxy.cut)
+                await stream.result()
+        assert gateway.cancelled == [stream.turn_id] and stream.finish_reason is None
+
+
+def test_leaving_with_does_not_cancel_a_turn_that_was_resumed_to_its_end(gateway, proxy):
+    with Client(proxy.address, retry=QUICK, timeout=30) as client:
+        with slow_session(client).generate("alpha", "slow") as stream:
+            next(stream)
+            proxy.cut()
+            stream.result()
+        assert "CancelTurn" not in [method for method, _ in gateway.calls]
 
 
 def test_cancellation_wins_over_a_wait(gateway, proxy):
@@ -301,12 +351,42 @@ def test_delays_grow_to_the_limit_and_begin_again():
         attempts.delay_after(LOST, repeatable=False)
 
 
+@pytest.mark.parametrize("luck", [0.0, 1.0])
+def test_a_turn_under_way_is_asked_for_beyond_the_gateways_grace(monkeypatch, luck):
+    def seconds_until_it_gives_up(resuming: bool) -> float:
+        attempts, spent = Attempts(DEFAULT_RETRY, timeout=None), 0.0
+        monkeypatch.setattr("icarus.client.retry.time", SimpleNamespace(monotonic=lambda: spent))
+        with pytest.raises(UnavailableError):
+            while True:
+                spent += attempts.delay_after(LOST, repeatable=True, resuming=resuming)
+        return spent
+
+    fixed = SimpleNamespace(uniform=lambda low, high: low + luck * (high - low))
+    monkeypatch.setattr("icarus.client.retry.random", fixed)
+    assert GatewaySection().resume_grace_seconds * 1.5 <= seconds_until_it_gives_up(resuming=True) <= 20
+    assert 1.5 <= seconds_until_it_gives_up(resuming=False) <= 3.2
+
+
 def test_delays_have_a_limit_however_often_it_failed():
     attempts = Attempts(RetryPolicy(retries=10**6, first_delay_seconds=0.1, max_delay_seconds=5.0), timeout=None)
     delays = [attempts.delay_after(LOST, repeatable=True) for _ in range(2000)]
     assert all(2.5 <= delay <= 5 for delay in delays[10:])
 
 
-def test_a_policy_that_makes_no_sense_is_refused():
-    with pytest.raises(InvalidInputError, match="retries is -1"):
-        RetryPolicy(retries=-1)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("retries", value) for value in (-1, None, "5", 2.5, True)),
+        *(("first_delay_seconds", value) for value in (-1, None, "1", math.nan, math.inf)),
+        *(("max_delay_seconds", value) for value in (-0.1, math.nan, math.inf)),
+        *(("resume_seconds", value) for value in (-1, None, math.nan, math.inf)),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(name, value):
+    with pytest.raises(InvalidInputError, match=f"{name} is {value!r}"):
+        RetryPolicy(**{name: value})
+
+
+def test_no_delay_is_longer_than_clocks_can_wait():
+    policy = RetryPolicy(first_delay_seconds=1e300, max_delay_seconds=10**400)
+    assert Attempts(policy, timeout=None).delay_after(LOST, repeatable=True) <= threading.TIMEOUT_MAX

@@ -337,6 +337,12 @@ async def test_ending_a_turn_is_told_to_who_listens(cluster, ask):
     await fails(stream, grpc.StatusCode.ABORTED, "was cancelled")
 
 
+async def test_who_ends_a_turn_names_it(cluster):
+    with pytest.raises(grpc.aio.AioRpcError, match="turn_id is empty") as caught:
+        await cluster.generation.CancelTurn(generation_service_pb2.CancelTurnRequest(tenant="t"))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_not_too_many_turns_are_remembered(model, new_cluster):
     async with new_cluster(model, max_remembered_turns=2) as cluster:
         worker = await cluster.add("d1", answer=ANSWER)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from icarus.cli.flags import read_config
+from icarus.cli.gateway import client_options
 from icarus.cli.local import LocalCluster, on_a_free_port
 from icarus.cli.output_file import writable
 from icarus.cli.sigterm import sigterm_exits
@@ -30,6 +31,7 @@ _LOCAL_NAME = "evaluated"
 
 
 def run(args: argparse.Namespace) -> int:
+    client_options(args)  # which refuses what cannot be, before anything is computed
     if args.card and not args.adapter:
         raise InvalidInputError("--card adds the score to an adapter's model card; give --adapter")
     if args.card and not Path(args.adapter).is_dir():
@@ -89,7 +91,7 @@ def _answer_all(
     if args.oracle:
         return _load_reference(args, console).answer_all(*asked)
     if args.gateway:
-        return asyncio.run(answer_all(args.gateway, args.adapter, *asked))
+        return asyncio.run(answer_all(args.gateway, args.adapter, *asked, **client_options(args)))
     adapters = [f"{_LOCAL_NAME}={Path(args.adapter).resolve()}"] if args.adapter else []
     with LocalCluster(_config(args), decode_adapters=[adapters], num_prefill=0, progress=console.print) as cluster:
         return asyncio.run(answer_all(cluster.address, _LOCAL_NAME if args.adapter else None, *asked))
@@ -118,7 +120,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 def _served_base(args: argparse.Namespace) -> str:
     """The name of the gateway's base. Raises InvalidInputError where the loss would be that of another."""
-    with Client(args.gateway) as client:
+    with Client(args.gateway, **client_options(args)) as client:
         served = client.models().base.name
     if args.nll and (own := _config(args).model.served_name) != served:
         raise InvalidInputError(

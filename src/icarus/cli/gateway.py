@@ -3,28 +3,40 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
 from icarus.client import Client
+from icarus.client.connection import parse_headers, reached_nobody
 from icarus.errors import InvalidInputError, UnavailableError
 
-_NOBODY_THERE = ("failed to connect", "Connection refused", "errors resolving", "DNS resolution failed")
-"""What gRPC says where it reached nobody, and no gateway says of itself."""
+
+def client_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `--tenant`, `--timeout`, `--tls` and `--header` say, as a client's arguments, without what was not given.
+
+    Raises InvalidInputError where there is no `--gateway` for it.
+    """
+    options = {
+        "tenant": args.tenant,
+        "timeout": args.timeout,
+        "credentials": grpc.ssl_channel_credentials() if args.tls else None,
+        "metadata": parse_headers([_header(text) for text in args.header]) or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and args.gateway is None:
+        raise InvalidInputError("--tenant, --timeout, --tls and --header are for a gateway that runs; give --gateway")
+    return given
 
 
 @contextmanager
 def connect(args: argparse.Namespace) -> Iterator[Client]:
     """The client that `--gateway`, `--tenant`, `--timeout`, `--tls` and `--header` describe."""
-    credentials = grpc.ssl_channel_credentials() if args.tls else None
-    metadata = [_header(text) for text in args.header]
-    with Client(
-        args.gateway, tenant=args.tenant, timeout=args.timeout, credentials=credentials, metadata=metadata
-    ) as client:
+    with Client(args.gateway, **client_options(args)) as client:
         try:
             yield client
         except UnavailableError as error:
-            if not any(words in str(error) for words in _NOBODY_THERE):
+            if not reached_nobody(error):
                 raise
             hint = "is a gateway running there? 'icarus up' starts one, --gateway says where it is"
             raise UnavailableError(f"{error} ({hint})") from None

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from icarus.client.connection import channel_options, check_address
+from icarus.client.connection import Target
 from icarus.errors import UnavailableError
 
 SERVING = "SERVING"
@@ -15,22 +15,22 @@ SERVING = "SERVING"
 
 def run(args: argparse.Namespace) -> int:
     """1 unless it serves."""
-    status = ask_health(args.address, args.timeout)
+    status = ask_health(Target(args.address, timeout=args.timeout))
     sys.stdout.write(f"{args.address} {status}\n")
     return 0 if status == SERVING else 1
 
 
-def ask_health(address: str, timeout_seconds: float) -> str:
-    """What the gateway or worker at `address` says of itself: SERVING, NOT_SERVING.
+def ask_health(target: Target) -> str:
+    """What the gateway or worker there says of itself: SERVING, NOT_SERVING.
 
-    Raises UnavailableError where nobody answers in time, and InvalidInputError for what is no address.
+    Raises UnavailableError where nobody answers within the target's timeout.
     """
-    check_address(address)
-    with grpc.insecure_channel(address, options=channel_options(address)) as channel:
+    with target.open_channel(grpc) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are made at run time
         try:
-            status = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds).status
+            request = health_pb2.HealthCheckRequest()
+            status = stub.Check(request, timeout=target.timeout, metadata=target.metadata).status
         except grpc.RpcError as error:
             call: Any = error
-            raise UnavailableError(f"{address}: {call.code().name}: {call.details()}") from None
+            raise UnavailableError(f"{target.address}: {call.code().name}: {call.details()}") from None
     return health_pb2.HealthCheckResponse.ServingStatus.Name(status)

@@ -11,19 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import grpc
+
 from icarus.cli.flags import to_flags
 from icarus.cli.health import SERVING, ask_health
 from icarus.cli.sections import of_process
-from icarus.client import Client
+from icarus.client.connection import Stubs, Target
 from icarus.config import Config, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
 from icarus.rpc.listen import free_port
 from icarus.types import Role
+from icarus.v1.cluster_service_pb2 import GetClusterRequest
 
 _STOP_SECONDS = 15.0
 _DRAIN_SECONDS = 10.0
 """The most that a child may take to drain: whoever stops a cluster of one machine waits for it."""
 _POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 5.0
 _ERROR_PREFIX = "icarus: error: "
 
 
@@ -158,16 +162,15 @@ class LocalCluster:
     def _wait_until_ready(self) -> None:
         waiting = {child.name for child in self._children}
         deadline = time.monotonic() + self._startup_seconds
-        with Client(self.address, timeout=5.0) as client:
-            while waiting:
-                self.check()
-                if time.monotonic() > deadline:
-                    names = ", ".join(sorted(waiting))
-                    raise DeadlineError(f"{names} not ready after {self._startup_seconds:g} s\n{self._tails(waiting)}")
-                for name in waiting & _serving(client):
-                    waiting.remove(name)
-                    self._progress(f"{name} is ready{self._where_metrics_are(name)}")
-                time.sleep(_POLL_SECONDS)
+        while waiting:
+            self.check()
+            if time.monotonic() > deadline:
+                names = ", ".join(sorted(waiting))
+                raise DeadlineError(f"{names} not ready after {self._startup_seconds:g} s\n{self._tails(waiting)}")
+            for name in waiting & _serving(self.address):
+                waiting.remove(name)
+                self._progress(f"{name} is ready{self._where_metrics_are(name)}")
+            time.sleep(_POLL_SECONDS)
 
     def _where_metrics_are(self, name: str) -> str:
         return f"; metrics at http://{self.metrics[name]}/metrics" if name in self.metrics else ""
@@ -205,22 +208,27 @@ def _metrics_addresses(address: str, names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _serving(client: Client) -> set[str]:
+def _serving(gateway: str) -> set[str]:
     """Who is registered and says SERVING, the gateway included."""
-    if not _is_serving(client.address):
+    if not _is_serving(gateway):
         return set()
-    try:
-        workers = client.cluster().workers
-    except IcarusError:
-        return {"gateway"}
+    with _target(gateway).open_channel(grpc) as channel:
+        try:
+            workers = Stubs(channel).cluster.GetCluster(GetClusterRequest(), timeout=_ANSWER_SECONDS).workers
+        except grpc.RpcError:
+            return {"gateway"}
     return {"gateway", *(worker.worker_id for worker in workers if _is_serving(worker.address))}
 
 
 def _is_serving(address: str) -> bool:
     try:
-        return ask_health(address, timeout_seconds=5.0) == SERVING
+        return ask_health(_target(address)) == SERVING
     except UnavailableError:
         return False
+
+
+def _target(address: str) -> Target:
+    return Target(address, timeout=_ANSWER_SECONDS, on_this_machine=True)
 
 
 def _death(child: _Child, code: int) -> IcarusError:

@@ -130,6 +130,7 @@ def _add_eval(commands: _Commands) -> None:
     parser.add_argument("--nll", action="store_true", help="also the loss of the right answers, by the training code")
     text = "ask a gateway that runs already (default: start one, and a decode worker, for this)"
     parser.add_argument("--gateway", metavar="HOST:PORT", help=text)
+    _add_connection_flags(parser)
     parser.add_argument("--json", metavar="FILE", help="write the score and every answer to this file")
     parser.add_argument("--card", action="store_true", help="add the score to the adapter's model card")
     add_flags(parser, sections.EVAL)
@@ -216,6 +217,7 @@ def _add_doctor(commands: _Commands) -> None:
     parser = _add(commands, "doctor", "check this machine, and a gateway if one is named", "doctor.command")
     text = "also check the gateway that listens here, and its workers"
     parser.add_argument("--gateway", "--address", metavar="HOST:PORT", help=text)
+    _add_connection_flags(parser, timeout="10")
     text = "MiB to read when the path between two processes is measured (default: 256)"
     parser.add_argument("--read-mib", type=int, default=256, metavar="N", help=text)
 
@@ -240,9 +242,15 @@ def _add_pull(commands: _Commands) -> None:
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:
     text = f"the gateway to talk to (default: {_GATEWAY_ADDRESS})"
     parser.add_argument("--gateway", default=_GATEWAY_ADDRESS, metavar="HOST:PORT", help=text)
+    _add_connection_flags(parser)
+
+
+def _add_connection_flags(parser: argparse.ArgumentParser, timeout: str = "none") -> None:
+    """How to talk to `--gateway`. `timeout`: the default's name."""
     text = f"whose sessions and cache (default: {DEFAULT_TENANT})"
-    parser.add_argument("--tenant", default=DEFAULT_TENANT, metavar="NAME", help=text)
-    parser.add_argument("--timeout", type=float, metavar="X", help="seconds until a call is given up (default: none)")
+    parser.add_argument("--tenant", metavar="NAME", help=text)
+    text = f"seconds until a call is given up (default: {timeout})"
+    parser.add_argument("--timeout", type=float, metavar="X", help=text)
     parser.add_argument("--tls", action="store_true", help="speak TLS, as to a proxy before the gateway")
     text = "a header of every call, such as authorization=...; may be repeated"
     parser.add_argument("--header", action="append", default=[], metavar="NAME=VALUE", help=text)

@@ -1,5 +1,6 @@
 """Checks of what callers pass: each raises InvalidInputError that names the argument and its value."""
 
+import math
 import os
 from typing import Any, TypeVar
 
@@ -25,6 +26,13 @@ def check_text(name: str, value: str) -> str:
 def check_path(name: str, value: str | os.PathLike[str]) -> str:
     """The path as text."""
     return check_text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def check_finite(name: str, value: float) -> float:
+    """The value: a number that is 0 or more, and not infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InvalidInputError(f"{name} is {value!r}; it is a finite number, 0 or more")
+    return value
 
 
 def check_seconds(name: str, value: float | None) -> float | None:

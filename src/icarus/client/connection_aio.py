@@ -47,7 +47,7 @@ class AsyncTurnStream(TurnRecord):
             response = await self._call.read()
         except grpc.aio.AioRpcError as error:
             if self.finish_reason is None:
-                raise self._error_of(error) from None
+                raise self._broke(error) from None
             response = EOF
         except asyncio.CancelledError:  # grpc raises it for its own cancelled calls too
             if _task_is_cancelled():

@@ -48,7 +48,7 @@ class TurnStream(TurnRecord):
             response = next(self._call, None)
         except grpc.RpcError as error:
             if self.finish_reason is None:
-                raise self._error_of(error) from None
+                raise self._broke(error) from None
             response = None
         if response is None and self.finish_reason is None:
             raise self._dropped()

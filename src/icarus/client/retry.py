@@ -4,12 +4,13 @@ import random
 import time
 from dataclasses import dataclass
 
+from icarus.client.arguments import check_finite
 from icarus.errors import DeadlineError, IcarusError, InvalidInputError, OverloadedError, UnavailableError
 
 _MAX_DOUBLINGS = 1000
 """A float holds no more than 1023."""
 _FOREVER_SECONDS = 10 * 365 * 86_400.0
-"""A longer timeout is none: gRPC's clock has an end."""
+"""A longer timeout is none, and no delay is longer: clocks have an end."""
 _SLACK_SECONDS = 0.1
 """Clocks differ by less: who says first that a deadline has passed."""
 
@@ -27,6 +28,9 @@ class RetryPolicy:
     first_delay_seconds: float = 0.1
     """Doubles with each attempt; up to half of it is left out at random, so that clients do not come in step."""
     max_delay_seconds: float = 5.0
+    resume_seconds: float = 15.0
+    """How long at least a turn that may be under way is asked for after its stream broke, beyond `retries`: by default
+    longer than a gateway keeps it going without a listener (its resume_grace_seconds, 10)."""
     wait_when_overloaded: bool = False
     """Also after OverloadedError, not before the delay that the gateway asks for. Then any call, since it was refused
     before it did anything."""
@@ -37,9 +41,10 @@ class RetryPolicy:
         return self.retries > 0
 
     def __post_init__(self) -> None:
-        for name in ("retries", "first_delay_seconds", "max_delay_seconds"):
-            if getattr(self, name) < 0:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}; it is 0 or more")
+        if not isinstance(self.retries, int) or isinstance(self.retries, bool) or self.retries < 0:
+            raise InvalidInputError(f"retries is {self.retries!r}; it is a whole number, 0 or more")
+        for name in ("first_delay_seconds", "max_delay_seconds", "resume_seconds"):
+            check_finite(name, getattr(self, name))
 
 
 DEFAULT_RETRY = RetryPolicy()
@@ -54,6 +59,7 @@ class Attempts:
         self._timeout = None if timeout is None or timeout > _FOREVER_SECONDS else timeout
         self._deadline = None if self._timeout is None else time.monotonic() + self._timeout
         self._failures = 0
+        self._failing_since = 0.0
 
     def seconds_left(self) -> float | None:
         """What is left until the deadline, as a call's timeout."""
@@ -63,21 +69,26 @@ class Attempts:
         """Something new arrived: the count and the delays begin again."""
         self._failures = 0
 
-    def delay_after(self, error: IcarusError, repeatable: bool) -> float:
-        """Seconds until the next attempt. Raises the error where there is none, as when it would miss the deadline."""
+    def delay_after(self, error: IcarusError, repeatable: bool, resuming: bool = False) -> float:
+        """Seconds until the next attempt. Raises the error where there is none, as when it would miss the deadline.
+        `resuming`: it is a turn's, which may be under way."""
+        now = time.monotonic()
+        if not self._failures:
+            self._failing_since = now
         if (
             isinstance(error, DeadlineError)
             and (self.seconds_left() or 0) < _SLACK_SECONDS
             and self._timeout is not None
         ):
             raise DeadlineError(f"{self._what} took longer than {self._timeout:g} s")
-        if not self._may_repeat(error, repeatable) or self._failures >= self._policy.retries:
+        resumes = resuming and self._policy.resumes and now - self._failing_since < self._policy.resume_seconds
+        if not self._may_repeat(error, repeatable) or (self._failures >= self._policy.retries and not resumes):
             raise error
         grown = self._policy.first_delay_seconds * 2 ** min(self._failures, _MAX_DOUBLINGS)
-        delay = min(grown, self._policy.max_delay_seconds) * random.uniform(0.5, 1.0)
+        delay = min(grown, self._policy.max_delay_seconds, _FOREVER_SECONDS) * random.uniform(0.5, 1.0)
         if isinstance(error, OverloadedError):
             delay += error.retry_delay_seconds
-        if self._deadline is not None and time.monotonic() + delay >= self._deadline:
+        if self._deadline is not None and now + delay >= self._deadline:
             raise error
         self._failures += 1
         return delay

@@ -8,7 +8,7 @@ import grpc
 
 from icarus.client import messages as m
 from icarus.client.arguments import build, check_text
-from icarus.client.connection import DEFAULT_ADDRESS, DEFAULT_KEEPALIVE_SECONDS, Target
+from icarus.client.connection import DEFAULT_ADDRESS, DEFAULT_KEEPALIVE_SECONDS, Headers, Target, parse_headers
 from icarus.client.connection_sync import Connection, TurnStream
 from icarus.client.results import Appended, Cluster, Model, ModelList, SessionState, SessionSummary
 from icarus.client.retry import DEFAULT_RETRY, RetryPolicy
@@ -23,7 +23,8 @@ class Client:
 
     `timeout` (seconds) bounds each call with all its attempts; `retry` says when a call is made again.
     `keepalive_seconds` is shorter than what any proxy on the way takes for idleness; a gateway takes no less than 5.
-    `credentials` make the connection TLS (grpc.ssl_channel_credentials()); `metadata` are headers of every call.
+    `credentials` make the connection TLS (grpc.ssl_channel_credentials()); `metadata` are headers of every call, as a
+    mapping or as pairs. Raises InvalidInputError for what cannot be.
     """
 
     def __init__(
@@ -35,9 +36,9 @@ class Client:
         retry: RetryPolicy = DEFAULT_RETRY,
         keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
+        metadata: Headers = (),
     ):
-        target = Target(address, tenant, timeout, retry, keepalive_seconds, credentials, tuple(metadata))
+        target = Target(address, tenant, timeout, retry, keepalive_seconds, credentials, parse_headers(metadata))
         self._connection = Connection(target)
         self._stubs = self._connection.stubs
         self._call = self._connection.call

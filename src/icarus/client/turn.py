@@ -1,11 +1,12 @@
 """What has arrived of a turn; the sync and the asyncio stream add only their way of waiting."""
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from icarus import tracing
-from icarus.client.connection import Target
+from icarus.client.connection import Target, is_answer, reached_nobody
 from icarus.client.messages import TurnRequest, parse_delta, parse_finish_reason, parse_route, parse_usage, rest_of
 from icarus.client.results import Delta, Route, TurnResult
 from icarus.client.retry import Attempts
@@ -13,7 +14,7 @@ from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError, N
 from icarus.tracing import Metadata
 from icarus.types import FinishReason, TokenLogprobs, Usage
 from icarus.v1 import generation_pb2 as pb2
-from icarus.v1 import generation_service_pb2
+from icarus.v1 import generation_service_pb2, session_service_pb2
 
 
 class TurnConnection(Protocol):
@@ -45,6 +46,7 @@ class _Hold:
         self._method = method
         self._request = request
         self._attempts = attempts
+        self.is_of_session = isinstance(request, session_service_pb2.GenerateTurnRequest)
         self.span = tracing.start_span("generate", "client", {"turn_id": request.turn_id})
         self.open(0)
 
@@ -57,6 +59,10 @@ class _Hold:
     def let_go(self) -> Any:
         """Nobody wants the turn any more. Returns what `give_up` does."""
         self.span.end()
+        return self.tell_of_end()
+
+    def tell_of_end(self) -> Any:
+        """As `let_go`, of a turn whose span has ended."""
         return self._connection.give_up(self.call, self._request.turn_id)
 
 
@@ -96,8 +102,12 @@ class TurnRecord:
         self._text: list[str] = []
         self._cancelled = False
         """By its reader, who may be too late: `finish_reason` says what became of the turn."""
+        self._cancelling = threading.RLock()
+        """Who leaves `with` while another thread cancels finds the farewell on its way."""
         self._farewell: Any = None
         """The call that told the gateway that the turn was given up."""
+        self._may_run = False
+        """It was sent, its connection broke, and no answer since says that it has ended."""
         self._has_last_text = False
         """Text without tokens comes once, last; no count of tokens tells a resumed stream that it has been sent."""
 
@@ -122,17 +132,22 @@ class TurnRecord:
         return self.finish_reason is not None and not self._cancelled and self._error is None
 
     def cancel(self) -> None:
-        """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended.
+        """Ends the turn now; a session's history stays as it was before. Does nothing once the turn has ended. A turn
+        that may go on after its stream gave up is ended if the gateway can be reached within a second.
 
         The gateway may have finished it while its stream was read slowly: it counts then. Leaving `with` waits for the
         gateway's word, and `finish_reason` and `usage` then say so.
         """
-        if self.finish_reason is None and self._error is None:
-            self._cancelled = True
-            self.finish_reason = FinishReason.CANCELLED
-            self._stop.set()
-            if self._on_drop.detach():
-                self._farewell = self._hold.let_go()
+        with self._cancelling:
+            if self.finish_reason is None and self._error is None:
+                self._cancelled = True
+                self.finish_reason = FinishReason.CANCELLED
+                self._stop.set()
+                if self._on_drop.detach():
+                    self._farewell = self._hold.let_go()
+            elif self._error is not None and self._may_run:
+                self._may_run = False
+                self._farewell = self._hold.tell_of_end()
 
     close = cancel
 
@@ -170,16 +185,35 @@ class TurnRecord:
         if answer.HasField("finished"):
             self._record_end(answer.finished)
 
+    def _broke(self, rpc_error: Any) -> IcarusError:
+        """The error that a call of the stream ended with, and what it says of the turn."""
+        error = self._error_of(rpc_error)
+        if is_answer(rpc_error):
+            self._may_run = False
+        elif isinstance(error, UnavailableError) and not reached_nobody(error):
+            self._may_run = True
+        return error
+
     def _delay_after(self, error: IcarusError) -> float:
         """Seconds until the stream may be resumed. Raises and records the error where it may not."""
         if self._token_ids and self._broken is not None and isinstance(error, NotFoundError):
             raise self._failed(UnavailableError(f"{self._broken}; then, when the turn was to be resumed: {error}"))
         try:
-            delay = self._attempts.delay_after(error, repeatable=True)
+            delay = self._attempts.delay_after(error, repeatable=True, resuming=self._may_run)
         except IcarusError as last:
-            raise self._failed(last) from None
+            raise self._failed(self._explain(last)) from None
         self._broken = error
         return delay
+
+    def _explain(self, error: IcarusError) -> IcarusError:
+        """With what to do about a turn that may have run, or run still."""
+        if not (self._may_run and isinstance(error, UnavailableError)):
+            return error
+        look = ", or look at the session's history" if self._hold.is_of_session else ""
+        return UnavailableError(
+            f"{error}; turn {self.turn_id} was sent, and may have finished or still finish: "
+            f"ask again with the same turn_id{look}"
+        )
 
     def _failed(self, error: IcarusError) -> IcarusError:
         """Records how the turn ended. One that missed its deadline may be under way at the gateway, or done."""
@@ -187,6 +221,7 @@ class TurnRecord:
         tracing.fail(self._hold.span, error)
         if self._on_drop.detach():
             if isinstance(error, DeadlineError):
+                self._may_run = False
                 self._farewell = self._hold.let_go()
             else:
                 self._hold.span.end()

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from icarus.client import AsyncClient
 from icarus.errors import IcarusError, NotFoundError, OverloadedError
@@ -23,6 +24,7 @@ async def answer_all(
     max_tokens: int,
     in_flight: int,
     advance: Callable[[int], None],
+    **client_options: Any,
 ) -> tuple[list[Answer], float]:
     """The answers in order, and the seconds that they took. `advance` is called with 1 for each.
 
@@ -30,7 +32,7 @@ async def answer_all(
     the base.
     """
     room = asyncio.Semaphore(in_flight)
-    async with AsyncClient(address) as client, _model(client, adapter) as model:
+    async with AsyncClient(address, **client_options) as client, _model(client, adapter) as model:
         started = time.perf_counter()
 
         async def answer(record: Record) -> Answer:

@@ -2,7 +2,7 @@
 
 import grpc.aio
 
-MAX_MESSAGE_BYTES = 32 * 2**20
+from icarus.types import MAX_MESSAGE_BYTES
 
 COMMON_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -65,6 +65,7 @@ class GenerationServiceServicer:
         """Ends a turn now, of a session or not, whoever listens and however resumable it is: a gateway cannot tell a caller
         that gave up from one whose connection broke. Answers once the turn has ended; does nothing where no turn of this id
         is under way.
+        INVALID_ARGUMENT: no turn_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from icarus.errors import InvalidInputError
 from icarus.v1 import generation_service_pb2 as pb
 from icarus.v1 import generation_service_pb2_grpc as pb_grpc
 from icarus_gateway.api.turn_call import parse_turn_call
@@ -30,5 +31,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
                 yield pb.GenerateResponse(event=event_to_wire(event))
 
     async def CancelTurn(self, request: pb.CancelTurnRequest, context: Any) -> pb.CancelTurnResponse:
+        if not request.turn_id:
+            raise InvalidInputError("turn_id is empty; name the turn to end")
         end = await self._conversations.cancel(parse_tenant(request.tenant), parse_turn_id(request.turn_id))
         return pb.CancelTurnResponse(finished=None if end is None else end_to_wire(end))

@@ -9,6 +9,7 @@ from icarus.cli.doctor.finding import Finding, Level
 from icarus.cli.doctor.gateway import examine_gateway
 from icarus.cli.doctor.machine import examine_machine
 from icarus.cli.doctor.path import examine_path
+from icarus.cli.gateway import client_options
 from icarus.errors import InvalidInputError
 
 
@@ -16,9 +17,10 @@ def run(args: argparse.Namespace) -> int:
     """1 if anything failed; warnings are none."""
     if args.read_mib < 1:
         raise InvalidInputError(f"--read-mib is {args.read_mib}; it is at least 1")
+    options = client_options(args)
     findings: Iterable[Finding] = itertools.chain(examine_machine(), examine_path(args.read_mib))
     if args.gateway is not None:
-        findings = itertools.chain(findings, examine_gateway(args.gateway))
+        findings = itertools.chain(findings, examine_gateway(args.gateway, **options))
     failed = False
     for finding in findings:
         sys.stdout.write(f"{finding}\n")

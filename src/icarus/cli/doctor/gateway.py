@@ -1,23 +1,26 @@
 """What `icarus doctor` finds at a running gateway."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from icarus.cli.doctor.finding import Finding, fail, ok, warn
 from icarus.cli.health import SERVING, ask_health
 from icarus.client import Client, LeftOutWorker, RetryPolicy, Worker
+from icarus.client.connection import Target
 from icarus.errors import IcarusError, UnavailableError
 from icarus.types import Role
 
 _LIMIT_SECONDS = 10.0
 
 
-def examine_gateway(address: str) -> Iterator[Finding]:
-    """Its health, its workers, what can be asked for."""
-    health = _health(address)
+def examine_gateway(address: str, **options: Any) -> Iterator[Finding]:
+    """Its health, its workers, what can be asked for. `options` are a client's."""
+    options = {"timeout": _LIMIT_SECONDS, **options}
+    health = _health(Target(address, **options))
     yield health
     if health.advice:
         return
-    with Client(address, timeout=_LIMIT_SECONDS, retry=RetryPolicy(retries=0)) as client:
+    with Client(address, retry=RetryPolicy(retries=0), **options) as client:
         try:
             cluster = client.cluster()
             yield from map(_worker, cluster.workers)
@@ -28,14 +31,14 @@ def examine_gateway(address: str) -> Iterator[Finding]:
             yield fail("gateway", str(error), "the gateway's log says more")
 
 
-def _health(address: str) -> Finding:
+def _health(target: Target) -> Finding:
     try:
-        status = ask_health(address, _LIMIT_SECONDS)
+        status = ask_health(target)
     except UnavailableError as error:
         return fail("gateway", str(error), "start one ('icarus up'), or name another address")
     if status != SERVING:
-        return fail("gateway", f"{address}: {status}", "it is stopping, or starting: try again")
-    return ok("gateway", f"{address}: {status}")
+        return fail("gateway", f"{target.address}: {status}", "it is stopping, or starting: try again")
+    return ok("gateway", f"{target.address}: {status}")
 
 
 def _worker(worker: Worker) -> Finding:
