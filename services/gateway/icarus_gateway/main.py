@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import functools
 import logging
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from icarus.cache.index import PrefixIndex
 from icarus.config import Config, GatewaySection
 from icarus.errors import UnavailableError
 from icarus.model.hub import resolve_model
+from icarus.rpc.call_limit import CallLimitInterceptor
 from icarus.rpc.loop_collector import LoopCollector
 from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
 from icarus.rpc.metrics_server import MetricsServer, make_registry
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 60.0
 _STAGE_MARGIN = 0.9  # the decode worker gives up its reservation at the whole of `stage_timeout_seconds`
+
+_NEVER_REFUSED = ("icarus.v1.GenerationService/CancelTurn",)
+"""It makes room."""
 
 
 async def serve(config: Config) -> None:
@@ -138,10 +141,13 @@ def build_servers(
 def _listen(
     settings: GatewaySection, for_clients: list[Service], for_workers: list[Service], counting: MetricsInterceptor
 ) -> list[Server]:
-    listen = functools.partial(make_server, interceptors=[counting], max_calls=settings.max_calls)
+    def listen(address: str, services: list[Service], setting: str) -> Server:
+        limit = CallLimitInterceptor(settings.max_calls, "[gateway] max_calls", _NEVER_REFUSED)
+        return make_server(address, services, [counting], limit, setting)
+
     if not settings.worker_address:
-        return [listen(settings.address, [*for_clients, *for_workers], setting="[gateway] address")]
+        return [listen(settings.address, [*for_clients, *for_workers], "[gateway] address")]
     return [
-        listen(settings.address, for_clients, setting="[gateway] address"),
-        listen(settings.worker_address, for_workers, setting="[gateway] worker_address"),
+        listen(settings.address, for_clients, "[gateway] address"),
+        listen(settings.worker_address, for_workers, "[gateway] worker_address"),
     ]

@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from icarus.errors import ConfigError
+from icarus.rpc.call_limit import CallLimitInterceptor
 from icarus.rpc.channel import COMMON_OPTIONS
 from icarus.rpc.status import ErrorInterceptor
 from icarus.rpc.tracing import TraceContextInterceptor
@@ -85,18 +86,18 @@ def make_server(
     address: str,
     services: Sequence[Service],
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-    max_calls: int | None = None,
+    limit: CallLimitInterceptor | None = None,
     setting: str = "address",
 ) -> Server:
     """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection. `interceptors` see
-    calls as gRPC does: bytes in, and an error as the status that it became. Beyond `max_calls` at once, calls are
-    RESOURCE_EXHAUSTED. `setting` is where the address was set.
+    calls as gRPC does: bytes in, and an error as the status that it became; a call that `limit` refuses too. `setting`
+    is where the address was set.
 
     Raises ConfigError where the address cannot be listened on. Call within a running event loop.
     """
     host = address.rpartition(":")[0]
-    chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor())
-    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=max_calls)
+    chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor(), *([limit] if limit else []))
+    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS)
     for service in services:
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
