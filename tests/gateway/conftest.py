@@ -100,6 +100,8 @@ class WorkerScript:
     """The output of every turn, from its first token; a resumed turn goes on inside it."""
     die_after: int | None = None
     """UNAVAILABLE once this many tokens of an attempt were sent."""
+    die_at: int | None = None
+    """UNAVAILABLE in place of this token of the output, in every attempt."""
     reserve_late: asyncio.Event | None = None
     """The room for a turn that waits for a prefill is there once this is set."""
     die_reserved: asyncio.Event | None = None
@@ -169,7 +171,7 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             if script.die_after != 0:
                 yield decode_service_pb2.DecodeResponse(prompt=self.prompt(begin))
             for token in script.answer[first : begin.sampling.max_tokens]:
-                if sent - first == script.die_after:
+                if sent - first == script.die_after or sent == script.die_at:
                     raise UnavailableError("gone")
                 if sent - first == script.pause_after:
                     await script.go_on.wait()

@@ -279,11 +279,20 @@ async def test_when_all_die_the_history_stays(cluster):
     assert await history(cluster, session_id) == ([*PROMPT, 1, 2, *ids], 1)
 
 
-async def test_three_attempts_are_enough(cluster):
+@pytest.mark.parametrize("die_at", [0, 2])
+async def test_three_attempts_at_one_token_are_enough(cluster, die_at):
     for i in range(5):
-        await cluster.add(f"d{i}", answer=[A, B, C, D], die_after=0)
+        await cluster.add(f"d{i}", answer=[A, B, C, D], die_at=die_at)
     await fails(stateless(cluster), grpc.StatusCode.UNAVAILABLE, "gone")
     assert sum(len(fake.script.begun) for fake in cluster.fakes.values()) == 3
+
+
+async def test_attempts_that_go_on_are_never_too_many(cluster):
+    answer = [A, B, C, D] * 2
+    for i in range(5):
+        await cluster.add(f"d{i}", answer=answer, die_after=2)
+    ids, *_ = await collect(stateless(cluster, max_tokens=8))
+    assert ids == answer and sum(len(fake.script.begun) for fake in cluster.fakes.values()) == 4
 
 
 async def test_cancelling_reaches_the_worker_and_keeps_the_history(cluster):
