@@ -54,14 +54,16 @@ async def serve(config: Config) -> None:
     registry = make_registry()
     sweeping = asyncio.create_task(_sweep(store))
     try:
-        server, *helpers = build_servers(config, model, workers, store, registry)
+        runs = make_turn_runs(config.gateway, store)
+        server, *helpers = build_servers(config, model, workers, store, runs, registry)
 
-        async def before_drain() -> None:
+        async def prepare() -> None:
             if not helpers:  # a server that drains refuses heartbeats
                 workers.stop_listening()
 
+        settle = runs.settle if config.gateway.session_file else None  # what nobody listens to is lost without one
         with MetricsServer(config.metrics.address, registry):
-            await serve_until_signal(server, config.gateway.drain_seconds, before_drain, helpers=helpers)
+            await serve_until_signal(server, config.gateway.drain_seconds, prepare, helpers=helpers, settle=settle)
     finally:
         sweeping.cancel()
         await store.close()
@@ -86,6 +88,19 @@ def make_session_store(config: Config, model: ServedModel) -> SessionStore:
     return SessionStore(settings.max_sessions, settings.session_ttl_seconds, file=file)
 
 
+def make_turn_runs(settings: GatewaySection, store: SessionStore) -> TurnRuns:
+    """With the turns that the store remembers."""
+    runs = TurnRuns(
+        settings.max_remembered_turns,
+        settings.max_remembered_tokens,
+        settings.remember_turn_seconds,
+        settings.resume_grace_seconds,
+    )
+    for turn in store.finished_turns():
+        runs.restore(turn)
+    return runs
+
+
 async def _sweep(store: SessionStore) -> None:
     """Forgets expired sessions that nobody asks for."""
     while True:
@@ -102,10 +117,15 @@ def _weights(settings: GatewaySection) -> Weights:
 
 
 def build_servers(
-    config: Config, model: ServedModel, workers: WorkerTable, store: SessionStore, registry: CollectorRegistry
+    config: Config,
+    model: ServedModel,
+    workers: WorkerTable,
+    store: SessionStore,
+    runs: TurnRuns,
+    registry: CollectorRegistry,
 ) -> list[Server]:
-    """The bound servers with every service of the gateway, and with the turns that the store remembers: the clients'
-    and, where workers have an address of their own, theirs.
+    """The bound servers with every service of the gateway: the clients' and, where workers have an address of their
+    own, theirs.
 
     Raises ConfigError where an address is taken.
     """
@@ -118,14 +138,6 @@ def build_servers(
     driver = TurnDriver(
         workers, reports, router, model.tokenizer, prefill_stage, metrics, labels, settings.report_wait_seconds
     )
-    runs = TurnRuns(
-        settings.max_remembered_turns,
-        settings.max_remembered_tokens,
-        settings.remember_turn_seconds,
-        settings.resume_grace_seconds,
-    )
-    for turn in store.finished_turns():
-        runs.restore(turn)
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
     for_clients = [

@@ -252,6 +252,11 @@ class TurnRuns:
             await asyncio.wait((record.run.task,))
         return record.run.end
 
+    async def settle(self) -> None:
+        """Waits for the turns under way."""
+        if tasks := [record.run.task for record in self._running.values()]:
+            await asyncio.wait(tasks)
+
     def _start(self, key: TurnKey, play: Play, keep_seconds: float) -> _Record:
         name = (key.tenant, key.turn_id)
         record = _Record(key.fingerprint, TurnRun(play, self._grace_seconds), keep_seconds)
