@@ -130,7 +130,7 @@ def build_servers(
     Raises ConfigError where an address is taken.
     """
     settings = config.gateway
-    reports = BlockReports(PrefixIndex())
+    reports = BlockReports(PrefixIndex(), workers)
     router = Router(workers, reports.index, model.name, _weights(settings))
     prefill_stage = PrefillStage(workers, config.transfer.stage_timeout_seconds * _STAGE_MARGIN)
     labels = ModelLabels(model.name, workers.adapters)
