@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from icarus.errors import AlreadyExistsError, ConflictError, InvalidInputError, NotFoundError
 from icarus_gateway.turns.events import Delta, End, TurnEvent, join
 
+MAX_DELTA_TOKENS = 256
+"""Of one message. More would spare next to nothing, and other turns wait while it is read or made."""
+
 
 @dataclass(frozen=True)
 class TurnKey:
@@ -128,7 +131,7 @@ class TurnRun:
         self._news = asyncio.Event()
 
     async def watch(self, resume_from: int, resumable: bool) -> AsyncGenerator[TurnEvent]:
-        """The turn's events from output token `resume_from` on; tokens that have come meanwhile are one delta.
+        """The turn's events from output token `resume_from` on; tokens that have come meanwhile share deltas.
 
         Raises what the turn raised, and InvalidInputError where it ends before `resume_from`.
         """
@@ -137,7 +140,7 @@ class TurnRun:
             num_sent = resume_from
             while True:
                 news = self._news
-                if new := self._deltas[num_sent:]:
+                if new := self._deltas[num_sent : num_sent + MAX_DELTA_TOKENS]:
                     num_sent += len(new)
                     yield join(new)
                 elif not self.task.done() or (self.error is None and self.end is None):
