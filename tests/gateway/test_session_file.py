@@ -61,7 +61,7 @@ async def test_what_is_found_after_a_restart(path):
         made = [await store.create("a", history) for history in (of(1), LONG, History(), of(5))]
         other = await store.create("b", LONG.first(20_001), 30.0)
         with store.hold("a", made[1].session_id) as session:
-            longer = session.history.extended((7, 8), finishes_turn=True).extended((9,), answer_open=False)
+            longer = session.history.answered((7, 8)).extended((9,), answer_open=False)
             await session.commit(longer)
         await store.delete("a", made[0].session_id)
     async with opened(path) as store:

@@ -93,6 +93,11 @@ class TurnRun:
         return (*self._deltas, Delta((), self._rest)) if self._rest else tuple(self._deltas)
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """So far."""
+        return tuple(token_id for delta in self._deltas for token_id in delta.token_ids)
+
+    @property
     def failed(self) -> bool:
         return self.error is not None
 
