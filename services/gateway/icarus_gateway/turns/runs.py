@@ -283,8 +283,8 @@ class TurnRuns:
             return
         kept = self._kept.setdefault(tenant, OrderedDict())
         kept[turn_id] = record
-        self._ages[name] = record.run.size
-        self._size += record.run.size
+        self._ages[name] = size = record.run.size
+        self._size += size
         record.forget = asyncio.get_running_loop().call_later(record.keep_seconds, self._forget, tenant, turn_id)
         if len(kept) > self._max_kept:
             self._forget(tenant, next(iter(kept)))
