@@ -1,16 +1,18 @@
 """Tokenizers, templates and scripted workers. The gateway under test is the real one, over real gRPC."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import grpc.aio
+import icarus_gateway.main
 import pytest
 import tokenizers
 from icarus_gateway.cluster.workers import WorkerTable
-from icarus_gateway.main import build_servers, make_session_store
+from icarus_gateway.main import build_servers, make_session_store, make_turn_runs
 from icarus_gateway.sessions.store import SessionStore
 from icarus_gateway.text.chat_template import ChatTemplate
 from icarus_gateway.text.served_model import ServedModel
@@ -20,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from icarus.config import Config, GatewaySection
 from icarus.errors import NotFoundError, UnavailableError
+from icarus.rpc import server as rpc_server
 from icarus.rpc.channel import open_channel
 from icarus.rpc.messages import PROTOCOL_VERSION
 from icarus.rpc.server import Server, Service, make_server
@@ -100,6 +103,8 @@ class WorkerScript:
     """The output of every turn, from its first token; a resumed turn goes on inside it."""
     die_after: int | None = None
     """UNAVAILABLE once this many tokens of an attempt were sent."""
+    die_at: int | None = None
+    """UNAVAILABLE in place of this token of the output, in every attempt."""
     reserve_late: asyncio.Event | None = None
     """The room for a turn that waits for a prefill is there once this is set."""
     die_reserved: asyncio.Event | None = None
@@ -173,7 +178,7 @@ class Decode(decode_service_pb2_grpc.DecodeServiceServicer):
             if script.die_after != 0:
                 yield decode_service_pb2.DecodeResponse(prompt=self.prompt(begin))
             for token in script.answer[first : begin.sampling.max_tokens]:
-                if sent - first == script.die_after:
+                if sent - first == script.die_after or sent == script.die_at:
                     raise UnavailableError("gone")
                 if sent - first == script.pause_after:
                     await script.go_on.wait()
@@ -392,7 +397,7 @@ async def start_cluster(
     table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds, clock)
     registry = CollectorRegistry()
     store = make_session_store(config, model)
-    servers = build_servers(config, model, table, store, registry)
+    servers = build_servers(config, model, table, store, make_turn_runs(config.gateway, store), registry)
     fakes: dict[str, FakeWorker] = {}
     for server in servers:
         await server.start()
@@ -422,3 +427,45 @@ def new_cluster() -> Callable[..., object]:
 @pytest.fixture
 def templates() -> dict[str, str]:
     return {"chatml": CHATML, "llama3": LLAMA3}
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@dataclass
+class Process:
+    """A gateway that `serve` runs: its cluster has no table, metrics or store."""
+
+    cluster: Cluster
+    signalled: asyncio.Event
+    """Set it to have it end."""
+    serving: asyncio.Task[None]
+
+
+@pytest.fixture
+def new_process(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    monkeypatch.setattr(icarus_gateway.main, "_load_model", lambda config: model)
+    monkeypatch.setattr(rpc_server, "_keep_loaded_objects", lambda: None)
+
+    @asynccontextmanager
+    async def start(**settings) -> AsyncIterator[Process]:
+        section = GatewaySection(address=free_address(), **settings)
+        signalled = asyncio.Event()
+        monkeypatch.setattr(rpc_server, "stop_signal", signalled.wait)
+        serving = asyncio.create_task(icarus_gateway.main.serve(Config(gateway=section)))
+        worker_address = section.worker_address or section.address
+        async with open_channel(section.address) as channel, open_channel(worker_address) as worker_channel:
+            await channel.channel_ready()
+            cluster = Cluster(channel, worker_channel, table=None, model=model, metrics=None, store=None)
+            try:
+                yield Process(cluster, signalled, serving)
+            finally:
+                signalled.set()
+                await asyncio.wait((serving,))
+                for fake in cluster.fakes.values():
+                    await fake.server.drain(0)
+                await serving
+
+    return start

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate, InvalidTemplateError, load_chat_template
 
@@ -8,6 +10,10 @@ SYSTEM = ChatMessage("system", "Be kind.")
 ASK, ANSWER, MORE = ChatMessage("user", "Hi?"), ChatMessage("assistant", "Yes."), ChatMessage("user", "Why?")
 
 
+def added(template, messages):
+    return template.split(messages)[1]
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama3"])
 @pytest.mark.parametrize("start", [[ASK], [SYSTEM, ASK]])
 def test_pieces_make_the_whole(templates, name, start):
@@ -15,18 +21,18 @@ def test_pieces_make_the_whole(templates, name, start):
     assert template.delta_problem is None
     pieces = template.full(start) + template.generation_prompt + ANSWER.content + template.closing
     assert pieces == template.full([*start, ANSWER])
-    pieces += template.delta([MORE]) + template.generation_prompt
+    pieces += added(template, [MORE]) + template.generation_prompt
     assert pieces == template.full([*start, ANSWER, MORE], generation_prompt=True)
 
 
 def test_a_delta_has_no_beginning(templates):
     chatml, llama3 = ChatTemplate(templates["chatml"]), ChatTemplate(templates["llama3"], TOKENS)
-    assert chatml.delta([MORE]) == "<|im_start|>user\nWhy?<|im_end|>\n"
-    assert chatml.delta([SYSTEM]) == "<|im_start|>system\nBe kind.<|im_end|>\n"
-    assert chatml.delta([ANSWER, MORE]) == chatml.delta([ANSWER]) + chatml.delta([MORE])
+    assert added(chatml, [MORE]) == "<|im_start|>user\nWhy?<|im_end|>\n"
+    assert added(chatml, [SYSTEM]) == "<|im_start|>system\nBe kind.<|im_end|>\n"
+    assert added(chatml, [ANSWER, MORE]) == added(chatml, [ANSWER]) + added(chatml, [MORE])
     assert chatml.closing == "<|im_end|>\n"
     assert "Be brief." in chatml.full([ASK]) and "Be brief." not in chatml.full([SYSTEM, ASK])
-    assert llama3.delta([MORE]) == "<|head|>user<|tail|>\n\nWhy?<|eot|>"
+    assert added(llama3, [MORE]) == "<|head|>user<|tail|>\n\nWhy?<|eot|>"
     assert llama3.full([ASK]).startswith("<|bos|>") and llama3.closing == "<|eot|>"
 
 
@@ -45,7 +51,7 @@ REFUSED = {
 def test_a_template_without_deltas_is_refused_for_sessions(source):
     template = ChatTemplate(source)
     assert template.delta_problem
-    for use in (lambda: template.delta([ASK]), lambda: template.closing, lambda: template.generation_prompt):
+    for use in (lambda: added(template, [ASK]), lambda: template.closing, lambda: template.generation_prompt):
         with pytest.raises(FailedPreconditionError) as caught:
             use()
         assert template.delta_problem in str(caught.value)
@@ -60,10 +66,10 @@ def test_a_template_that_insists_on_alternation_works():
     )
     template = ChatTemplate(source)
     assert template.delta_problem is None
-    assert template.delta([MORE]) == "<user>Why?</>"
-    assert template.delta([ANSWER, MORE]) == "<assistant>Yes.</><user>Why?</>"
+    assert added(template, [MORE]) == "<user>Why?</>"
+    assert added(template, [ANSWER, MORE]) == "<assistant>Yes.</><user>Why?</>"
     with pytest.raises(InvalidInputError, match="roles must alternate"):
-        template.delta([ASK, MORE])
+        added(template, [ASK, MORE])
 
 
 KNOWN_ROLES = (
@@ -76,13 +82,13 @@ KNOWN_ROLES = (
 def test_a_message_that_the_template_has_no_place_for_is_refused():
     template, result = ChatTemplate(KNOWN_ROLES), ChatMessage("tool", "12 C")
     assert template.delta_problem is None and template.system_problem is None
-    for use in (template.full, template.first, template.delta):
+    for use in (template.full, template.first, partial(added, template)):
         with pytest.raises(InvalidInputError, match="renders nothing for a message of role 'tool'"):
             use([ASK, ANSWER, result])
         assert use([ASK, ChatMessage("tool", " \n"), ANSWER]).endswith("<user>Hi?</><assistant>Yes.</>")
     assert template.full([SYSTEM, ASK]) == "<system>Be kind.</><user>Hi?</>"
     with pytest.raises(InvalidInputError, match="role 'system' in this place"):
-        template.delta([SYSTEM, ASK])
+        added(template, [SYSTEM, ASK])
 
 
 def test_what_transformers_templates_may_use():

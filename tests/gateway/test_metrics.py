@@ -1,6 +1,7 @@
 """What a turn counts, however it goes: scripted workers, and the registry that a scrape would read."""
 
 import asyncio
+from functools import partial
 
 import grpc
 import pytest
@@ -13,16 +14,16 @@ from icarus.rpc.model_labels import MAX_MODELS, OTHER, ModelLabels
 from icarus.v1 import generation_service_pb2
 
 
+async def read(cluster, name: str, **labels: str) -> float:
+    """The sum over every series with these labels, as a scrape on another thread sees them."""
+    families = await asyncio.to_thread(lambda: list(cluster.metrics.collect()))
+    samples = (sample for family in families for sample in family.samples)
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
 @pytest.fixture
 def value(cluster):
-    """The sum over every series with these labels, as a scrape on another thread sees them."""
-
-    async def read(name: str, **labels: str) -> float:
-        families = await asyncio.to_thread(lambda: list(cluster.metrics.collect()))
-        samples = (sample for family in families for sample in family.samples)
-        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
-
-    return read
+    return partial(read, cluster)
 
 
 async def test_a_turn_that_another_worker_takes_over_counts_once(cluster, value):
@@ -110,6 +111,26 @@ async def test_a_cancelled_turn_counts_what_it_used(cluster, value):
     assert await value("icarus_completion_tokens_total", outcome="length") == 0
     assert await value("icarus_turn_seconds_count") == 0
     assert await value("icarus_rpcs_total", method="icarus.v1.GenerationService/Generate", status="CANCELLED") == 1
+
+
+async def test_a_gateway_that_holds_as_many_calls_as_it_may(model, new_cluster):
+    """Its refusals are counted, and a turn can be ended nevertheless."""
+    method = "icarus.v1.GenerationService/Generate"
+    async with new_cluster(model, max_calls=1, worker_address="127.0.0.1:0") as cluster:
+        worker = await cluster.add("d1", answer=[A, B, C, D], stall_after=1)
+        request = generation_service_pb2.GenerateRequest(
+            model="base", turn_id="t", content=tokens(1, 2, 3), sampling=sampling()
+        )
+        held = cluster.generation.Generate(request)
+        await held.read()
+        await fails(stateless(cluster), grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls are under way")
+        await fails(stateless(cluster), grpc.StatusCode.RESOURCE_EXHAUSTED, "[gateway] max_calls allows (1)")
+        assert await read(cluster, "icarus_rpcs_total", method=method, status="RESOURCE_EXHAUSTED") == 2
+        await cluster.generation.CancelTurn(generation_service_pb2.CancelTurnRequest(turn_id="t"))
+        await asyncio.wait_for(worker.script.cancelled.wait(), 5)
+        assert await held.code() is grpc.StatusCode.ABORTED
+        worker.script.stall_after = None
+        await collect(stateless(cluster))
 
 
 def test_model_labels_are_few():

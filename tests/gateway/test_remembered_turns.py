@@ -41,6 +41,15 @@ async def test_a_turn_that_was_resumed_is_not_held_to_its_first_break(monkeypatc
     assert [i for event in events[:-1] for i in event.token_ids] == [1, 2] and events[-1] == END
 
 
+async def test_who_comes_late_gets_what_there_is_in_several_messages():
+    """Other streams go on between them, and no message grows past a client's limit."""
+    run = TurnRun(turn(600), grace_seconds=0)
+    await run.task
+    *deltas, end = [event async for event in run.watch(50, resumable=False)]
+    assert [len(delta.token_ids) for delta in deltas] == [256, 256, 38] and end == END
+    assert [i for delta in deltas for i in delta.token_ids] == list(range(50, 600))
+
+
 async def play(runs, turn_id, num_tokens=2, tenant="default", resume_from=0):
     call = TurnCall(tenant, turn_id, b"", resume_from, resumable=False, min_delta_tokens=0)
     run = await runs.find_or_start(call, turn(num_tokens))

@@ -61,7 +61,7 @@ async def test_what_is_found_after_a_restart(path):
         made = [await store.create("a", history) for history in (of(1), LONG, History(), of(5))]
         other = await store.create("b", LONG.first(20_001), 30.0)
         with store.hold("a", made[1].session_id) as session:
-            longer = session.history.extended((7, 8), finishes_turn=True).extended((9,), answer_open=False)
+            longer = session.history.answered((7, 8)).extended((9,), answer_open=False)
             await session.commit(longer)
         await store.delete("a", made[0].session_id)
     async with opened(path) as store:
@@ -193,13 +193,14 @@ async def test_a_finished_turn_is_kept_as_it_was(path):
         assert list(store.finished_turns()) == []
 
 
-def ask(cluster, session_id, turn_id="t", resume_from=0, max_tokens=6, content=None, **sampling):
+def ask(cluster, session_id, turn_id="t", resumable=False, resume_from=0, max_tokens=6, content=None, **sampling):
     request = session_service_pb2.GenerateTurnRequest(
         session_id=session_id,
         turn_id=turn_id,
         model="base",
         content=content,
         resume_from=resume_from,
+        resumable=resumable,
         sampling=pb.SamplingParams(max_tokens=max_tokens, ignore_eos=True, **sampling),
     )
     return cluster.sessions.GenerateTurn(request)
@@ -227,6 +228,33 @@ async def test_a_turn_whose_end_was_lost_is_given_again_after_a_restart(model, n
         await collect(ask(cluster, session_id, "next", max_tokens=2))
         assert list(worker.script.begun[0].token_ids) == before[0]
         assert (await state(cluster, session_id))[1] == 2
+
+
+async def test_a_gateway_that_drains_waits_for_a_turn_whose_listener_is_away(new_process, path):
+    """What it gave is there after the restart."""
+    async with new_process(session_file=str(path)) as process:
+        worker = await process.cluster.add("d1", answer=ANSWER, pause_after=2)
+        session_id = await new_session(process.cluster, *PROMPT)
+        stream = ask(process.cluster, session_id, resumable=True)
+        await stream.read()
+        stream.cancel()
+        process.signalled.set()
+        await asyncio.wait((process.serving,), timeout=0.5)
+        assert not process.serving.done()
+        worker.script.go_on.set()
+    async with new_process(session_file=str(path)) as process:
+        assert (await collect(ask(process.cluster, session_id)))[0] == ANSWER
+
+
+async def test_without_a_file_a_gateway_that_drains_waits_for_listeners_alone(new_process):
+    async with new_process() as process:
+        await process.cluster.add("d1", answer=ANSWER, pause_after=2)
+        stream = ask(process.cluster, await new_session(process.cluster, *PROMPT), resumable=True)
+        await stream.read()
+        stream.cancel()
+        process.signalled.set()
+        await asyncio.wait((process.serving,), timeout=5)
+        assert process.serving.done()
 
 
 async def test_turns_are_remembered_no_longer_over_a_restart(model, new_cluster, path):

@@ -190,7 +190,7 @@ def places_of(history):
 
 def test_the_first_tokens_of_a_history():
     asked = of(1, 2, 3).extended((4, 5), after_messages=True).extended((6,), answer_open=True)
-    whole = asked.extended((7, 8, 9), finishes_turn=True).extended((10, 11), answer_open=False)
+    whole = asked.answered((7, 8, 9)).extended((10, 11), answer_open=False)
     whole = whole.extended((12, 13), after_messages=True)
     expected = {
         0: (0, 0, False, False),

@@ -1,6 +1,7 @@
 """Turns through the real gateway against scripted workers: the edges of the protocol."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
@@ -180,6 +181,52 @@ async def test_a_worker_that_falls_silent(model, new_cluster):
         await asyncio.wait_for(silent.script.cancelled.wait(), 5)
 
 
+@asynccontextmanager
+async def deaf_server(settings):
+    """The address of one that takes connections in, and after its HTTP/2 `settings`, if any, reads no more."""
+
+    async def hold(reader, writer):
+        writer.write(settings)
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        over.set()
+        server.close()
+
+
+NO_SETTINGS, EMPTY_SETTINGS = b"", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("lost", ["replaced", "silent"])
+@pytest.mark.parametrize(
+    ("settings", "prompt"),
+    [(NO_SETTINGS, PROMPT), (EMPTY_SETTINGS, PROMPT), (EMPTY_SETTINGS, PROMPT * 30_000)],
+    ids=["connecting", "answering", "writing"],
+)
+async def test_a_worker_that_is_lost_before_it_has_read_the_prompt(new_model, new_cluster, settings, prompt, lost):
+    """While the connection is made; before the first answer; and with a prompt for which HTTP/2 has no room."""
+    model = new_model(context_length=400_000)
+    async with (
+        deaf_server(settings) as address,
+        new_cluster(model, clock=lambda: 0.0, heartbeat_seconds=0.1) as cluster,
+    ):
+        deaf = await cluster.add("d1")
+        await deaf.register(address=address, instance_id="deaf")
+        reading = asyncio.create_task(collect(stateless(cluster, prompt=prompt)))
+        await eventually(lambda: cluster.table.live()[0].num_assigned)
+        await asyncio.sleep(0.1)  # for as much of the prompt as is sent at all
+        good = await cluster.add("d1" if lost == "replaced" else "d2", answer=[A, B, C, D])
+        if lost == "silent":
+            cluster.table.instance("d1", "deaf").last_seen -= 20 * cluster.table.heartbeat_seconds
+        ids, *_ = await asyncio.wait_for(reading, 10)
+        assert ids == [A, B, C, D] and len(good.script.begun) == 1
+
+
 async def test_a_worker_that_drains_ends_what_it_has(cluster):
     draining = await cluster.add("d1", answer=[A, B, C, D], pause_after=2)
     reading = asyncio.create_task(collect(stateless(cluster)))
@@ -232,11 +279,20 @@ async def test_when_all_die_the_history_stays(cluster):
     assert await history(cluster, session_id) == ([*PROMPT, 1, 2, *ids], 1)
 
 
-async def test_three_attempts_are_enough(cluster):
+@pytest.mark.parametrize("die_at", [0, 2])
+async def test_three_attempts_at_one_token_are_enough(cluster, die_at):
     for i in range(5):
-        await cluster.add(f"d{i}", answer=[A, B, C, D], die_after=0)
+        await cluster.add(f"d{i}", answer=[A, B, C, D], die_at=die_at)
     await fails(stateless(cluster), grpc.StatusCode.UNAVAILABLE, "gone")
     assert sum(len(fake.script.begun) for fake in cluster.fakes.values()) == 3
+
+
+async def test_attempts_that_go_on_are_never_too_many(cluster):
+    answer = [A, B, C, D] * 2
+    for i in range(5):
+        await cluster.add(f"d{i}", answer=answer, die_after=2)
+    ids, *_ = await collect(stateless(cluster, max_tokens=8))
+    assert ids == answer and sum(len(fake.script.begun) for fake in cluster.fakes.values()) == 4
 
 
 async def test_cancelling_reaches_the_worker_and_keeps_the_history(cluster):
@@ -328,6 +384,18 @@ async def test_a_worker_that_has_finished_a_turn_is_left_to_return(cluster, monk
     await collect(stateless(cluster, max_tokens=1))
     await eventually(lambda: not worker.script.num_open)
     assert not worker.script.cancelled.is_set()
+
+
+async def test_a_worker_that_leaves_when_it_has_finished_a_turn(cluster, monkeypatch):
+    """Its channel is closed just as the gateway says that it has nothing more to send: grpc cancels who waits."""
+
+    async def cancelled(self):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("grpc.aio._call.StreamStreamCall.done_writing", cancelled)
+    await cluster.add("d1", answer=[A])
+    ids, *_ = await collect(stateless(cluster, max_tokens=1))
+    assert ids == [A]
 
 
 async def test_a_prefill_worker_that_refused_a_turn_is_not_asked_again(cluster):

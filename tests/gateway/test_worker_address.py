@@ -5,18 +5,14 @@ import socket
 
 import grpc
 import grpc.aio
-import icarus_gateway.main
 import pytest
-from gateway.conftest import Cluster
+from gateway.conftest import free_address
 from gateway.test_turns import A, B, C, D, collect, fails, stateless
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from waiting import eventually
 
-from icarus.config import Config, GatewaySection
 from icarus.errors import ConfigError
-from icarus.rpc import server as rpc_server
-from icarus.rpc.channel import open_channel
 from icarus.worker.v1 import registry_service_pb2_grpc
 
 REGISTRY, SESSIONS = "icarus.worker.v1.RegistryService", "icarus.v1.SessionService"
@@ -81,33 +77,20 @@ async def test_two_settings_of_one_address(model, new_cluster):
             pass
 
 
-async def test_a_gateway_that_drains_hears_its_workers_until_their_turns_end(model, monkeypatch):
+async def test_a_gateway_that_drains_hears_its_workers_until_their_turns_end(new_process):
     """The turn stands still for longer than a worker may be silent."""
-    signalled = asyncio.Event()
-    monkeypatch.setattr(icarus_gateway.main, "_load_model", lambda config: model)
-    monkeypatch.setattr(rpc_server, "_keep_loaded_objects", lambda: None)
-    monkeypatch.setattr(rpc_server, "stop_signal", signalled.wait)
-    settings = GatewaySection(address=free_address(), worker_address=free_address(), heartbeat_seconds=0.1)
-    serving = asyncio.create_task(icarus_gateway.main.serve(Config(gateway=settings)))
-    async with open_channel(settings.address) as channel, open_channel(settings.worker_address) as worker_channel:
-        await channel.channel_ready()
-        cluster = Cluster(channel, worker_channel, table=None, model=model, metrics=None, store=None)
-        worker = await cluster.add("d1", answer=[A, B, C, D], pause_after=2)
-        reading = asyncio.create_task(collect(stateless(cluster)))
+    async with new_process(worker_address=free_address(), heartbeat_seconds=0.1) as process:
+        worker = await process.cluster.add("d1", answer=[A, B, C, D], pause_after=2)
+        reading = asyncio.create_task(collect(stateless(process.cluster)))
         await eventually(lambda: worker.script.begun)
-        signalled.set()
+        process.signalled.set()
         for _ in range(40):
             await worker.beat()
             await asyncio.sleep(0.05)
-        assert not reading.done() and not serving.done()
+        assert not reading.done() and not process.serving.done()
         worker.script.go_on.set()
         assert (await reading)[0] == [A, B, C, D]
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait((process.serving,), timeout=10)
+        assert process.serving.done()
         with pytest.raises(grpc.aio.AioRpcError):
             await worker.beat()
-    await worker.server.drain(0)
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"

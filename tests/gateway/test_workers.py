@@ -242,17 +242,23 @@ async def test_answers_about_two_adapters_may_cross(table):
     assert list(table.adapters()) == ["one"]
 
 
-async def test_waiting_for_reports():
-    reports = BlockReports(PrefixIndex())
+@pytest.fixture
+def reports(table):
+    """Of `d1`, its instance "d1-1"."""
+    table.register(info("d1"), PROTOCOL_VERSION, [])
+    return BlockReports(PrefixIndex(), table)
+
+
+async def test_waiting_for_reports(reports):
     change = [BlockChange(BlockHash(b"h" * 32), removed=False)]
     d1 = WorkerId("d1")
     assert await reports.wait_for(d1, 0, 0)
     assert not await reports.wait_for(d1, 1, 0.01)
     waiting = [asyncio.create_task(reports.wait_for(d1, n, 5)) for n in (1, 2)]
     await asyncio.sleep(0)
-    assert await reports.changes(d1, "a", 0, change) == 1
+    assert await reports.changes(d1, "d1-1", 0, change) == 1
     assert await waiting[0] and not waiting[1].done()
-    assert await reports.snapshot(d1, "a", 2, []) == 2
+    assert await reports.snapshot(d1, "d1-1", 2, []) == 2
     assert await waiting[1]
 
 
@@ -260,9 +266,8 @@ def many_hashes(start, stop):
     return [BlockHash(b"%032d" % i) for i in range(start, stop)]
 
 
-async def test_other_tasks_run_during_a_long_report():
-    index = PrefixIndex()
-    reports, d1, rounds = BlockReports(index), WorkerId("d1"), [0]
+async def test_other_tasks_run_during_a_long_report(reports):
+    index, d1, rounds = reports.index, WorkerId("d1"), [0]
 
     async def count():
         while True:
@@ -271,25 +276,43 @@ async def test_other_tasks_run_during_a_long_report():
 
     counting = asyncio.create_task(count())
     changes = [BlockChange(block_hash, removed=False) for block_hash in many_hashes(0, 20_000)]
-    first = asyncio.create_task(reports.changes(d1, "a", 0, changes))
-    snapshot = asyncio.create_task(reports.snapshot(d1, "a", 20_005, many_hashes(10_000, 30_000)))
-    later = asyncio.create_task(reports.changes(d1, "a", 20_005, [BlockChange(many_hashes(0, 1)[0], removed=False)]))
+    first = asyncio.create_task(reports.changes(d1, "d1-1", 0, changes))
+    snapshot = asyncio.create_task(reports.snapshot(d1, "d1-1", 20_005, many_hashes(10_000, 30_000)))
+    later = asyncio.create_task(reports.changes(d1, "d1-1", 20_005, [BlockChange(many_hashes(0, 1)[0], removed=False)]))
     assert [await first, await snapshot, await later] == [20_000, 20_005, 20_006], "in the order in which they came"
     assert rounds[0] > 6 and index.num_blocks(d1) == 20_001
     counting.cancel()
 
 
 @pytest.mark.parametrize("kind", ["changes", "snapshot"])
-async def test_a_worker_that_is_dropped_during_its_report_leaves_nothing(kind):
-    index = PrefixIndex()
-    reports, d1 = BlockReports(index), WorkerId("d1")
+async def test_a_worker_that_is_dropped_during_its_report_leaves_nothing(reports, kind):
+    index, d1 = reports.index, WorkerId("d1")
     hashes = many_hashes(0, 20_000)
     if kind == "changes":
-        reporting = reports.changes(d1, "a", 0, [BlockChange(block_hash, removed=False) for block_hash in hashes])
+        reporting = reports.changes(d1, "d1-1", 0, [BlockChange(block_hash, removed=False) for block_hash in hashes])
     else:
-        reporting = reports.snapshot(d1, "a", 20_000, hashes)
+        reporting = reports.snapshot(d1, "d1-1", 20_000, hashes)
     reporting = asyncio.create_task(reporting)
     while not index.size:
         await asyncio.sleep(0)
     index.drop(d1)
     assert await reporting == 0 and index.size == 0
+
+
+@pytest.mark.parametrize("goes", ["leaves", "is replaced"])
+async def test_a_report_that_waited_until_its_worker_was_gone_is_of_nobody(table, reports, goes):
+    index, d1, d2 = reports.index, WorkerId("d1"), WorkerId("d2")
+    table.register(info("d2"), PROTOCOL_VERSION, [])
+    long = asyncio.create_task(reports.snapshot(d1, "d1-1", 1, many_hashes(0, 20_000)))
+    late = asyncio.create_task(reports.snapshot(d2, "d2-1", 1, many_hashes(30_000, 30_001)))
+    while not index.size:
+        await asyncio.sleep(0)
+    if goes == "leaves":
+        table.deregister(d2, "d2-1")
+    else:
+        table.register(info("d2", "2"), PROTOCOL_VERSION, [])
+    index.drop(d2)
+    await long
+    with pytest.raises(NotFoundError, match="d2-1"):
+        await late
+    assert index.num_blocks(d2) == 0 and index.size == 20_000

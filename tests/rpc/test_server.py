@@ -12,8 +12,10 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from waiting import eventually
 
 from icarus import errors
+from icarus.rpc.call_limit import CallLimitInterceptor
 from icarus.rpc.channel import open_channel
 from icarus.rpc.logs import KeyValueFormatter
 from icarus.rpc.server import Service, make_server
@@ -271,7 +273,9 @@ async def test_health_and_reflection():
 
 
 async def test_calls_beyond_the_limit_are_refused():
-    server = make_server("127.0.0.1:0", [Service.of(Generation())], max_calls=2)
+    exempt = ["icarus.worker.v1.RegistryService/Heartbeat"]
+    limit = CallLimitInterceptor(2, "[test] max_calls", exempt)
+    server = make_server("127.0.0.1:0", [Service.of(Generation()), Service.of(Registry())], limit=limit)
     await server.start()
     try:
         async with open_channel(server.address) as channel:
@@ -280,10 +284,18 @@ async def test_calls_beyond_the_limit_are_refused():
             for call in held:
                 await call.read()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await generation.Generate(generation_service_pb2.GenerateRequest(model="fine")).read()
-            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            for call in held:
-                call.cancel()
+                await call_unary_stream(channel, "fine")
+            error = error_from_rpc(caught.value)
+            assert isinstance(error, errors.OverloadedError) and "[test] max_calls allows (2)" in str(error)
+            await call_unary_unary(channel, "fine")
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            held[0].cancel()
+            await eventually(lambda: limit.num_calls == 1)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call_unary_stream(channel, "NotFoundError")
+            await call_unary_stream(channel, "fine")
+            held[1].cancel()
     finally:
         await server.drain(0)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 
 from icarus.rpc.logs import bind_log_fields
 from icarus_gateway.sessions.history import History
@@ -12,7 +11,7 @@ from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
 from icarus_gateway.text.content import Content
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.driver import TurnDriver
-from icarus_gateway.turns.events import End, Sampling, TurnEvent, TurnRequest, join
+from icarus_gateway.turns.events import End, Sampling, TurnEvent, TurnRequest
 from icarus_gateway.turns.runs import Play, TurnCall, TurnRun, TurnRuns
 
 
@@ -108,10 +107,8 @@ class Conversations:
                 min_delta_tokens=call.min_delta_tokens,
             )
             end = await self._driver.run(request, run.emit)
-            deltas = run.deltas
-            longer = history.extended(join(deltas).token_ids, finishes_turn=True)
-            turn = self._runs.finished(call.key, (*deltas, end))
-            await session.commit(replace(longer, mark=end.mark, names=end.names), turn)
+            turn = self._runs.finished(call.key, (*run.deltas, end))
+            await session.commit(history.answered(run.token_ids, end.mark, end.names), turn)
             return end
 
     async def _turn(self, run: TurnRun, call: TurnCall, model: str, content: Content, sampling: Sampling) -> End:

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import functools
 import logging
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from icarus.cache.index import PrefixIndex
 from icarus.config import Config, GatewaySection
 from icarus.errors import UnavailableError
 from icarus.model.hub import resolve_model
+from icarus.rpc.call_limit import CallLimitInterceptor
 from icarus.rpc.loop_collector import LoopCollector
 from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
 from icarus.rpc.metrics_server import MetricsServer, make_registry
@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 60.0
 _STAGE_MARGIN = 0.9  # the decode worker gives up its reservation at the whole of `stage_timeout_seconds`
 
+_NEVER_REFUSED = ("icarus.v1.GenerationService/CancelTurn",)
+"""It makes room."""
+
 
 async def serve(config: Config) -> None:
     """Loads the tokenizer, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
@@ -51,14 +54,16 @@ async def serve(config: Config) -> None:
     registry = make_registry()
     sweeping = asyncio.create_task(_sweep(store))
     try:
-        server, *helpers = build_servers(config, model, workers, store, registry)
+        runs = make_turn_runs(config.gateway, store)
+        server, *helpers = build_servers(config, model, workers, store, runs, registry)
 
-        async def before_drain() -> None:
+        async def prepare() -> None:
             if not helpers:  # a server that drains refuses heartbeats
                 workers.stop_listening()
 
+        settle = runs.settle if config.gateway.session_file else None  # what nobody listens to is lost without one
         with MetricsServer(config.metrics.address, registry):
-            await serve_until_signal(server, config.gateway.drain_seconds, before_drain, helpers=helpers)
+            await serve_until_signal(server, config.gateway.drain_seconds, prepare, helpers=helpers, settle=settle)
     finally:
         sweeping.cancel()
         await store.close()
@@ -83,6 +88,19 @@ def make_session_store(config: Config, model: ServedModel) -> SessionStore:
     return SessionStore(settings.max_sessions, settings.session_ttl_seconds, file=file)
 
 
+def make_turn_runs(settings: GatewaySection, store: SessionStore) -> TurnRuns:
+    """With the turns that the store remembers."""
+    runs = TurnRuns(
+        settings.max_remembered_turns,
+        settings.max_remembered_tokens,
+        settings.remember_turn_seconds,
+        settings.resume_grace_seconds,
+    )
+    for turn in store.finished_turns():
+        runs.restore(turn)
+    return runs
+
+
 async def _sweep(store: SessionStore) -> None:
     """Forgets expired sessions that nobody asks for."""
     while True:
@@ -99,15 +117,20 @@ def _weights(settings: GatewaySection) -> Weights:
 
 
 def build_servers(
-    config: Config, model: ServedModel, workers: WorkerTable, store: SessionStore, registry: CollectorRegistry
+    config: Config,
+    model: ServedModel,
+    workers: WorkerTable,
+    store: SessionStore,
+    runs: TurnRuns,
+    registry: CollectorRegistry,
 ) -> list[Server]:
-    """The bound servers with every service of the gateway, and with the turns that the store remembers: the clients'
-    and, where workers have an address of their own, theirs.
+    """The bound servers with every service of the gateway: the clients' and, where workers have an address of their
+    own, theirs.
 
     Raises ConfigError where an address is taken.
     """
     settings = config.gateway
-    reports = BlockReports(PrefixIndex())
+    reports = BlockReports(PrefixIndex(), workers)
     router = Router(workers, reports.index, model.name, _weights(settings))
     prefill_stage = PrefillStage(workers, config.transfer.stage_timeout_seconds * _STAGE_MARGIN)
     labels = ModelLabels(model.name, workers.adapters)
@@ -115,14 +138,6 @@ def build_servers(
     driver = TurnDriver(
         workers, reports, router, model.tokenizer, prefill_stage, metrics, labels, settings.report_wait_seconds
     )
-    runs = TurnRuns(
-        settings.max_remembered_turns,
-        settings.max_remembered_tokens,
-        settings.remember_turn_seconds,
-        settings.resume_grace_seconds,
-    )
-    for turn in store.finished_turns():
-        runs.restore(turn)
     conversations = Conversations(model, store, driver, runs)
     registry.register(LoopCollector(GatewayState(workers, reports.index, store, conversations).read))
     for_clients = [
@@ -138,10 +153,13 @@ def build_servers(
 def _listen(
     settings: GatewaySection, for_clients: list[Service], for_workers: list[Service], counting: MetricsInterceptor
 ) -> list[Server]:
-    listen = functools.partial(make_server, interceptors=[counting], max_calls=settings.max_calls)
+    def listen(address: str, services: list[Service], setting: str) -> Server:
+        limit = CallLimitInterceptor(settings.max_calls, "[gateway] max_calls", _NEVER_REFUSED)
+        return make_server(address, services, [counting], limit, setting)
+
     if not settings.worker_address:
-        return [listen(settings.address, [*for_clients, *for_workers], setting="[gateway] address")]
+        return [listen(settings.address, [*for_clients, *for_workers], "[gateway] address")]
     return [
-        listen(settings.address, for_clients, setting="[gateway] address"),
-        listen(settings.worker_address, for_workers, setting="[gateway] worker_address"),
+        listen(settings.address, for_clients, "[gateway] address"),
+        listen(settings.worker_address, for_workers, "[gateway] worker_address"),
     ]

@@ -1,15 +1,16 @@
 """Calls by method and status: the metrics of every gRPC server, and the interceptor that counts them."""
 
-import inspect
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from icarus.rpc.handlers import surround
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 """From a token on a fast device to a long turn."""
@@ -37,7 +38,8 @@ class RpcMetrics:
 
 
 class MetricsInterceptor(grpc.aio.ServerInterceptor):
-    """Counts the calls of the methods that the server has. Comes before what turns errors into statuses."""
+    """Counts the calls of the methods that the server has: another name is the caller's invention. Comes before what
+    turns errors into statuses."""
 
     def __init__(self, metrics: RpcMetrics):
         self._metrics = metrics
@@ -47,37 +49,12 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:  # no such method: its name is the caller's invention
-            return handler
-        kind = ("stream" if handler.request_streaming else "unary") + "_"
-        kind += "stream" if handler.response_streaming else "unary"
-        behavior = getattr(handler, kind)
-        if not (inspect.isasyncgenfunction(behavior) or inspect.iscoroutinefunction(behavior)):
-            return handler  # a generated method that nobody implemented
+        handler = await continuation(handler_call_details)
         method = str(handler_call_details.method).removeprefix("/")
-        wrap = self._wrap_generator if inspect.isasyncgenfunction(behavior) else self._wrap_coroutine
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(wrap(behavior, method), handler.request_deserializer, handler.response_serializer)
+        return surround(handler, lambda context: self._counted(method, context))
 
-    def _wrap_coroutine(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
-        async def call(request: Any, context: Any) -> Any:
-            with self._counted(method, context):
-                return await behavior(request, context)
-
-        return call
-
-    def _wrap_generator(self, behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
-        async def generate(request: Any, context: Any) -> Any:
-            with self._counted(method, context):
-                async with aclosing(behavior(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-
-        return generate
-
-    @contextmanager
-    def _counted(self, method: str, context: Any) -> Any:
+    @asynccontextmanager
+    async def _counted(self, method: str, context: Any) -> AsyncIterator[None]:
         started = time.monotonic()
         status = grpc.StatusCode.OK.name
         try:

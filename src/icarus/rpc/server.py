@@ -16,12 +16,15 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from icarus.rpc.call_limit import CallLimitInterceptor
 from icarus.rpc.channel import COMMON_OPTIONS
 from icarus.rpc.listen import cannot_listen, free_port
 from icarus.rpc.status import ErrorInterceptor
 from icarus.rpc.tracing import TraceContextInterceptor
 
 log = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[None]]
 
 _SERVER_OPTIONS = (
     *COMMON_OPTIONS,
@@ -64,38 +67,43 @@ class Server:
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
-    async def drain(self, grace_seconds: float, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Health says NOT_SERVING, new calls are refused, running ones have `grace_seconds` to end. `prepare` is waited
-        for first, within the grace: until it is done, calls are answered as before."""
+    async def drain(self, grace_seconds: float, prepare: Work | None = None, settle: Work | None = None) -> None:
+        """Health says NOT_SERVING, new calls are refused, running ones have `grace_seconds` to end. Within the grace,
+        `prepare` is waited for first (until it is done, calls are answered as before), and `settle` once they ended."""
         await self._health.enter_graceful_shutdown()
-        started = time.monotonic()
-        if prepare:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace_seconds):
-                    await prepare()
-        await self._server.stop(max(started + grace_seconds - time.monotonic(), 0.0))
+        deadline = time.monotonic() + grace_seconds
+        await _within(deadline - time.monotonic(), prepare)
+        await self._server.stop(max(deadline - time.monotonic(), 0.0))
+        await _within(deadline - time.monotonic(), settle)
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", *self._names):
             await self._health.set(name, status)
 
 
+async def _within(seconds: float, work: Work | None) -> None:
+    if work:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await work()
+
+
 def make_server(
     address: str,
     services: Sequence[Service],
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-    max_calls: int | None = None,
+    limit: CallLimitInterceptor | None = None,
     setting: str = "address",
 ) -> Server:
     """Binds `host:port` (port 0 takes a free one) and adds the services, health and reflection. `interceptors` see
-    calls as gRPC does: bytes in, and an error as the status that it became. Beyond `max_calls` at once, calls are
-    RESOURCE_EXHAUSTED. `setting` is where the address was set.
+    calls as gRPC does: bytes in, and an error as the status that it became; a call that `limit` refuses too. `setting`
+    is where the address was set.
 
     Raises ConfigError where the address cannot be listened on. Call within a running event loop.
     """
     host = address.rpartition(":")[0]
-    chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor())
-    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=max_calls)
+    chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor(), *([limit] if limit else []))
+    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS)
     for service in services:
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -136,12 +144,13 @@ async def stop_signal() -> str:
 async def serve_until_signal(
     server: Server,
     grace_seconds: float,
-    before_drain: Callable[[], Awaitable[None]] | None = None,
+    prepare: Work | None = None,
     trouble: Coroutine[Any, Any, None] | None = None,
     helpers: Sequence[Server] = (),
+    settle: Work | None = None,
 ) -> None:
-    """Starts the server, waits for SIGTERM or SIGINT, then drains the server after `before_drain`, which gives calls
-    under way `grace_seconds` to end (see `Server.drain`).
+    """Starts the server, waits for SIGTERM or SIGINT, then drains it, which gives calls under way `grace_seconds` to
+    end, with `prepare` before and `settle` after that (see `Server.drain`).
 
     `trouble` runs beside the server; when it ends the server is drained as well, and what it raised is raised.
     `helpers` are servers that it needs: they start before it, answer while it drains, and stop at once then.
@@ -153,7 +162,7 @@ async def serve_until_signal(
     try:
         log.info("draining", extra={"signal": await _signal_or(trouble)})
     finally:
-        await server.drain(grace_seconds, before_drain)
+        await server.drain(grace_seconds, prepare, settle)
         for helper in helpers:
             await helper.drain(0)
 

@@ -1,9 +1,8 @@
 """Errors as gRPC statuses and back. The only place that knows which is which."""
 
 import contextlib
-import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -13,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from icarus import errors
-from icarus.rpc.parsing import RequestParser
+from icarus.rpc.handlers import surround
 
 log = logging.getLogger(__name__)
 
@@ -97,41 +96,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:  # no such method
-            return handler
-        kind = ("stream" if handler.request_streaming else "unary") + "_"
-        kind += "stream" if handler.response_streaming else "unary"
-        behavior = getattr(handler, kind)
-        if not (inspect.isasyncgenfunction(behavior) or inspect.iscoroutinefunction(behavior)):
-            return handler  # a generated method that nobody implemented
-        parser = RequestParser(handler.request_deserializer)
-        parse = parser.parse_each if handler.request_streaming else parser.parse
-        wrapped = _wrap(behavior, parse, str(handler_call_details.method))
-        return getattr(grpc, f"{kind}_rpc_method_handler")(wrapped, None, handler.response_serializer)
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        return surround(handler, lambda context: _telling_errors(method, context), parse=True)
 
 
-def _wrap(behavior: Callable[..., Any], parse: Callable[[Any], Any], method: str) -> Callable[..., Any]:
-    """`behavior` as gRPC calls it, with bytes (or an iterator of them) for a request."""
-    if inspect.isasyncgenfunction(behavior):
-
-        async def generate(request: Any, context: Any) -> Any:
-            try:
-                async with contextlib.aclosing(behavior(parse(request), context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await _abort(error, method, context)
-
-        return generate
-
-    async def call(request: Any, context: Any) -> Any:
-        try:
-            return await behavior(parse(request), context)
-        except Exception as error:
-            await _abort(error, method, context)
-
-    return call
+@contextlib.asynccontextmanager
+async def _telling_errors(method: str, context: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    except Exception as error:
+        await _abort(error, method, context)
 
 
 async def _abort(error: Exception, method: str, context: Any) -> None:

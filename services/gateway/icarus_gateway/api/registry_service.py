@@ -44,8 +44,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         return pb.HeartbeatResponse()
 
     async def ReportBlocks(self, request: pb.ReportBlocksRequest, context: Any) -> pb.ReportBlocksResponse:
-        worker = self._workers.instance(WorkerId(request.worker_id), request.instance_id)
-        key = (worker.worker_id, worker.info.instance_id, request.first_sequence)
+        key = (WorkerId(request.worker_id), request.instance_id, request.first_sequence)
         if request.HasField("snapshot"):
             hashes = map(BlockHash, request.snapshot.block_hashes)
             return pb.ReportBlocksResponse(next_sequence=await self._reports.snapshot(*key, hashes))

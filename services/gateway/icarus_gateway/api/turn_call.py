@@ -5,10 +5,8 @@ import hashlib
 from icarus.errors import InvalidInputError
 from icarus.v1 import generation_service_pb2, session_service_pb2
 from icarus_gateway.api.validation import parse_tenant, parse_turn_id
-from icarus_gateway.turns.runs import TurnCall
+from icarus_gateway.turns.runs import MAX_DELTA_TOKENS, TurnCall
 
-_MAX_DELTA_TOKENS = 256
-"""More would spare next to nothing, and other turns wait while the gateway takes one message in."""
 _NOT_WHAT_IS_ASKED = ("resume_from", "resumable", "min_delta_tokens")
 
 
@@ -29,7 +27,7 @@ def parse_turn_call(
         fingerprint,
         request.resume_from,
         request.resumable,
-        min(request.min_delta_tokens, _MAX_DELTA_TOKENS),
+        min(request.min_delta_tokens, MAX_DELTA_TOKENS),
     )
 
 

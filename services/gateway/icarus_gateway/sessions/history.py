@@ -77,16 +77,23 @@ class History:
         *,
         after_messages: bool = False,
         answer_open: bool | None = None,
-        finishes_turn: bool = False,
     ) -> "History":
         """With one more piece. An answer that is open stays open unless `answer_open` says otherwise."""
         end = Place(
             self.num_tokens + len(token_ids),
-            self.end.num_turns + finishes_turn,
+            self.end.num_turns,
             after_messages,
             self.end.answer_open if answer_open is None else answer_open,
         )
         return replace(self, packed=self.packed + array("I", token_ids).tobytes(), places=(*self.places, end))
+
+    def answered(
+        self, token_ids: Sequence[int], mark: BlockMark | None = None, names: BlockNames | None = None
+    ) -> "History":
+        """With a turn's output, which is a piece of its own, and what is known of the turn's blocks."""
+        longer = self.extended(token_ids)
+        end = replace(longer.end, num_turns=longer.end.num_turns + 1)
+        return replace(longer, places=(*self.places, end), mark=mark, names=names)
 
     def first(self, num_tokens: int) -> "History":
         """Its first `num_tokens` tokens. Cut within a piece, an answer on either side of the cut counts as open.

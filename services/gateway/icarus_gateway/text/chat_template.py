@@ -74,10 +74,6 @@ class ChatTemplate:
             )
         return self.full(messages)
 
-    def delta(self, messages: Sequence[ChatMessage]) -> str:
-        """What `messages` add to a conversation whose last turn is closed."""
-        return self.split(messages)[1]
-
     def split(self, messages: Sequence[ChatMessage]) -> tuple[str, str]:
         """(a dummy conversation, what `messages` add to it). Raises InvalidInputError where they cannot follow one."""
         self._require_deltas()

@@ -1,7 +1,6 @@
 """One Decode stream to one worker."""
 
 import asyncio
-import contextlib
 from types import TracebackType
 from typing import Any
 
@@ -40,11 +39,18 @@ class DecodeCall:
             self._next.add_done_callback(_ignore)
 
     async def send(self, request: pb.DecodeRequest) -> None:
-        """A stream that is broken already says so at the next `read`, with its status."""
+        """Raises UnavailableError where the worker is lost. A stream that is broken already says so at the next `read`,
+        with its status."""
+        writing = asyncio.ensure_future(self._call.write(request))
         try:
-            await self._call.write(request)
+            await self._workers.wait_on(self._worker, writing)
+            self._require_not_closed(writing)
+            writing.result()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             self._is_broken = True
+        finally:
+            writing.cancel()
+            writing.add_done_callback(_ignore)
 
     async def read(self) -> pb.DecodeResponse:
         """The next message. Raises the worker's error, or UnavailableError where the worker is lost."""
@@ -60,14 +66,15 @@ class DecodeCall:
 
     async def close(self) -> None:
         """After the turn's end: lets the worker's side return by itself."""
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._call.done_writing()
-        ending = self._next = asyncio.ensure_future(self._call.read())
+        ending = self._next = asyncio.ensure_future(self._end())
         await asyncio.wait((ending,), timeout=_LINGER_SECONDS)
 
+    async def _end(self) -> None:
+        await self._call.done_writing()
+        await self._call.read()
+
     def _message(self, reading: "asyncio.Future[Any]") -> pb.DecodeResponse:
-        if reading.cancelled():  # the channel was closed: the worker is gone or was replaced
-            raise UnavailableError(f"{self._name} was replaced")
+        self._require_not_closed(reading)
         try:
             message = reading.result()
         except grpc.aio.AioRpcError as error:
@@ -78,8 +85,13 @@ class DecodeCall:
             raise IcarusError(f"{self._name} ended the turn's stream without finishing the turn")
         return message
 
+    def _require_not_closed(self, done: "asyncio.Future[Any]") -> None:
+        """grpc cancels what waits on a channel that is closed. Raises UnavailableError."""
+        if done.cancelled():
+            raise UnavailableError(f"{self._name} has left or was replaced")
 
-def _ignore(reading: "asyncio.Future[Any]") -> None:
+
+def _ignore(waiting: "asyncio.Future[Any]") -> None:
     """The call was cancelled on purpose."""
-    if not reading.cancelled():
-        reading.exception()
+    if not waiting.cancelled():
+        waiting.exception()

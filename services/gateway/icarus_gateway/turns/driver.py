@@ -24,6 +24,7 @@ from icarus_gateway.turns.staged_lease import StagedLease
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
+"""At one token: a turn that goes on with each attempt is no danger to the workers."""
 
 
 class TurnDriver:
@@ -116,10 +117,10 @@ class TurnDriver:
 
     def _leave_out(self, progress: TurnProgress, worker: Worker, failure: IcarusError) -> None:
         """Leaves the worker out of further attempts; raises `failure` when there were enough."""
-        progress.tried.add(worker.info.instance_id)
+        progress.attempt_failed(worker.info.instance_id)
         if isinstance(failure, UnavailableError):
             worker.failed = True
-        if len(progress.tried) >= MAX_ATTEMPTS:
+        if progress.num_failed_here >= MAX_ATTEMPTS:
             raise failure
         log.warning("attempt failed", extra={"worker": worker.worker_id, "reason": str(failure)})
 

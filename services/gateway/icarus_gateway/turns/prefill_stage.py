@@ -8,7 +8,6 @@ from icarus.rpc.messages import source_to_wire
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
 from icarus_gateway.cluster.routing import Route
-from icarus_gateway.cluster.worker import Worker
 from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.turns.decode_call import DecodeCall
 from icarus_gateway.turns.progress import TurnProgress
@@ -62,7 +61,8 @@ class PrefillStage:
         )
         try:
             with self._workers.assigned(worker):
-                answer = await self._ask(worker, message)
+                call = worker.connection.prefill(message, self._timeout_seconds)
+                answer = await self._workers.answer_of(worker, call)
         except IcarusError as error:
             progress.failed_prefills.add(worker.info.instance_id)
             worker.failed = worker.failed or isinstance(error, UnavailableError)
@@ -79,13 +79,3 @@ class PrefillStage:
             grant=answer.grant,
             num_cached_tokens=answer.num_cached_tokens,
         )
-
-    async def _ask(self, worker: Worker, request: prefill_pb.PrefillRequest) -> prefill_pb.PrefillResponse:
-        """Raises what the worker raised, and UnavailableError where it is lost."""
-        asking = asyncio.ensure_future(worker.connection.prefill(request, self._timeout_seconds))
-        try:
-            await self._workers.wait_on(worker, asking)
-            return asking.result()
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)

@@ -32,6 +32,8 @@ class TurnProgress:
     output: list[int] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
     """Instance ids of workers that failed it."""
+    num_failed_here: int = 0
+    """Attempts in a row that failed with the output that there is now."""
     failed_prefills: set[str] = field(default_factory=set)
     """Instance ids of workers that did not prefill it when asked."""
     names: BlockNames | None = None
@@ -49,6 +51,12 @@ class TurnProgress:
         self.kv_written_tokens += answer.kv_written_tokens
         self.transfer_reads += answer.transfer_reads
         self.transfer_bytes += answer.transfer_bytes
+
+    def attempt_failed(self, instance_id: str) -> None:
+        """The running attempt failed, on this worker."""
+        self.tried.add(instance_id)
+        went_on = len(self.output) > self.num_resumed
+        self.num_failed_here = 1 if went_on else self.num_failed_here + 1
 
     def learn_found(self, num_tokens: int) -> None:
         """An attempt found so many leading tokens in caches."""

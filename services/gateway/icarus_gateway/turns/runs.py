@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from icarus.errors import AlreadyExistsError, ConflictError, InvalidInputError, NotFoundError
 from icarus_gateway.turns.events import Delta, End, TurnEvent, join
 
+MAX_DELTA_TOKENS = 256
+"""Of one message. More would spare next to nothing, and other turns wait while it is read or made."""
+
 
 @dataclass(frozen=True)
 class TurnKey:
@@ -90,6 +93,11 @@ class TurnRun:
         return (*self._deltas, Delta((), self._rest)) if self._rest else tuple(self._deltas)
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """So far."""
+        return tuple(token_id for delta in self._deltas for token_id in delta.token_ids)
+
+    @property
     def failed(self) -> bool:
         return self.error is not None
 
@@ -128,7 +136,7 @@ class TurnRun:
         self._news = asyncio.Event()
 
     async def watch(self, resume_from: int, resumable: bool) -> AsyncGenerator[TurnEvent]:
-        """The turn's events from output token `resume_from` on; tokens that have come meanwhile are one delta.
+        """The turn's events from output token `resume_from` on; tokens that have come meanwhile share deltas.
 
         Raises what the turn raised, and InvalidInputError where it ends before `resume_from`.
         """
@@ -137,7 +145,7 @@ class TurnRun:
             num_sent = resume_from
             while True:
                 news = self._news
-                if new := self._deltas[num_sent:]:
+                if new := self._deltas[num_sent : num_sent + MAX_DELTA_TOKENS]:
                     num_sent += len(new)
                     yield join(new)
                 elif not self.task.done() or (self.error is None and self.end is None):
@@ -252,6 +260,11 @@ class TurnRuns:
             await asyncio.wait((record.run.task,))
         return record.run.end
 
+    async def settle(self) -> None:
+        """Waits for the turns under way."""
+        if tasks := [record.run.task for record in self._running.values()]:
+            await asyncio.wait(tasks)
+
     def _start(self, key: TurnKey, play: Play, keep_seconds: float) -> _Record:
         name = (key.tenant, key.turn_id)
         record = _Record(key.fingerprint, TurnRun(play, self._grace_seconds), keep_seconds)
@@ -270,8 +283,8 @@ class TurnRuns:
             return
         kept = self._kept.setdefault(tenant, OrderedDict())
         kept[turn_id] = record
-        self._ages[name] = record.run.size
-        self._size += record.run.size
+        self._ages[name] = size = record.run.size
+        self._size += size
         record.forget = asyncio.get_running_loop().call_later(record.keep_seconds, self._forget, tenant, turn_id)
         if len(kept) > self._max_kept:
             self._forget(tenant, next(iter(kept)))

@@ -1,0 +1,50 @@
+"""How many calls a server has under way at once."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health
+
+from icarus.errors import OverloadedError
+from icarus.rpc.handlers import surround
+
+
+class CallLimitInterceptor(grpc.aio.ServerInterceptor):
+    """Calls beyond `max_calls` raise OverloadedError, which names `setting`, where the limit was set.
+
+    Health checks do not count: whoever restarts a process that fails them would do so because it is busy. Neither do
+    the `exempt` methods, such as "icarus.v1.GenerationService/CancelTurn".
+    """
+
+    def __init__(self, max_calls: int, setting: str, exempt: Collection[str] = ()):
+        self._max_calls = max_calls
+        self._setting = setting
+        self._exempt = exempt
+        self.num_calls = 0
+        """Under way now, of those that count."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method).removeprefix("/")
+        if method in self._exempt or method.startswith(f"{health.SERVICE_NAME}/"):
+            return handler
+        return surround(handler, self._counted)
+
+    @asynccontextmanager
+    async def _counted(self, _: Any) -> AsyncIterator[None]:
+        if self.num_calls >= self._max_calls:
+            raise OverloadedError(
+                f"as many calls are under way as {self._setting} allows ({self._max_calls}); try again"
+            )
+        self.num_calls += 1
+        try:
+            yield
+        finally:
+            self.num_calls -= 1
