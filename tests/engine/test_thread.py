@@ -46,25 +46,6 @@ def test_commands_that_begin_work_are_refused_where_many_wait_and_those_that_end
     assert held.result(20) and [answer.result(20) for answer in answers] == [1, 2, 4]
 
 
-def test_a_stop_waits_for_a_step_as_long_as_a_step_may_take(thread, monkeypatch):
-    in_step, go_on = threading.Event(), threading.Event()
-
-    def hang() -> list:
-        in_step.set()
-        assert go_on.wait(60)
-        return []
-
-    monkeypatch.setattr(thread.harness.scheduler, "schedule", hang)
-    thread.post(lambda engine: thread.harness.submit([5, 6, 7]))
-    assert in_step.wait(20)
-    wait_until(lambda: thread.age_seconds > 0.3)
-    started = time.monotonic()
-    assert not thread.stop(0.2), "it hangs"
-    assert time.monotonic() - started < 5
-    threading.Timer(0.3, go_on.set).start()
-    assert thread.stop(60)
-
-
 def test_an_engine_whose_turns_wait_for_blocks_sleeps_between_commands(thread, monkeypatch):
     harness, rounds = thread.harness, itertools.count()
     schedule = harness.scheduler.schedule

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,9 @@ class Disk:
         finally:
             self.num_reading -= 1
 
-    def reads(self, limit_seconds: float = 30.0) -> AdapterReads:
-        return AdapterReads(lambda path, name: Path(path), self.read, limit_seconds)  # pyright: ignore[reportArgumentType]
+    def reads(self, limit_seconds: float = 30.0, place_seconds: float = 30.0) -> AdapterReads:
+        read: Any = self.read
+        return AdapterReads(lambda path, name: Path(path), read, limit_seconds, place_seconds)
 
 
 async def test_folders_that_do_not_answer_cost_no_other_a_place():
@@ -53,6 +55,18 @@ async def test_folders_that_do_not_answer_cost_no_other_a_place():
     disk.answer.set()
     await eventually(lambda: disk.num_reading == 0)
     assert (await reads.read("x", "again", None))[1] == "weights of again"
+
+
+async def test_a_slow_folder_is_waited_for_and_keeps_no_other_waiting():
+    disk = Disk("x", "y", "z")
+    reads = disk.reads(place_seconds=0.1)
+    slow = [asyncio.create_task(reads.read(name, name, None)) for name in "xyz"]
+    assert (await asyncio.wait_for(reads.read("a", "a", None), 10))[1] == "weights of a"
+    with pytest.raises(DeadlineError, match="x was not read within 0.1 s"):
+        await reads.read("x", "again", None)
+    assert not any(task.done() for task in slow)
+    disk.answer.set()
+    assert [weights for _, weights in await asyncio.gather(*slow)] == [f"weights of {name}" for name in "xyz"]
 
 
 async def test_a_read_that_nobody_waits_for_keeps_its_place():
@@ -83,13 +97,21 @@ async def test_a_pipe_is_no_file_of_settings(file, tmp_path):
         read_metadata(tmp_path) if file == "icarus.json" else read_config(tmp_path, "a", 8)
 
 
-def test_a_process_does_not_wait_at_its_end_for_a_read_that_hangs():
-    script = """
-import asyncio, time
+HANG = "time.sleep(600)"
+COMPUTE = "[torch.ones(64, 64) @ torch.ones(64, 64) for _ in iter(lambda: time.monotonic() < started + 1, False)]"
+
+
+@pytest.mark.parametrize("work", [HANG, COMPUTE])
+def test_a_process_ends_well_whatever_a_passing_thread_does(work):
+    """It does not wait for ever, and none comes back from torch into an interpreter that is gone."""
+    script = f"""
+import asyncio, time, torch
 from icarus.worker.compute import run_in_passing_thread
 
+started = time.monotonic()
+
 async def main():
-    await asyncio.wait({asyncio.ensure_future(run_in_passing_thread(time.sleep, 600))}, timeout=0.1)
+    await asyncio.wait({{asyncio.ensure_future(run_in_passing_thread(lambda: {work}))}}, timeout=0.1)
 
 asyncio.run(main())
 """

@@ -137,6 +137,24 @@ async def test_blocks_are_read_and_the_lease_is_given_back(new_reader):
     assert not reader.record.failures
 
 
+async def test_what_one_source_lacks_is_read_from_the_next(new_reader, folder):
+    """As where the first may lend no more than a few blocks."""
+    reader = await new_reader()
+    first = Owner(folder, 10.0, instance_id="first")
+    first.harness.lender._max_leased_blocks = 3
+    await first.server.start()
+    sources = [
+        BlockSource(WorkerId(name), owner.server.address, NUM_BLOCKS)
+        for name, owner in (("first", first), ("owner", reader.owner))
+    ]
+    landing = await reader.fetch.from_sources(reader.wanted, sources)
+    assert (len(landing.writers), landing.num_remote_tokens, reader.fetch.num_reads) == (NUM_BLOCKS, len(TOKENS), 2)
+    reader.check_bytes()
+    assert await first.leases() == await reader.owner.leases() == (1, 1, 0)
+    await reader.peers.close()
+    await first.stop()
+
+
 async def test_what_was_read_under_a_lease_that_lapsed_is_thrown_away(new_reader):
     reader = await new_reader()
     reader.hold[0] = True

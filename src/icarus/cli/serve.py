@@ -18,7 +18,8 @@ _STOP_SECONDS = 20.0
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
-    signal.signal(signal.SIGTERM, _end_at_once)
+    for which in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(which, _end_at_once)
     if args.role != "gateway":  # which computes nothing
         set_up_threads(config.engine)
     configure_logging(args.log_level)
@@ -30,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _end_at_once(*_: object) -> None:
-    """SIGTERM before the service serves, which then waits for it itself: nothing is held yet. The first process of a
-    container would ignore it otherwise, and load its model to the end."""
-    os._exit(128 + signal.SIGTERM)
+def _end_at_once(which: int, _: object) -> None:
+    """Before the service serves, which then waits for signals itself: nothing is held yet. The first process of a
+    container would ignore SIGTERM otherwise, and load its model to the end."""
+    os._exit(128 + which)
 
 
 def _stop_with_stdin() -> None:

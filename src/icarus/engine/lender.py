@@ -44,7 +44,7 @@ class Lender:
         num_more = itertools.accumulate(block_id not in leased for block_id in held)
         block_ids = [block_id for block_id, num in zip(held, num_more, strict=True) if num <= room]
         if held and not block_ids:
-            self._check_cap(len(leased), num_promised, len(held))
+            self._check_cap(len(leased), num_promised, 1)
         return self._grant(block_ids, block_hashes, first_block)
 
     def grant_prefilled(self, prefill: Request) -> Grant:

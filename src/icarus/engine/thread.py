@@ -83,9 +83,9 @@ class EngineThread:
         self._thread.start()
 
     def stop(self, seconds: float = _STOP_SECONDS) -> bool:
-        """Ends after the step under way. False where that is not over `seconds` after it began: it hangs."""
+        """Ends after the step under way. False where that goes on for `seconds` more."""
         self._stopping.set()
-        self._thread.join(max(seconds - self.age_seconds, 0.0))
+        self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def call(self, command: Callable[[Engine], T]) -> Future[T]:

@@ -16,13 +16,15 @@ class CallLimitInterceptor(grpc.aio.ServerInterceptor):
     """Calls beyond `max_calls` raise OverloadedError, which names `setting`, where the limit was set.
 
     Health checks do not count: whoever restarts a process that fails them would do so because it is busy. Neither do
-    the `exempt` methods, such as "icarus.v1.GenerationService/CancelTurn".
+    the `exempt` methods, such as "icarus.v1.GenerationService/CancelTurn". A call counts once its request is there;
+    `most_open` bounds what gRPC holds open besides.
     """
 
     def __init__(self, max_calls: int, setting: str, exempt: Collection[str] = ()):
         self._max_calls = max_calls
         self._setting = setting
-        self._exempt = exempt
+        self._exempt = {*exempt, f"{health.SERVICE_NAME}/Check"}
+        self.most_open = 2 * max_calls
         self.num_calls = 0
         """Under way now, of those that count."""
 
@@ -33,7 +35,7 @@ class CallLimitInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method).removeprefix("/")
-        if method in self._exempt or method.startswith(f"{health.SERVICE_NAME}/"):
+        if method in self._exempt:
             return handler
         return surround(handler, self._counted)
 

@@ -103,7 +103,8 @@ def make_server(
     """
     host = address.rpartition(":")[0]
     chain = (TraceContextInterceptor(), *interceptors, ErrorInterceptor(), *([limit] if limit else []))
-    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS)
+    most_open = limit.most_open if limit else None
+    server = grpc.aio.server(interceptors=chain, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=most_open)
     for service in services:
         service.add(service.servicer, server)
     health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from icarus.engine.lender import Lender
 from icarus.engine.runner import Runner
 from icarus.engine.scheduler import Scheduler
 from icarus.engine.thread import EngineThread
-from icarus.errors import ConfigError, IcarusError
+from icarus.errors import ConfigError, IcarusError, OverloadedError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.model.hub import resolve_model
@@ -54,7 +54,10 @@ async def build_worker(
     for name, path, mode in entries:
         if role is Role.PREFILL and not _is_private(Path(config.worker.adapter_root, path), mode):
             continue  # the base writes a shared specialist's KV
-        info = await worker.adapters.load(name, path, mode)
+        try:
+            info = await worker.adapters.load(name, path, mode)
+        except OverloadedError as error:
+            raise ConfigError(f"[worker] adapters: {error}") from None
         logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
     return worker
 

@@ -1,9 +1,12 @@
 """Settings of this process that the CPU's compute libraries keep, not we."""
 
 import asyncio
+import atexit
 import ctypes
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -11,6 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+
+_passing: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_EXIT_SECONDS = 5.0
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -28,8 +34,8 @@ async def run_in_passing_thread(function: Callable[..., T], *arguments: Any) -> 
     """Runs what may compute in a thread of its own that ends with it.
 
     OpenMP gives every thread that computes a team, and keeps it as long as that thread lives. Where teams have more
-    threads than there are cores, libgomp's do not spin any more (`thread_spins`): so the engine's is the only one. A
-    process does not wait at its end for a thread that hangs.
+    threads than there are cores, libgomp's do not spin any more (`thread_spins`): so the engine's is the only one. At
+    its end a process waits for such threads, but not for ever: one may hang.
     """
     answer: Future[T] = Future()
     answer.set_running_or_notify_cancel()  # so that no waiter can cancel it
@@ -40,8 +46,18 @@ async def run_in_passing_thread(function: Callable[..., T], *arguments: Any) -> 
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=run, name="icarus-passing", daemon=True).start()
+    thread = threading.Thread(target=run, name="icarus-passing", daemon=True)
+    _passing.add(thread)
+    thread.start()
     return await asyncio.wrap_future(answer)
+
+
+@atexit.register
+def _wait_for_passing_threads() -> None:
+    """One that comes back from torch while the interpreter ends would abort the process."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    for thread in list(_passing):
+        thread.join(max(deadline - time.monotonic(), 0.0))
 
 
 def _keep_freed_memory() -> None:

@@ -33,6 +33,12 @@ class WantedBlocks:
     block_ids: Sequence[BlockId]
     block_size: int
 
+    def after(self, count: int) -> "WantedBlocks":
+        """All but the first ones."""
+        return WantedBlocks(
+            self.first_block + count, self.block_hashes[count:], self.block_ids[count:], self.block_size
+        )
+
 
 @dataclass(frozen=True)
 class UnsettledRead:
@@ -61,30 +67,30 @@ class BlockFetch:
         return None if read is None or read.settled.done() else read
 
     async def from_sources(self, wanted: WantedBlocks, sources: Sequence[BlockSource]) -> Landing:
-        """Reads from the first source that still has the first wanted block. Raises UnsettledReadError."""
+        """Reads from the sources in turn, each what it has after those before it. Raises UnsettledReadError."""
         with tracing.span("fetch", sources=len(sources), wanted_blocks=len(wanted.block_ids)):
             return await self._from_sources(wanted, sources)
 
     async def _from_sources(self, wanted: WantedBlocks, sources: Sequence[BlockSource]) -> Landing:
+        writers: tuple[str, ...] = ()
         for source in sources:
-            count = source.num_blocks - wanted.first_block
+            rest = wanted.after(len(writers))
+            count = source.num_blocks - rest.first_block
             if count <= 0:
                 continue
             peer = self._peers.get(source.address)
             try:
-                grant = await acquire_lease(peer, self._request(wanted, count))
+                grant = await acquire_lease(peer, self._request(rest, count))
                 if not grant.block_ids:
                     self._record.failures[FetchFailure.GONE] += 1
                     continue
-                landing = await self._read(peer, wanted, grant)
+                writers += await self._read(peer, rest, grant)
             except IcarusError as error:
                 self._record.failed(error)
                 if isinstance(error, UnsettledReadError):
                     raise
                 logger.warning("nothing read from %s: %s", source.worker_id, error)
-                continue
-            return Landing(landing, len(landing) * wanted.block_size)
-        return Landing()
+        return Landing(writers, len(writers) * wanted.block_size)
 
     async def from_grant(self, wanted: WantedBlocks, address: str, grant: Grant, num_cached_tokens: int) -> Landing:
         """Reads what a prefill worker leased to this turn; of it, tokens below num_cached_tokens were cached there,

@@ -59,14 +59,17 @@ async def _run(config: Config, role: Role, make_servicer: Callable[[Worker], Any
         await _serve(config, worker, changes, server)
     finally:
         if not await worker.stop():
-            _end_without_threads()
+            _end_without_threads(worker.hangs or sys.exception() is not None)
 
 
-def _end_without_threads() -> NoReturn:
-    """A thread hangs in a call that nothing interrupts; the interpreter's own exit might wait for it, or crash."""
-    logger.critical("a thread of this worker hangs: the process ends without it", exc_info=sys.exception())
+def _end_without_threads(failed: bool) -> NoReturn:
+    """A thread is in a call that nothing interrupts; the interpreter's own exit might wait for it, or crash."""
+    if failed:
+        logger.critical("a thread of this worker hangs: the process ends without it", exc_info=sys.exception())
+    else:
+        logger.warning("a step or a read goes on: the process ends without it")
     logging.shutdown()
-    os._exit(1)
+    os._exit(int(failed))
 
 
 async def _serve(config: Config, worker: Worker, changes: ChangeFeed, server: Server) -> None:

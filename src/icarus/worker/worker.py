@@ -77,15 +77,22 @@ class Worker:
         await asyncio.to_thread(self.transfer.start)
         self.engine.start()
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a thread is in a call that does not return."""
+        return max(self.engine.age_seconds, self.transfer.age_seconds) > self._max_step_seconds
+
     async def stop(self) -> bool:
-        """False where a thread hangs: only the end of the process ends it."""
+        """False where a thread is in a call still: only the end of the process ends that."""
         await self._peers.close()
-        stopped = await asyncio.to_thread(self.engine.stop, self._max_step_seconds)
-        return stopped and await asyncio.to_thread(self.transfer.stop)
+        stopping = asyncio.to_thread(self.engine.stop), asyncio.to_thread(self.transfer.stop)
+        return all(await asyncio.gather(*stopping))
 
     async def drain(self) -> None:
         """Takes no turn any more, and returns once those under way have ended and nobody reads what they leased."""
         self._draining = True
+        if self.hangs:
+            return
         with suppress(UnavailableError):  # the engine has failed, and all of them with it
             while (await asyncio.wrap_future(self.engine.post(Engine.state))).in_use:
                 await asyncio.sleep(_DRAIN_POLL_SECONDS)

@@ -46,8 +46,8 @@ class AdapterCalls:
     async def _ask(self, worker: Worker, name: str, call: Coroutine[Any, Any, Answer]) -> Answer:
         try:
             return await self._workers.answer_of(worker, call)
-        except DeadlineError:
+        except DeadlineError as error:
             raise DeadlineError(
-                f"worker {worker.worker_id} took longer than {_LIMIT_SECONDS:g} s over adapter {name!r}; look at its "
-                "log, and at the disk that it reads adapters from"
+                f"{error}; a worker has {_LIMIT_SECONDS:g} s for adapter {name!r}: look at its log, and at the disk "
+                "that it reads adapters from"
             ) from None
