@@ -62,7 +62,7 @@ async def test_a_slow_folder_is_waited_for_and_keeps_no_other_waiting():
     reads = disk.reads(place_seconds=0.1)
     slow = [asyncio.create_task(reads.read(name, name, None)) for name in "xyz"]
     assert (await asyncio.wait_for(reads.read("a", "a", None), 10))[1] == "weights of a"
-    with pytest.raises(DeadlineError, match="x was not read within 0.1 s"):
+    with pytest.raises(DeadlineError, match=r"x was not read within 0\.1 s"):
         await reads.read("x", "again", None)
     assert not any(task.done() for task in slow)
     disk.answer.set()
