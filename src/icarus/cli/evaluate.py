@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,10 +92,10 @@ def _answer_all(
     if args.oracle:
         return _load_reference(args, console).answer_all(*asked)
     if args.gateway:
-        return asyncio.run(answer_all(args.gateway, args.adapter, *asked, **client_options(args)))
+        return asyncio.run(answer_all(args.gateway, args.adapter, *asked, _warn, **client_options(args)))
     adapters = [f"{_LOCAL_NAME}={Path(args.adapter).resolve()}"] if args.adapter else []
     with LocalCluster(_config(args), decode_adapters=[adapters], num_prefill=0, progress=console.print) as cluster:
-        return asyncio.run(answer_all(cluster.address, _LOCAL_NAME if args.adapter else None, *asked))
+        return asyncio.run(answer_all(cluster.address, _LOCAL_NAME if args.adapter else None, *asked, _warn))
 
 
 def _load_reference(args: argparse.Namespace, console: Console) -> "Reference":
@@ -128,3 +129,7 @@ def _served_base(args: argparse.Namespace) -> str:
             f"give that one, or --model-name {served} if they are the same model"
         )
     return served
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"icarus: warning: {line}\n")
