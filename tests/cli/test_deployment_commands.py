@@ -30,6 +30,12 @@ def test_health(server, capsys):
         assert capsys.readouterr().out == f"{address} {status}\n"
 
 
+@pytest.mark.parametrize("timeout", ["inf", "1e12"])
+def test_health_without_a_limit(server, timeout, capsys):
+    address, _ = server
+    assert main(["health", address, "--timeout", timeout]) == 0, capsys.readouterr().err
+
+
 def test_health_where_nobody_listens(capsys):
     assert main(["health", "127.0.0.1:1"]) == 1
     out, err = capsys.readouterr()
