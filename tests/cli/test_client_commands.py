@@ -265,3 +265,9 @@ def test_a_reader_that_goes_away_is_no_traceback(gateway):
     err = process.stderr.read().decode()
     assert process.wait(30) == 1 and err == ""
     process.stderr.close()
+
+
+def test_a_mode_that_is_none_is_told_which_there_are(capsys):
+    assert main(["adapters", "load", "a", "b", "--mode", "x"]) == 2
+    err = capsys.readouterr().err
+    assert "'x'" in err and "shared" in err and "private" in err and "AdapterMode" not in err

@@ -12,7 +12,7 @@ from training.conftest import write_lines
 from waiting import wait_until
 
 from icarus.cli import main as cli
-from icarus.errors import NotFoundError
+from icarus.errors import InvalidInputError, NotFoundError, UnavailableError
 from icarus.evaluation.through_gateway import answer_all
 from icarus.training.records import Record
 from icarus.v1 import generation_service_pb2, model_service_pb2
@@ -24,8 +24,10 @@ def gateway() -> Iterator[ScriptedGateway]:
         yield scripted
 
 
-async def evaluate(gateway, adapter, text) -> int:
-    answers, _ = await answer_all(gateway.address, str(adapter), [Record(text, "", 1)], 4, 1, lambda count: None)
+async def evaluate(gateway, adapter, text, warnings=None) -> int:
+    warnings = [] if warnings is None else warnings
+    records = [Record(text, "", 1)]
+    answers, _ = await answer_all(gateway.address, str(adapter), records, 4, 1, lambda count: None, warnings.append)
     return len(answers)
 
 
@@ -44,6 +46,38 @@ async def test_what_ends_it_is_told_where_nothing_was_loaded(gateway, tmp_path, 
     monkeypatch.setattr("icarus.client.AsyncClient.load_adapter", refuse)
     with pytest.raises(NotFoundError, match="no such folder"):
         await evaluate(gateway, tmp_path, "quick")
+
+
+@pytest.fixture
+def no_unload(monkeypatch):
+    """As while a worker that has the adapter cannot be reached."""
+
+    async def refuse(*args, **kwargs):
+        raise UnavailableError("is on d1, which cannot be reached now")
+
+    monkeypatch.setattr("icarus.client.AsyncClient.unload_adapter", refuse)
+
+
+async def test_answers_outlive_an_adapter_that_cannot_be_unloaded(gateway, tmp_path, no_unload):
+    warnings = []
+    assert await evaluate(gateway, tmp_path, "quick", warnings) == 1
+    (warning,) = warnings
+    assert list(gateway.models)[1] in warning and "d1, which cannot be reached now" in warning
+
+
+async def test_what_ends_it_is_told_where_nothing_can_be_unloaded(gateway, tmp_path, no_unload):
+    warnings = []
+    with pytest.raises(InvalidInputError, match="the example in line 1"):
+        await evaluate(gateway, tmp_path, "invalid", warnings)
+    assert len(warnings) == 1
+
+
+def test_what_is_left_at_the_gateway_is_told(gateway, tmp_path, no_unload, capsys):
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "x"}])
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--adapter", str(tmp_path)]
+    assert cli.main(argv) == 0
+    left = list(gateway.models)[1]
+    assert capsys.readouterr().err.startswith(f"icarus: warning: adapter '{left}' may be loaded still")
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -72,6 +106,19 @@ def test_a_loss_of_another_base_is_refused(gateway, tmp_path, capsys, more, reas
     argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--nll", *more]
     assert cli.main(argv) == 2
     assert reason.format(address=gateway.address) in capsys.readouterr().err
+
+
+def test_a_loss_of_an_adapter_that_is_a_name_is_refused(gateway, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gateway.load("triage")
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "x"}])
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--nll"]
+    argv += ["--model", "a/base", "--adapter", "triage"]
+    assert cli.main(argv) == 2
+    assert "--nll computes with the adapter's folder, and triage is none" in capsys.readouterr().err
+    (tmp_path / "triage").mkdir()  # whose weights are another's, for all that is known
+    assert cli.main(argv) == 2
+    assert f"triage is a name that {gateway.address} serves" in capsys.readouterr().err
 
 
 def test_a_loss_of_the_served_base_is_reported(gateway, base, tmp_path, capsys):

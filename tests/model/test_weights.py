@@ -19,7 +19,8 @@ from icarus.model import loading
 from icarus.model.batch import RowPlan, StepBatch
 from icarus.model.digest import base_digest
 from icarus.model.loading import load_model
-from icarus.model.weights import StoredTensors, weight_files
+from icarus.model.weight_files import weight_files
+from icarus.model.weights import StoredTensors
 
 
 @pytest.fixture(scope="module")

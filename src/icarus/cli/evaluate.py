@@ -3,9 +3,10 @@
 import argparse
 import asyncio
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -31,7 +32,7 @@ _LOCAL_NAME = "evaluated"
 
 
 def run(args: argparse.Namespace) -> int:
-    client_options(args)  # which refuses what cannot be, before anything is computed
+    connection = client_options(args)
     if args.card and not args.adapter:
         raise InvalidInputError("--card adds the score to an adapter's model card; give --adapter")
     if args.card and not Path(args.adapter).is_dir():
@@ -44,11 +45,13 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--gateway answers with its own model and settings; leave out {', '.join(ignored)}")
     if args.gateway and args.nll and not args.model:
         raise InvalidInputError(f"--nll computes a loss of its own: give --model, the base that {args.gateway} serves")
+    if args.nll and args.adapter and not Path(args.adapter).is_dir():
+        raise InvalidInputError(f"--nll computes with the adapter's folder, and {args.adapter} is none")
     args.model = args.model or read_config(args).model.path
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]
     with sigterm_exits(), writable("--json", args.json) as json_path:
-        report = _evaluate(args, records, console)
+        report = _evaluate(args, connection, records, console)
         console.print(report.summary())
         if json_path is not None:
             write_report(json_path, report)
@@ -65,12 +68,12 @@ def _ignored_flags(args: argparse.Namespace) -> list[str]:
     return [f"--{name.replace('.', '-').replace('_', '-')}" for name in given if name.partition(".")[0] != used]
 
 
-def _evaluate(args: argparse.Namespace, records: list[Record], console: Console) -> Report:
-    served = _served_base(args) if args.gateway else ""
+def _evaluate(args: argparse.Namespace, connection: dict[str, Any], records: list[Record], console: Console) -> Report:
+    served = _served_base(args, connection) if args.gateway else ""
     answer_loss = _load_reference(args, console).mean_loss(records, args.in_flight) if args.nll else None
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("answers", total=len(records))
-        answers, seconds = _answer_all(args, records, console, lambda count: progress.advance(task, count))
+        answers, seconds = _answer_all(args, connection, records, console, lambda count: progress.advance(task, count))
     return judge(
         records,
         answers,
@@ -85,16 +88,20 @@ def _evaluate(args: argparse.Namespace, records: list[Record], console: Console)
 
 
 def _answer_all(
-    args: argparse.Namespace, records: list[Record], console: Console, advance: Callable[[int], None]
+    args: argparse.Namespace,
+    connection: dict[str, Any],
+    records: list[Record],
+    console: Console,
+    advance: Callable[[int], None],
 ) -> tuple[list[Answer], float]:
     asked = (records, args.max_tokens, args.in_flight, advance)
     if args.oracle:
         return _load_reference(args, console).answer_all(*asked)
     if args.gateway:
-        return asyncio.run(answer_all(args.gateway, args.adapter, *asked, **client_options(args)))
+        return asyncio.run(answer_all(args.gateway, args.adapter, *asked, _warn, **connection))
     adapters = [f"{_LOCAL_NAME}={Path(args.adapter).resolve()}"] if args.adapter else []
     with LocalCluster(_config(args), decode_adapters=[adapters], num_prefill=0, progress=console.print) as cluster:
-        return asyncio.run(answer_all(cluster.address, _LOCAL_NAME if args.adapter else None, *asked))
+        return asyncio.run(answer_all(cluster.address, _LOCAL_NAME if args.adapter else None, *asked, _warn))
 
 
 def _load_reference(args: argparse.Namespace, console: Console) -> "Reference":
@@ -118,13 +125,23 @@ def _config(args: argparse.Namespace) -> Config:
     )
 
 
-def _served_base(args: argparse.Namespace) -> str:
+def _served_base(args: argparse.Namespace, connection: dict[str, Any]) -> str:
     """The name of the gateway's base. Raises InvalidInputError where the loss would be that of another."""
-    with Client(args.gateway, **client_options(args)) as client:
-        served = client.models().base.name
+    with Client(args.gateway, **connection) as client:
+        models = client.models()
+    served = models.base.name
+    if args.nll and args.adapter in models:
+        raise InvalidInputError(
+            f"--nll computes with the adapter's folder, but {args.adapter} is a name that {args.gateway} serves; if "
+            f"there is a folder of that name, give ./{args.adapter}"
+        )
     if args.nll and (own := _config(args).model.served_name) != served:
         raise InvalidInputError(
             f"--nll would compute the loss of {own!r} (--model {args.model}), but {args.gateway} serves {served!r}; "
             f"give that one, or --model-name {served} if they are the same model"
         )
     return served
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"icarus: warning: {line}\n")

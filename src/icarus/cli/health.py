@@ -29,7 +29,8 @@ def ask_health(target: Target) -> str:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its attributes are made at run time
         try:
             request = health_pb2.HealthCheckRequest()
-            status = stub.Check(request, timeout=target.timeout, metadata=target.metadata).status
+            seconds = target.attempts("health of", None).seconds_left()
+            status = stub.Check(request, timeout=seconds, metadata=target.metadata).status
         except grpc.RpcError as error:
             call: Any = error
             raise UnavailableError(f"{target.address}: {call.code().name}: {call.details()}") from None

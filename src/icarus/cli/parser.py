@@ -181,7 +181,7 @@ def _add_adapters(commands: _Commands) -> None:
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="the PEFT folder, as the workers see it")
     text = "whose KV it reads: the base's, or its own (default: what its icarus.json says)"
-    parser.add_argument("--mode", choices=[*AdapterMode], help=text)
+    parser.add_argument("--mode", choices=[mode.value for mode in AdapterMode], help=text)
     text = "put it in the place of other weights of this name; running turns keep those"
     parser.add_argument("--replace", action="store_true", help=text)
     parser.add_argument("--pin", action="store_true", help="keep its weights in memory")

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from icarus.errors import ConfigError
-from icarus.model.hub import download, is_hub_id, locked, resolve_model
+from icarus.model.hub import download, find_cached, is_hub_id, locked, resolve_model
 
 
 def run(args: argparse.Namespace) -> int:
@@ -16,10 +16,13 @@ def run(args: argparse.Namespace) -> int:
         _say(f"{folder} has a model already")
         return 0
     try:
-        if is_hub_id(args.model):
-            _download(args.model, folder)
-        else:
+        if not is_hub_id(args.model):
             _copy(resolve_model(args.model, _say), folder)
+        elif cached := find_cached(args.model):
+            _say(f"copying {cached}, the local hub cache")
+            _copy(cached, folder)
+        else:
+            _download(args.model, folder)
     except OSError as error:
         if not _is_there(folder):  # another process was quicker
             raise ConfigError(f"model {args.model!r} cannot be put into {folder}: {error}") from None

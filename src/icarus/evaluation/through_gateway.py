@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,17 @@ async def answer_all(
     max_tokens: int,
     in_flight: int,
     advance: Callable[[int], None],
+    warn: Callable[[str], None],
     **client_options: Any,
 ) -> tuple[list[Answer], float]:
-    """The answers in order, and the seconds that they took. `advance` is called with 1 for each.
+    """The answers in order, and the seconds that they took. `advance` is called with 1 for each, `warn` with what is
+    left behind at the gateway.
 
     `adapter`: a name that the gateway serves, or a folder, which is loaded meanwhile under a name of its own; None for
     the base.
     """
     room = asyncio.Semaphore(in_flight)
-    async with AsyncClient(address, **client_options) as client, _model(client, adapter) as model:
+    async with AsyncClient(address, **client_options) as client, _model(client, adapter, warn) as model:
         started = time.perf_counter()
 
         async def answer(record: Record) -> Answer:
@@ -50,7 +52,7 @@ async def answer_all(
 
 
 @asynccontextmanager
-async def _model(client: AsyncClient, adapter: str | None) -> AsyncIterator[str]:
+async def _model(client: AsyncClient, adapter: str | None, warn: Callable[[str], None]) -> AsyncIterator[str]:
     """The name to ask for."""
     models = await client.models()
     if not adapter:
@@ -64,8 +66,12 @@ async def _model(client: AsyncClient, adapter: str | None) -> AsyncIterator[str]
         await client.load_adapter(name, Path(adapter).resolve())
         yield name
     finally:
-        with suppress(NotFoundError):  # not loaded after all
+        try:
             await client.unload_adapter(name)
+        except NotFoundError:
+            pass  # not loaded after all
+        except IcarusError as error:  # says nothing of the answers, nor of why there are none
+            warn(f"adapter {name!r} may be loaded still, unload it with 'icarus adapters unload {name}': {error}")
 
 
 async def _ask(client: AsyncClient, model: str, record: Record, max_tokens: int) -> Answer:

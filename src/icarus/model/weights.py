@@ -1,6 +1,5 @@
 """A model folder's tensors: safetensors, sharded or not, memory-mapped."""
 
-import json
 from collections.abc import Set
 from pathlib import Path
 
@@ -9,26 +8,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from icarus.errors import ConfigError
+from icarus.model.weight_files import weight_files
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """What a checkpoint may store, by safetensors' names. Others are quantised: their scales are tensors of their own."""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in order: the single one where there is one, as transformers takes them.
-    ConfigError where there are none or one is missing."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists() and not (folder / "model.safetensors").exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ConfigError(f"{index} is not a safetensors index: {error!r}") from None
-    else:
-        names = ["model.safetensors"]
-    files = [folder / name for name in names]
-    if missing := [file.name for file in files if not file.exists()]:
-        raise ConfigError(f"{folder} lacks {', '.join(missing)}; a model folder has config.json and safetensors files")
-    return files
 
 
 class StoredTensors:
