@@ -387,6 +387,12 @@ def test_a_policy_that_makes_no_sense_is_refused(name, value):
         RetryPolicy(**{name: value})
 
 
+def test_a_policy_takes_its_first_four_by_position():
+    assert RetryPolicy(3, 0.5, 2.0, True) == RetryPolicy(
+        retries=3, first_delay_seconds=0.5, max_delay_seconds=2.0, wait_when_overloaded=True
+    )
+
+
 def test_no_delay_is_longer_than_clocks_can_wait():
     policy = RetryPolicy(first_delay_seconds=1e300, max_delay_seconds=10**400)
     assert Attempts(policy, timeout=None).delay_after(LOST, repeatable=True) <= threading.TIMEOUT_MAX

@@ -28,12 +28,12 @@ class RetryPolicy:
     first_delay_seconds: float = 0.1
     """Doubles with each attempt; up to half of it is left out at random, so that clients do not come in step."""
     max_delay_seconds: float = 5.0
-    resume_seconds: float = 15.0
-    """How long at least a turn that may be under way is asked for after its stream broke, beyond `retries`: by default
-    longer than a gateway keeps it going without a listener (its resume_grace_seconds, 10)."""
     wait_when_overloaded: bool = False
     """Also after OverloadedError, not before the delay that the gateway asks for. Then any call, since it was refused
     before it did anything."""
+    resume_seconds: float = 15.0
+    """How long at least a turn that may be under way is asked for after its stream broke, beyond `retries`: by default
+    longer than a gateway keeps it going without a listener (its resume_grace_seconds, 10)."""
 
     @property
     def resumes(self) -> bool:
