@@ -179,6 +179,11 @@ class ScriptedGateway:
         async for event in turn.watch(request.resume_from, request.resumable):
             yield event
 
+    @property
+    def turn_ids(self) -> tuple[str, ...]:
+        """Of the turns that have begun."""
+        return tuple(self._turns)
+
     def has_finished(self, turn_id: str) -> bool:
         return any(event.HasField("finished") for event in self._turns[turn_id].events)
 
