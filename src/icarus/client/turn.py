@@ -229,7 +229,8 @@ class TurnRecord:
         look = ", or look at the session's history" if self._hold.is_of_session else ""
         message = (
             f"{error}; turn {self.turn_id} was sent, and may have finished or still finish: ask again with the same "
-            f"turn_id before leaving its `with` or closing the client (both end it; finish_reason then tells){look}"
+            "turn_id before its `with` is left or the client closed, which end it (after `with` finish_reason tells)"
+            f"{look}"
         )
         if isinstance(error, OverloadedError):
             return OverloadedError(message, error.retry_delay_seconds)
