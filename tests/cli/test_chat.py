@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cli.terminal import Terminal
+from client.proxy import Proxy
 from waiting import wait_until
 
 from icarus.cli.chat import cached_share
@@ -45,6 +47,17 @@ def test_in_a_pipe_the_first_failure_ends_it(gateway):
     assert done.returncode == 2 and "no model 'nobody'; there are base, alpha" in done.stderr
     assert chat(gateway, "/nonsense\n").returncode == 2
     assert turns(gateway) == []
+
+
+def test_after_a_turn_that_was_lost_it_says_where_to_look(gateway):
+    with Proxy(gateway.address) as proxy, ThreadPoolExecutor() as threads:
+        running = threads.submit(chat, proxy, "endless\n", "--plain")
+        wait_until(lambda: gateway.turn_ids)
+        gateway.failures.append(OverloadedError("full"))
+        proxy.cut()
+        done = running.result()
+    assert done.returncode == 1 and "the turn was given up; look at the session" in done.stderr
+    assert "turn_id" not in done.stderr
 
 
 def test_a_conversation_in_a_terminal(gateway):

@@ -6,16 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
 from cli.terminal import Terminal
+from client.proxy import Proxy
 from waiting import wait_until
 
 from icarus.cli.generate import _logprob_line
 from icarus.cli.main import main
 from icarus.client.messages import Sampling
-from icarus.errors import UnavailableError
+from icarus.errors import OverloadedError, UnavailableError
 from icarus.types import TokenLogprob, TokenLogprobs
 from icarus.v1 import generation_pb2 as generation_types_pb2
 from icarus.v1 import generation_service_pb2 as generation_pb2
@@ -44,6 +46,30 @@ def test_ctrl_c_ends_the_turn(gateway):
     assert (process.returncode, err) == (130, "cancelled\n")
     turn_id = gateway.last(generation_pb2.GenerateRequest).turn_id
     wait_until(lambda: gateway.cancelled == [turn_id])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        (["endless"], "the turn was given up; ask again"),
+        (["endless", "--session", "new"], "the turn was given up; look at the session"),
+        (["committing"], "the turn had finished all the same; ask again for its answer"),
+        (["committing", "--session", "new"], "the turn had finished all the same, and is part of the session"),
+    ],
+)
+def test_a_turn_that_was_lost_is_given_up(gateway, capsys, prompt, told):
+    def lose(proxy: Proxy) -> None:
+        wait_until(lambda: gateway.turn_ids)
+        gateway.failures.append(OverloadedError("full"))
+        proxy.cut()
+
+    with Proxy(gateway.address) as proxy:
+        thread = threading.Thread(target=lose, args=(proxy,))
+        thread.start()
+        assert main(["generate", "--gateway", proxy.address, "--model", "alpha", *prompt]) == 1
+        thread.join()
+    err = capsys.readouterr().err
+    assert told in err and "turn_id" not in err
 
 
 def test_generate_takes_the_base_model_and_standard_input(gateway, monkeypatch):

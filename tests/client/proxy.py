@@ -43,6 +43,10 @@ class Proxy:
         """Resets every connection and takes no new one."""
         self._run(self._close())
 
+    def reopen(self) -> None:
+        """Ends `refuse`."""
+        self._run(self._listen(int(self.address.rpartition(":")[2])))
+
     def silence(self) -> None:
         """Forgets every connection without a word to either side: their bytes go nowhere from now on."""
         self._run(self._forget())
@@ -50,8 +54,8 @@ class Proxy:
     def _run(self, work) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def _listen(self, port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         host, port = self._server.sockets[0].getsockname()
         self.address = f"{host}:{port}"
 

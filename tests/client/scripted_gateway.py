@@ -1,8 +1,8 @@
 """A real gRPC server of `icarus.v1` that answers by script: what the client does is tested without a model.
 
 The prompt decides: each of its token ids is answered as one delta, and a few texts ask for trouble (`TROUBLE`), time
-("endless", "slow", "committing"), or text after the last token ("held back"). Turns are known by their id and can be
-resumed, as in the real one.
+("endless", "slow", "late", "committing"), or text after the last token ("held back"). Turns are known by their id and
+can be resumed, as in the real one.
 """
 
 import asyncio
@@ -43,11 +43,13 @@ _PATIENT_WITH_PINGS = (
 class _Turn:
     """A turn under way or done, in a task of its own."""
 
-    def __init__(self, script: AsyncIterator[generation_pb2.TurnEvent]):
+    def __init__(self, script: AsyncIterator[generation_pb2.TurnEvent], grace_seconds: float):
         self.events: list[generation_pb2.TurnEvent] = []
         self.error: BaseException | None = None
         self.resumable = False
         self.num_watchers = 0
+        self._grace_seconds = grace_seconds
+        self._grace: asyncio.TimerHandle | None = None
         self._news = asyncio.Event()
         self.task = asyncio.ensure_future(self._run(script))
 
@@ -69,6 +71,8 @@ class _Turn:
         """Events after the first `resume_from` deltas (of one token each)."""
         self.num_watchers += 1
         self.resumable |= resumable
+        if self._grace is not None:
+            self._grace.cancel()
         try:
             num_sent = resume_from
             while num_sent < len(self.events) or not self.task.done():
@@ -81,8 +85,9 @@ class _Turn:
                 raise self.error
         finally:
             self.num_watchers -= 1
-            if not self.num_watchers and not self.resumable:
-                self.task.cancel()
+            if not self.num_watchers:
+                seconds = self._grace_seconds if self.resumable else 0.0
+                self._grace = asyncio.get_running_loop().call_later(seconds, self.task.cancel)
 
 
 class _Recorder(grpc.aio.ServerInterceptor):
@@ -99,7 +104,8 @@ class ScriptedGateway:
     """The server in a thread of its own. `requests` holds what came in, `calls` each call's method and metadata,
     `cancelled` the turn ids that were given up.
 
-    The next calls fail with `failures`, in order. "slow" turns take `pause_seconds` before each token but the first.
+    The next calls fail with `failures`, in order. "slow" turns take `pause_seconds` before each token but the first. A
+    resumable turn goes on for `grace_seconds` without a listener.
     """
 
     def __init__(self, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None):
@@ -108,6 +114,7 @@ class ScriptedGateway:
         self.cancelled: list[str] = []
         self.failures: list[IcarusError] = []
         self.pause_seconds = 0.05
+        self.grace_seconds = 60.0
         self.models = {"base": model_service_pb2.Model(name="base", is_base=True, worker_ids=["decode-0"])}
         self._turns: dict[str, _Turn] = {}
         self.address = address
@@ -168,9 +175,14 @@ class ScriptedGateway:
         if turn is None or turn.error is not None or turn.task.cancelled():
             if request.resume_from:
                 raise NotFoundError(f"turn {request.turn_id!r} is not known")
-            turn = self._turns[request.turn_id] = _Turn(self._script(request, prompt))
+            turn = self._turns[request.turn_id] = _Turn(self._script(request, prompt), self.grace_seconds)
         async for event in turn.watch(request.resume_from, request.resumable):
             yield event
+
+    @property
+    def turn_ids(self) -> tuple[str, ...]:
+        """Of the turns that have begun."""
+        return tuple(self._turns)
 
     def has_finished(self, turn_id: str) -> bool:
         return any(event.HasField("finished") for event in self._turns[turn_id].events)
@@ -192,7 +204,7 @@ class ScriptedGateway:
             raise NotFoundError("no model 'missing'; there are base, alpha")
         try:
             for i, token_id in enumerate(prompt):
-                if text == "slow" and i:
+                if text == "late" or (text in ("slow", "slow trouble") and i):
                     await asyncio.sleep(self.pause_seconds)
                 yield generation_pb2.TurnEvent(delta={"token_ids": [token_id], "text": f"<{token_id}>"})
             if text == "held back":
@@ -203,7 +215,7 @@ class ScriptedGateway:
             if text == "committing":  # no cancellation stops a turn there
                 with suppress(asyncio.CancelledError):
                     await asyncio.sleep(60)
-            if text == "late trouble":
+            if text in ("late trouble", "slow trouble"):
                 raise OverloadedError("no room any more")
         except asyncio.CancelledError:
             self.cancelled.append(request.turn_id)

@@ -101,8 +101,9 @@ def test_metadata_may_be_a_mapping(gateway):
     assert gateway.calls[0][1]["x-team"] == "greenhouse"
 
 
-def test_a_connection_may_be_pinged_next_to_never(gateway):
-    with Client(gateway.address, keepalive_seconds=10**9) as client:
+@pytest.mark.parametrize("seconds", [10**9, 1e306])
+def test_a_connection_may_be_pinged_next_to_never(gateway, seconds):
+    with Client(gateway.address, keepalive_seconds=seconds) as client:
         assert client.models().names == ("base",)
 
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from icarus.cli.ctrl_c import on_ctrl_c
+from icarus.cli.answer import reading
 from icarus.cli.gateway import connect
 from icarus.cli.models import show_models
 from icarus.cli.standard_input import decoding
@@ -91,7 +91,7 @@ class Chat:
     def _stream(self, text: str) -> TurnStream:
         """Shows an answer as it comes. Ctrl-C stops it."""
         stream = self._generate(text)
-        with stream, on_ctrl_c(stream.cancel):
+        with reading(stream, of_session=True):
             for delta in stream:
                 sys.stdout.write(delta.text)
                 sys.stdout.flush()

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 
-from icarus.cli.ctrl_c import on_ctrl_c
+from icarus.cli.answer import reading
 from icarus.cli.gateway import connect
 from icarus.cli.standard_input import decoding
 from icarus.client import Client, TurnStream
@@ -19,11 +19,13 @@ _INTERRUPTED = 130
 
 def run(args: argparse.Namespace) -> int:
     text = args.text if args.text is not None else _read_stdin()
-    with connect(args) as client, _start(client, args, text) as stream, on_ctrl_c(stream.cancel):
-        for delta in stream:
-            if not args.json:
-                sys.stdout.write(delta.text)
-                sys.stdout.flush()
+    with connect(args) as client:
+        stream = _start(client, args, text)
+        with reading(stream, of_session=args.session is not None):
+            for delta in stream:
+                if not args.json:
+                    sys.stdout.write(delta.text)
+                    sys.stdout.flush()
     if args.json and stream.is_whole:
         sys.stdout.write(json.dumps(dataclasses.asdict(stream.result()), indent=1) + "\n")
     elif not args.json:

@@ -159,7 +159,7 @@ def channel_options(keepalive_seconds: float, use_proxy: bool) -> list[tuple[str
     A connection is pinged whether or not calls are under way, so that proxies on the way see traffic, and one that
     dropped it without a word is noticed.
     """
-    keepalive_ms = min(int(keepalive_seconds * 1000), _MAX_MILLISECONDS)
+    keepalive_ms = int(min(keepalive_seconds * 1000, _MAX_MILLISECONDS))
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.enable_http_proxy", int(use_proxy)),

@@ -10,7 +10,14 @@ from icarus.client.connection import Target, is_answer, reached_nobody
 from icarus.client.messages import TurnRequest, parse_delta, parse_finish_reason, parse_route, parse_usage, rest_of
 from icarus.client.results import Delta, Route, TurnResult
 from icarus.client.retry import Attempts
-from icarus.errors import DeadlineError, FailedPreconditionError, IcarusError, NotFoundError, UnavailableError
+from icarus.errors import (
+    DeadlineError,
+    FailedPreconditionError,
+    IcarusError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from icarus.tracing import Metadata
 from icarus.types import FinishReason, TokenLogprobs, Usage
 from icarus.v1 import generation_pb2 as pb2
@@ -83,10 +90,14 @@ class TurnRecord:
     ):
         self.turn_id: str = request.turn_id
         self.finish_reason: FinishReason | None = None
-        """None while the turn runs, and where it failed; of one that missed its deadline, the gateway's last word."""
+        """None while the turn runs, and where it failed. Of one that missed its deadline, or that its stream gave up,
+        `with` leaves the gateway's last word: STOP or LENGTH where it had finished, and counts; None where it was
+        cancelled, or where nobody answered."""
         self.usage: Usage | None = None
         self.route: Route | None = None
         self.seed: int | None = None
+        self.lost: IcarusError | None = None
+        """Why the stream gave up, where the turn may have finished or still finish for all that is known."""
         self._error_of = connection.target.error_of
         self._attempts = attempts
         self._stop = stop
@@ -107,7 +118,7 @@ class TurnRecord:
         self._farewell: Any = None
         """The call that told the gateway that the turn was given up."""
         self._may_run = False
-        """It was sent, its connection broke, and no answer since says that it has ended."""
+        """It was sent, its connection broke, and nothing has come since that says what became of it: see `_broke`."""
         self._has_last_text = False
         """Text without tokens comes once, last; no count of tokens tells a resumed stream that it has been sent."""
 
@@ -145,8 +156,7 @@ class TurnRecord:
                 self._stop.set()
                 if self._on_drop.detach():
                     self._farewell = self._hold.let_go()
-            elif self._error is not None and self._may_run:
-                self._may_run = False
+            elif self._error is not None and self._may_run and self._farewell is None:
                 self._farewell = self._hold.tell_of_end()
 
     close = cancel
@@ -157,6 +167,7 @@ class TurnRecord:
 
     def _take(self, event: pb2.TurnEvent) -> Delta | None:
         """Records one piece of the stream; returns it if it is a delta."""
+        self._may_run = False
         if event.HasField("delta"):
             delta = parse_delta(event.delta)
             if self._has_last_text and not delta.token_ids:
@@ -186,12 +197,17 @@ class TurnRecord:
             self._record_end(answer.finished)
 
     def _broke(self, rpc_error: Any) -> IcarusError:
-        """The error that a call of the stream ended with, and what it says of the turn."""
+        """The error that a call of the stream ended with, and what it says of the turn.
+
+        A connection that breaks leaves the turn as it is, as does an attempt that reaches nobody. An answer is its end,
+        or says that there is none; but a call that was turned away for want of room did not come to the turn.
+        """
         error = self._error_of(rpc_error)
         if is_answer(rpc_error):
-            self._may_run = False
+            self._may_run = self._may_run and isinstance(error, OverloadedError)
         elif isinstance(error, UnavailableError) and not reached_nobody(error):
             self._may_run = True
+            self._attempts.broke()
         return error
 
     def _delay_after(self, error: IcarusError) -> float:
@@ -199,7 +215,7 @@ class TurnRecord:
         if self._token_ids and self._broken is not None and isinstance(error, NotFoundError):
             raise self._failed(UnavailableError(f"{self._broken}; then, when the turn was to be resumed: {error}"))
         try:
-            delay = self._attempts.delay_after(error, repeatable=True, resuming=self._may_run)
+            delay = self._attempts.delay_after(error, repeatable=True)
         except IcarusError as last:
             raise self._failed(self._explain(last)) from None
         self._broken = error
@@ -207,13 +223,18 @@ class TurnRecord:
 
     def _explain(self, error: IcarusError) -> IcarusError:
         """With what to do about a turn that may have run, or run still."""
-        if not (self._may_run and isinstance(error, UnavailableError)):
+        if not (self._may_run and isinstance(error, UnavailableError | OverloadedError)):
             return error
+        self.lost = error
         look = ", or look at the session's history" if self._hold.is_of_session else ""
-        return UnavailableError(
-            f"{error}; turn {self.turn_id} was sent, and may have finished or still finish: "
-            f"ask again with the same turn_id{look}"
+        message = (
+            f"{error}; turn {self.turn_id} was sent, and may have finished or still finish: ask again with the same "
+            "turn_id before its `with` is left or the client closed, which end it (after `with` finish_reason tells)"
+            f"{look}"
         )
+        if isinstance(error, OverloadedError):
+            return OverloadedError(message, error.retry_delay_seconds)
+        return UnavailableError(message)
 
     def _failed(self, error: IcarusError) -> IcarusError:
         """Records how the turn ended. One that missed its deadline may be under way at the gateway, or done."""
@@ -221,7 +242,6 @@ class TurnRecord:
         tracing.fail(self._hold.span, error)
         if self._on_drop.detach():
             if isinstance(error, DeadlineError):
-                self._may_run = False
                 self._farewell = self._hold.let_go()
             else:
                 self._hold.span.end()
