@@ -1,18 +1,16 @@
 """How many calls a server has under way at once."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
-import grpc.aio
 from grpc_health.v1 import health
 
 from icarus.errors import OverloadedError
-from icarus.rpc.handlers import surround
+from icarus.rpc.handlers import Around, SurroundingInterceptor
 
 
-class CallLimitInterceptor(grpc.aio.ServerInterceptor):
+class CallLimitInterceptor(SurroundingInterceptor):
     """Calls beyond `max_calls` raise OverloadedError, which names `setting`, where the limit was set.
 
     Health checks do not count: whoever restarts a process that fails them would do so because it is busy. Neither do
@@ -28,16 +26,8 @@ class CallLimitInterceptor(grpc.aio.ServerInterceptor):
         self.num_calls = 0
         """Under way now, of those that count."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method).removeprefix("/")
-        if method in self._exempt:
-            return handler
-        return surround(handler, self._counted)
+    def around(self, method: str) -> Around | None:
+        return None if method in self._exempt else self._counted
 
     @asynccontextmanager
     async def _counted(self, _: Any) -> AsyncIterator[None]:

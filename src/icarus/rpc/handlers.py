@@ -1,11 +1,13 @@
 """What interceptors have in common: something around whatever answers a method's calls."""
 
 import inspect
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from icarus.rpc.parsing import RequestParser
 
@@ -13,7 +15,26 @@ Around = Callable[[Any], AbstractAsyncContextManager[None]]
 """Gives, for a call's context, what the call runs in."""
 
 
-def surround(handler: Any, around: Around, parse: bool = False) -> Any:
+class SurroundingInterceptor(grpc.aio.ServerInterceptor, ABC):
+    """Puts `around` around the calls of each method; with `parses` their requests are parsed in there too."""
+
+    parses = False
+
+    @abstractmethod
+    def around(self, method: str) -> Around | None:
+        """For a method such as "icarus.v1.GenerationService/Generate"; None leaves it as it is."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        around = self.around(str(handler_call_details.method).removeprefix("/"))
+        return handler if around is None else _surround(handler, around, self.parses)
+
+
+def _surround(handler: Any, around: Around, parse: bool) -> Any:
     """The handler with `around` entered for each of its calls. With `parse` its requests are parsed in there too.
 
     None (there is no such method) and a generated method that nobody implemented stay what they are.

@@ -1,7 +1,7 @@
 """Calls by method and status: the metrics of every gRPC server, and the interceptor that counts them."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from icarus.rpc.handlers import surround
+from icarus.rpc.handlers import Around, SurroundingInterceptor
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 """From a token on a fast device to a long turn."""
@@ -37,21 +37,15 @@ class RpcMetrics:
         )
 
 
-class MetricsInterceptor(grpc.aio.ServerInterceptor):
+class MetricsInterceptor(SurroundingInterceptor):
     """Counts the calls of the methods that the server has: another name is the caller's invention. Comes before what
     turns errors into statuses."""
 
     def __init__(self, metrics: RpcMetrics):
         self._metrics = metrics
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method).removeprefix("/")
-        return surround(handler, lambda context: self._counted(method, context))
+    def around(self, method: str) -> Around:
+        return lambda context: self._counted(method, context)
 
     @asynccontextmanager
     async def _counted(self, method: str, context: Any) -> AsyncIterator[None]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from icarus import errors
-from icarus.rpc.handlers import surround
+from icarus.rpc.handlers import Around, SurroundingInterceptor
 
 log = logging.getLogger(__name__)
 
@@ -85,20 +85,16 @@ def _retry_delay(error: grpc.aio.AioRpcError, default_seconds: float = 1.0) -> f
     return default_seconds
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(SurroundingInterceptor):
     """Ends a call whose handler raised an IcarusError with its status, and any other with a bare INTERNAL.
 
     Requests are parsed in here too, so that bytes that do not parse are INVALID_ARGUMENT.
     """
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        return surround(handler, lambda context: _telling_errors(method, context), parse=True)
+    parses = True
+
+    def around(self, method: str) -> Around:
+        return lambda context: _telling_errors(f"/{method}", context)
 
 
 @contextlib.asynccontextmanager

@@ -124,9 +124,14 @@ def _build(
     )
     adapters = _build_adapters(config, shape, digest)
     return Worker(
-        *(identity, adapters, engine_thread, transfer, gates, metrics),
-        config.cache.prefix_reuse,
-        config.engine.max_step_seconds,
+        identity,
+        adapters,
+        engine_thread,
+        transfer,
+        gates,
+        metrics,
+        prefix_reuse=config.cache.prefix_reuse,
+        max_step_seconds=config.engine.max_step_seconds,
     )
 
 
