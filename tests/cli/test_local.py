@@ -18,7 +18,7 @@ from icarus.cli.local import LocalCluster, _metrics_addresses
 from icarus.client import Client
 from icarus.config import Config, EngineSection, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, UnavailableError
-from icarus.rpc.listen import free_port
+from icarus.rpc.listen import hold_port
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,26 @@ def test_metrics_are_where_it_says(config):
             assert b"\nicarus_workers" in answer.read()
 
 
-def test_workers_metrics_are_at_the_ports_that_follow(monkeypatch):
-    with monkeypatch.context() as every_port_free:
-        every_port_free.setattr("icarus.cli.local.free_port", lambda address, setting: int(address.rpartition(":")[2]))
-        addresses = _metrics_addresses("0.0.0.0:9400", ["gateway", "decode-0"])
+def test_workers_metrics_are_at_the_ports_that_follow():
+    names = ["gateway", "decode-0"]
+    addresses = _metrics_addresses("0.0.0.0:9400", names, lambda address, setting: address)
     assert addresses == {"gateway": "0.0.0.0:9400", "decode-0": "0.0.0.0:9401"}
-    assert ":0" not in "".join(_metrics_addresses("127.0.0.1:0", ["gateway", "decode-0"]).values())
+    addresses = _metrics_addresses("0.0.0.0:0", names, lambda address, setting: address)
+    assert addresses == dict.fromkeys(names, "0.0.0.0:0")
+
+
+def test_nobody_else_is_given_a_port_of_its_children(config):
+    """Not before they listen either, which is seconds after the port was found free."""
+    cluster = gateway_only(replace(config, metrics=MetricsSection("127.0.0.1:0")))
+    try:
+        for address in (cluster.address, cluster.metrics["gateway"]):
+            host, port = address.split(":")
+            with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+                other.bind((host, int(port)))
+    finally:
+        cluster.stop()
+    with socket.create_server((host, int(port))):
+        pass
 
 
 def test_a_port_of_metrics_that_is_taken_is_named(config):
@@ -116,7 +130,7 @@ def test_what_cannot_be_listened_on_is_a_setting_to_change(config, setting, addr
 
 def test_ipv6_is_in_brackets(config):
     try:
-        free_port("[::1]:0", "a test")
+        hold_port("[::1]:0", "a test").close()
     except ConfigError:
         pytest.skip("this machine has no [::1]")
     gateway = GatewaySection(address="[::1]:0", worker_address="[::1]:0")

@@ -5,6 +5,8 @@ import threading
 import time
 from typing import Self
 
+from ports import free_address
+
 
 class Proxy:
     """Listens on `address` and passes bytes on to `target`, in a thread of its own. `connections` counts them.
@@ -14,7 +16,7 @@ class Proxy:
 
     def __init__(self, target: str, idle_seconds: float | None = None, delay_seconds: float = 0.0):
         self.connections = 0
-        self.address = ""
+        self.address = free_address()  # its own while it refuses, too
         self._host, _, self._port = target.rpartition(":")
         self._idle_seconds = idle_seconds
         self._delay_seconds = delay_seconds
@@ -45,7 +47,7 @@ class Proxy:
 
     def reopen(self) -> None:
         """Ends `refuse`."""
-        self._run(self._listen(int(self.address.rpartition(":")[2])))
+        self._run(self._listen())
 
     def silence(self) -> None:
         """Forgets every connection without a word to either side: their bytes go nowhere from now on."""
@@ -54,10 +56,8 @@ class Proxy:
     def _run(self, work) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    async def _listen(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        host, port = self._server.sockets[0].getsockname()
-        self.address = f"{host}:{port}"
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, *self.address.split(":"))
 
     async def _reset(self) -> None:
         for writer in self._open:

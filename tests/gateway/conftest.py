@@ -1,7 +1,6 @@
 """Tokenizers, templates and scripted workers. The gateway under test is the real one, over real gRPC."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from icarus_gateway.sessions.store import SessionStore
 from icarus_gateway.text.chat_template import ChatTemplate
 from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.text.tokenizer import Tokenizer
+from ports import free_address
 from prometheus_client import CollectorRegistry
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -427,11 +427,6 @@ def new_cluster() -> Callable[..., object]:
 @pytest.fixture
 def templates() -> dict[str, str]:
     return {"chatml": CHATML, "llama3": LLAMA3}
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @dataclass

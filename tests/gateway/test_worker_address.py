@@ -6,10 +6,10 @@ import socket
 import grpc
 import grpc.aio
 import pytest
-from gateway.conftest import free_address
 from gateway.test_turns import A, B, C, D, collect, fails, stateless
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from ports import free_address
 from waiting import eventually
 
 from icarus.errors import ConfigError

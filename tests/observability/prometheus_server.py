@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from typing import Self
 import yaml
 from observability.binaries import require
 from observability.expressions import PROMETHEUS
+from ports import free_address
 
 SCRAPE_SECONDS = 0.5
 _PATIENCE_SECONDS = 30.0
@@ -38,9 +38,7 @@ class PrometheusServer:
 
     def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]]):
         """`targets`: addresses by job, in place of those of the committed configuration."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._address = free_address()
         self._folder = folder
         self._started = time.time()
         (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(targets)))

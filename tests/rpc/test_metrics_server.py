@@ -9,7 +9,7 @@ from waiting import eventually
 
 from icarus.errors import ConfigError
 from icarus.rpc.channel import open_channel
-from icarus.rpc.listen import free_port
+from icarus.rpc.listen import hold_port
 from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
 from icarus.rpc.metrics_server import MetricsServer, make_registry
 from icarus.rpc.server import make_server
@@ -26,7 +26,7 @@ def test_it_answers_and_stops_answering():
 
 def test_its_address_on_ipv6_is_one_of_a_url():
     try:
-        free_port("[::1]:0", "a test")
+        hold_port("[::1]:0", "a test").close()
     except ConfigError:
         pytest.skip("this machine has no [::1]")
     with MetricsServer("[::1]:0", make_registry()) as server, urlopen(f"http://{server.address}/metrics", timeout=5):

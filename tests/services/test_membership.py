@@ -1,13 +1,13 @@
 """Who comes, goes and comes again: processes started one by one, as containers are, in any order."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from ports import free_address
 from services.system import BLOCK_SIZE
 from services.test_chain import ids
 from services.test_metrics import scrape
@@ -31,12 +31,6 @@ Scheduler.schedule = lambda self: time.sleep(100_000)
 sys.exit(main(sys.argv[1:]))
 """
 INDEXED = "icarus_index_blocks"
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def num_indexed(metrics: str) -> float:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from oracle import shared_logits
 from peft import PeftModel
+from ports import free_address
 from safetensors.torch import load_file
 from tiny import load_reference
 from torch.nn import functional as F
@@ -173,10 +173,8 @@ def test_two_processes_train_as_one(settings, base, data, tmp_path):
     command = [sys.executable, "-m", "icarus.cli.main", "train", "--model", str(base), "--data", str(data)]
     command += ["--dtype", "float32", "--rank", "4", "--learning-rate", "0.01", "--batch-size", "2"]
     command += ["--accumulation", "1", "--steps", "3", "--out", str(tmp_path / "two")]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    host, port = free_address().split(":")
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": host, "MASTER_PORT": port}
     group |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(command, env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)})

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from icarus.errors import InvalidInputError, UnavailableError
+from icarus.rpc.listen import hold_port
 
 _STOP_SECONDS = 30.0
 _NUM_LINES = 15
@@ -52,7 +52,8 @@ class VllmServer:
 @contextmanager
 def vllm_server(folders: PeerFolders, mode: str, log: Path) -> Iterator[VllmServer]:
     """`mode` as serve.sh has it. Raises UnavailableError with its last words where it does not come up."""
-    port = _free_port()
+    held = hold_port("127.0.0.1:0", "vLLM's server")
+    port = held.getsockname()[1]
     starter = subprocess.Popen(
         ["bash", str(folders.scripts / "serve.sh"), str(folders.installed), mode, str(log)],
         stdin=subprocess.DEVNULL,
@@ -72,12 +73,7 @@ def vllm_server(folders: PeerFolders, mode: str, log: Path) -> Iterator[VllmServ
         yield VllmServer(f"http://127.0.0.1:{port}", pid)
     finally:
         _stop(pid, starter.pid)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        held.close()
 
 
 def _stop(pid: int, group: int) -> None:

@@ -1,5 +1,6 @@
 """A gateway and its workers as child processes on this machine."""
 
+import contextlib
 import dataclasses
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +21,7 @@ from icarus.cli.sections import of_process
 from icarus.client.connection import Stubs, Target
 from icarus.config import Config, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, IcarusError, UnavailableError
-from icarus.rpc.listen import free_port
+from icarus.rpc.listen import hold_port
 from icarus.types import Role
 from icarus.v1.cluster_service_pb2 import GetClusterRequest
 
@@ -61,7 +63,8 @@ class LocalCluster:
     which is the gateway's: the workers take the ports that follow.
 
     Children die with this process, however it ends: each watches a pipe from it. Building it raises ConfigError for an
-    address that cannot be listened on: whoever else listens there would seem to be this gateway. Starting raises
+    address that cannot be listened on: whoever else listens there would seem to be this gateway. Until it stops it
+    holds the ports that it gave its children, so that no other process is given one of them. Starting raises
     ConfigError where a child found its settings wrong, UnavailableError with the tail of its log where it died, and
     DeadlineError.
     """
@@ -78,13 +81,16 @@ class LocalCluster:
         progress: Callable[[str], None] | None = None,
     ):
         self.config = config
-        self.address = _listen_address(config.gateway.address, "[gateway] address")
-        worker_address = config.gateway.worker_address
-        self._worker_address = _listen_address(worker_address, "[gateway] worker_address") if worker_address else ""
         self._workers = [(f"{Role.PREFILL}-{i}", Role.PREFILL, prefill_adapters) for i in range(num_prefill)]
         self._workers += [(f"{Role.DECODE}-{i}", Role.DECODE, each) for i, each in enumerate(decode_adapters)]
         names = ["gateway", *(name for name, _, _ in self._workers)]
-        self.metrics = _metrics_addresses(config.metrics.address, names) if config.metrics.address else {}
+        with contextlib.ExitStack() as ports:
+            hold = partial(_hold_address, ports)
+            gateway, metrics = config.gateway, config.metrics.address
+            self.address = hold(gateway.address, "[gateway] address")
+            self._worker_address = gateway.worker_address and hold(gateway.worker_address, "[gateway] worker_address")
+            self.metrics = _metrics_addresses(metrics, names, hold) if metrics else {}
+            self._ports = ports.pop_all()
         self._owns_log_dir = log_dir is None
         self.log_dir = Path(log_dir or tempfile.mkdtemp(prefix="icarus-"))
         self._startup_seconds = startup_seconds
@@ -126,6 +132,7 @@ class LocalCluster:
         for child in self._children:
             _reap(child.process, max(deadline - time.monotonic(), 0.0))
         self._children.clear()
+        self._ports.close()
         if self._owns_log_dir:
             shutil.rmtree(self.log_dir, ignore_errors=True)
 
@@ -192,18 +199,19 @@ def _of_child(worker: WorkerSection, name: str, gateway: str, adapters: Sequence
     )
 
 
-def _listen_address(address: str, setting: str) -> str:
-    """The address with a free port in place of port 0. Raises ConfigError where it cannot be listened on."""
-    return f"{address.rpartition(':')[0]}:{free_port(address, setting)}"
+def _hold_address(ports: contextlib.ExitStack, address: str, setting: str) -> str:
+    """The address with a free port in place of port 0, held until `ports` closes. Raises ConfigError where it cannot be
+    listened on."""
+    port = ports.enter_context(hold_port(address, setting)).getsockname()[1]
+    return f"{address.rpartition(':')[0]}:{port}"
 
 
-def _metrics_addresses(address: str, names: Sequence[str]) -> dict[str, str]:
-    """Each name's: the first has the address, the others the ports that follow; any free ones in place of port 0.
-    Raises ConfigError where one of them cannot be listened on."""
+def _metrics_addresses(address: str, names: Sequence[str], hold: Callable[[str, str], str]) -> dict[str, str]:
+    """Each name's: the first has the address, the others the ports that follow; any free ones in place of port 0."""
     host, _, port = address.rpartition(":")
     following = port.isdecimal() and port != "0"
     return {
-        name: _listen_address(f"{host}:{int(port) + i}" if following else address, "[metrics] address")
+        name: hold(f"{host}:{int(port) + i}" if following else address, "[metrics] address")
         for i, name in enumerate(names)
     }
 

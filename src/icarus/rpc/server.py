@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from icarus.rpc.call_limit import CallLimitInterceptor
 from icarus.rpc.channel import COMMON_OPTIONS
-from icarus.rpc.listen import cannot_listen, free_port
+from icarus.rpc.listen import cannot_listen, hold_port
 from icarus.rpc.status import ErrorInterceptor
 from icarus.rpc.tracing import TraceContextInterceptor
 
@@ -116,7 +116,7 @@ def make_server(
 
 
 def _bind(server: grpc.aio.Server, address: str, setting: str) -> int:
-    free_port(address, setting)
+    hold_port(address, setting).close()
     try:
         return server.add_insecure_port(address)
     except RuntimeError as error:
