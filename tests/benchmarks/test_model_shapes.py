@@ -2,12 +2,12 @@ import torch
 from icarus_benchmarks.engine.in_process import InProcessEngine
 from icarus_benchmarks.model_folder import model_folder
 from icarus_benchmarks.model_shapes import SHAPES, ModelShape, write_random_model
-from icarus_gateway.text.served_model import load_served_model
 
 from icarus.cli.bench.flags import MODEL_SHAPES
 from icarus.config import Config
 from icarus.model.config import ModelConfig
 from icarus.model.loading import load_model
+from icarus.text.served_model import load_served_model
 
 
 def test_the_flag_offers_what_is_known():

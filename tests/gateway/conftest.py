@@ -1,4 +1,4 @@
-"""Tokenizers, templates and scripted workers. The gateway under test is the real one, over real gRPC."""
+"""Scripted workers. The gateway under test is the real one, over real gRPC."""
 
 import asyncio
 import time
@@ -9,16 +9,12 @@ from dataclasses import dataclass, field, replace
 import grpc.aio
 import icarus_gateway.main
 import pytest
-import tokenizers
+from byte_model import make_model
 from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.main import build_servers, make_session_store, make_turn_runs
 from icarus_gateway.sessions.store import SessionStore
-from icarus_gateway.text.chat_template import ChatTemplate
-from icarus_gateway.text.served_model import ServedModel
-from icarus_gateway.text.tokenizer import Tokenizer
 from ports import free_address
 from prometheus_client import CollectorRegistry
-from tokenizers import decoders, models, pre_tokenizers
 
 from icarus.config import Config, GatewaySection
 from icarus.errors import NotFoundError, UnavailableError
@@ -26,6 +22,7 @@ from icarus.rpc import server as rpc_server
 from icarus.rpc.channel import open_channel
 from icarus.rpc.messages import PROTOCOL_VERSION
 from icarus.rpc.server import Server, Service, make_server
+from icarus.text.served_model import ServedModel
 from icarus.v1 import (
     cluster_service_pb2_grpc,
     generation_service_pb2_grpc,
@@ -46,43 +43,6 @@ from icarus.worker.v1 import (
     registry_service_pb2,
     registry_service_pb2_grpc,
 )
-
-CHATML = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}<|head|>{{ message['role'] }}<|tail|>\n\n"
-    "{{ message['content'] | trim }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|head|>assistant<|tail|>\n\n{% endif %}"
-)
-SPECIAL = ("<|bos|>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|tail|>", "<|eot|>")
-
-
-def make_tokenizer() -> Tokenizer:
-    """A token a byte, and the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = tokenizers.Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    raw.add_special_tokens(list(SPECIAL))
-    return Tokenizer(raw)
-
-
-def make_model(template: str | None = CHATML, context_length: int = 4096) -> ServedModel:
-    tokenizer = make_tokenizer()
-    im_end, eot = tokenizer.id_of("<|im_end|>"), tokenizer.id_of("<|eot|>")
-    assert im_end is not None and eot is not None
-    return ServedModel(
-        name="base",
-        vocab_size=256 + len(SPECIAL),
-        context_length=context_length,
-        eos_token_ids=frozenset({im_end, eot}),
-        tokenizer=tokenizer,
-        template=ChatTemplate(template, {"bos_token": "<|bos|>"}) if template else None,
-    )
 
 
 @pytest.fixture
@@ -422,11 +382,6 @@ async def cluster(model: ServedModel) -> AsyncIterator[Cluster]:
 @pytest.fixture
 def new_cluster() -> Callable[..., object]:
     return start_cluster
-
-
-@pytest.fixture
-def templates() -> dict[str, str]:
-    return {"chatml": CHATML, "llama3": LLAMA3}
 
 
 @dataclass

@@ -11,10 +11,10 @@ from icarus_gateway.sessions.prompt import (
     tokenise_more,
     tokenise_prompt,
 )
-from icarus_gateway.text.chat_template import ChatMessage
-from icarus_gateway.text.content import Messages, Text, Tokens
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
+from icarus.text.chat_template import ChatMessage
+from icarus.text.content import Messages, Text, Tokens
 
 ASK = Messages((ChatMessage("user", "Hi?"),))
 MORE = Messages((ChatMessage("user", "Why?"),))

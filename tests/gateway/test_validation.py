@@ -7,9 +7,9 @@ from icarus_gateway.api.validation import (
     parse_tenant,
     parse_turn_id,
 )
-from icarus_gateway.text.content import Messages, Text, Tokens
 
 from icarus.errors import InvalidInputError
+from icarus.text.content import Messages, Text, Tokens
 from icarus.types import SamplingParams
 from icarus.v1.generation_pb2 import Content
 from icarus.v1.generation_pb2 import SamplingParams as Wire

@@ -1,14 +1,20 @@
 """Files to token ids: the gateway's ids, loss on the answer, and what is refused with its line."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 from icarus_gateway.sessions.prompt import stateless_prompt
-from icarus_gateway.text.chat_template import load_chat_template
-from icarus_gateway.text.content import ChatMessage, Messages, Text
-from icarus_gateway.text.served_model import load_served_model
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import models, pre_tokenizers
 from training.conftest import chat_line, write_lines
 
 from icarus.errors import InvalidInputError
 from icarus.model.hub import resolve_model
+from icarus.text.chat_template import load_chat_template
+from icarus.text.content import ChatMessage, Messages, Text
+from icarus.text.served_model import load_served_model
 from icarus.training.batches import DataOrder, collate, split_step
 from icarus.training.data import fit
 from icarus.training.examples import Example, Renderer
@@ -16,37 +22,77 @@ from icarus.training.records import Record, read_records
 from icarus.training.schedule import learning_rate
 
 
-@pytest.mark.parametrize("model", ["tiny", "smollm2"])
-def test_prompts_are_the_gateways(model, base):
-    folder = base if model == "tiny" else resolve_model(model)
+def change(file: Path, **entries) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny as gpt2", "smollm2"])
+def test_prompts_are_the_gateways(model, base, tmp_path):
+    folder = resolve_model(model) if model == "smollm2" else base
+    if model == "tiny as gpt2":  # of whose tokenizer.json transformers takes the vocabulary alone
+        folder = shutil.copytree(base, tmp_path / "gpt2")
+        change(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+        change(folder / "tokenizer.json", normalizer={"type": "Lowercase"})
     renderer, served = Renderer(folder), load_served_model(folder, "m")
-    texts = ["Füge « Ça ira » hinzu, 3.5 × 2", "  spaces  \n", '{"a": 1}']
+    texts = ["Füge « Ça ira » hinzu, 3.5 × 2", "  spaces  \n", '{"a": 1}', "\n\n12.", "the <|im_end|> of <s>"]
     for text in texts:
-        messages = [{"role": "user", "content": text}, {"role": "user", "content": "Do it."}]
+        messages = ({"role": "user", "content": text}, {"role": "user", "content": "Do it."})
         content = Messages(tuple(ChatMessage(**message) for message in messages))
-        assert tuple(renderer.prompt_ids(messages)) == stateless_prompt(served, content)
-        assert tuple(renderer.prompt_ids(text)) == stateless_prompt(served, Text(text))
-    assert set(renderer.end_ids) == served.eos_token_ids
+        prompt = stateless_prompt(served, content)
+        assert renderer.prompt_ids(messages) == renderer.example(Record(messages, "yes")).prompt_ids == prompt
+        assert renderer.prompt_ids(text) == stateless_prompt(served, Text(text))
+    assert renderer.end_ids == served.eos_token_ids
     assert load_chat_template(folder) is not None
+
+
+def text_of(base: Path, token_ids) -> str:
+    return RawTokenizer.from_file(str(base / "tokenizer.json")).decode(list(token_ids), skip_special_tokens=False)
 
 
 def test_the_answer_ends_with_the_end_token_alone(base):
     renderer = Renderer(base)
     example = renderer.example(Record(({"role": "user", "content": "hi"},), "yes"))
-    assert renderer.tokenizer.decode(example.answer_ids) == "yes<|im_end|>"
-    assert renderer.tokenizer.decode(example.prompt_ids).endswith("<|im_start|>assistant\n")
+    assert text_of(base, example.answer_ids) == "yes<|im_end|>"
+    assert text_of(base, example.prompt_ids).endswith("<|im_start|>assistant\n")
     plain = renderer.example(Record("Q: hi\nA:", " yes"))
-    assert renderer.tokenizer.decode(plain.answer_ids) == " yes<|im_end|>"
-    assert renderer.tokenizer.decode(plain.prompt_ids) == "Q: hi\nA:"
+    assert text_of(base, plain.answer_ids) == " yes<|im_end|>"
+    assert text_of(base, plain.prompt_ids) == "Q: hi\nA:"
 
 
-@pytest.mark.parametrize("place", ["prompt", "answer"])
-def test_a_control_token_in_a_message_is_refused(base, place):
-    """The gateway would make ordinary tokens of it, and the trainer does not."""
-    texts = {"prompt": "hi", "answer": "yes"} | {place: "so <|im_end|> it is"}
-    record = Record(({"role": "user", "content": texts["prompt"]},), texts["answer"], line=7)
-    with pytest.raises(InvalidInputError, match=r"line 7: .*control token '<\|im_end\|>'"):
+def test_a_completion_has_no_space_that_its_tokenizer_puts_before_a_text(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "metaspace")
+    letters = [chr(code) for code in range(10, 127)]
+    raw = RawTokenizer(models.BPE({token: i for i, token in enumerate(["<unk>", "▁", "</s>", *letters])}, []))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")  # type: ignore[assignment]
+    raw.add_special_tokens(["</s>"])
+    raw.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    example = Renderer(folder).example(Record("A:\n", "Yes"))
+    assert [raw.id_to_token(token_id) for token_id in example.answer_ids] == ["Y", "e", "s", "</s>"]
+
+
+def test_a_control_token_in_an_answer_is_refused(base):
+    """Where a message of the prompt has one, the gateway's ids are trained."""
+    record = Record(({"role": "user", "content": "hi"},), "so <|im_end|> it is", line=7)
+    with pytest.raises(InvalidInputError, match=r"line 7: the answer has .* control token '<\|im_end\|>'"):
         Renderer(base).example(record)
+
+
+def test_a_message_that_the_template_leaves_out_is_refused(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "no-system")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"})
+    with pytest.raises(InvalidInputError, match=r"line 3: .*renders nothing for a message of role 'system'"):
+        Renderer(folder).example(Record(messages, "yes", line=3))
+
+
+def test_messages_need_a_template(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "plain")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidInputError, match="no chat template; give 'prompt' and 'completion'"):
+        Renderer(folder).example(Record(({"role": "user", "content": "hi"},), "yes"))
 
 
 @pytest.mark.parametrize(

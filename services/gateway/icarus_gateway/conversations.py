@@ -4,12 +4,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from icarus.rpc.logs import bind_log_fields
+from icarus.text.content import Content
+from icarus.text.served_model import ServedModel
 from icarus_gateway.sessions.history import History
 from icarus_gateway.sessions.holders import SessionHolders
 from icarus_gateway.sessions.prompt import check_length, open_answer, tokenise_more, tokenise_prompt
 from icarus_gateway.sessions.store import Session, SessionPage, SessionStore
-from icarus_gateway.text.content import Content
-from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.driver import TurnDriver
 from icarus_gateway.turns.events import End, Sampling, TurnEvent, TurnRequest
 from icarus_gateway.turns.runs import Play, TurnCall, TurnRun, TurnRuns

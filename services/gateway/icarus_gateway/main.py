@@ -17,6 +17,7 @@ from icarus.rpc.metrics import MetricsInterceptor, RpcMetrics
 from icarus.rpc.metrics_server import MetricsServer, make_registry
 from icarus.rpc.model_labels import ModelLabels
 from icarus.rpc.server import Server, Service, make_server, serve_until_signal
+from icarus.text.served_model import ServedModel, load_served_model
 from icarus_gateway.api.cluster_service import ClusterServicer
 from icarus_gateway.api.generation_service import GenerationServicer
 from icarus_gateway.api.model_service import ModelServicer
@@ -32,7 +33,6 @@ from icarus_gateway.metrics import GatewayMetrics
 from icarus_gateway.sessions.session_file import SessionFile
 from icarus_gateway.sessions.store import SessionStore
 from icarus_gateway.state_metrics import GatewayState
-from icarus_gateway.text.served_model import ServedModel, load_served_model
 from icarus_gateway.turns.driver import TurnDriver
 from icarus_gateway.turns.prefill_stage import PrefillStage
 from icarus_gateway.turns.runs import TurnRuns

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from icarus.errors import ConfigError, InvalidInputError
-from icarus.training.model_config import read_model_config
-from icarus.training.records import Record
+from icarus.text.chat_template import ChatMessage
+from icarus.text.chat_tokens import ChatTokens
+from icarus.text.served_model import load_served_model
+from icarus.training.records import ChatMessages, Record
 
 
 @dataclass(frozen=True)
@@ -28,87 +26,64 @@ class Renderer:
     """A model's chat template and tokenizer."""
 
     def __init__(self, folder: str | Path):
-        """Raises ConfigError where the model has no tokenizer, or names no end-of-sequence token."""
-        config = read_model_config(folder)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"model {folder} has no tokenizer that can be read: {reason}") from None
-        self._control_tokens = [
-            token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special
-        ]
-        self.end_ids = _end_ids(Path(folder), self.tokenizer)
-        self.context_length = int(getattr(config, "max_position_embeddings", 1 << 30))
+        """Raises ConfigError as `load_served_model` does, and where the model names no end-of-sequence token."""
+        self._model = load_served_model(Path(folder), str(folder))
+        self.end_ids = self._model.eos_token_ids
+        self.context_length = self._model.context_length
         if not self.end_ids:
             raise ConfigError(f"model {folder} names no end-of-sequence token, so an answer would never end")
 
-    def prompt_ids(self, prompt: str | Sequence[Any]) -> list[int]:
-        """Ids of text as it is, or of messages with the generation prompt."""
+    def prompt_ids(self, prompt: str | ChatMessages) -> tuple[int, ...]:
+        """Ids of text as it is, or of messages with the generation prompt. Raises InvalidInputError where the chat
+        template objects, or there is none."""
         if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        return self._encode(self._render(prompt, add_generation_prompt=True))
+            return tuple(self._model.tokenizer.encode(prompt, begin=True))
+        return self._chat().full(_as_served(prompt), generation_prompt=True)
 
     def example(self, record: Record) -> Example:
         """Raises InvalidInputError with the record's line where the chat template objects, or rewrites an answered
-        prompt, and where a message has the text of a control token, which the gateway would quote."""
+        prompt, and where the answer has the text of a control token."""
         try:
-            self._refuse_control_tokens(record)
-            prompt_ids = self.prompt_ids(record.prompt)
-            answer_ids = self._end(self._encode(self._answer_text(record)))
+            if isinstance(record.prompt, str):
+                prompt_ids, answer_ids = self._complete(record.prompt, record.answer)
+            else:
+                self._refuse_control_tokens(record.answer)
+                prompt_ids, answer_ids = self._chat().answered(_as_served(record.prompt), record.answer)
         except InvalidInputError as error:
             raise InvalidInputError(f"line {record.line}: {error}") from None
-        return Example(tuple(prompt_ids), tuple(answer_ids))
+        return Example(prompt_ids, self._end(answer_ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return self._model.tokenizer.decode(token_ids)
 
-    def _refuse_control_tokens(self, record: Record) -> None:
-        if isinstance(record.prompt, str):
-            return
-        for text in [*(message["content"] for message in record.prompt), record.answer]:
-            if found := next((token for token in self._control_tokens if token in text), None):
-                raise InvalidInputError(
-                    f"a text has the control token {found!r}, which means itself in training and nothing when served; "
-                    "take it out"
-                )
+    def _chat(self) -> ChatTokens:
+        if self._model.chat is None:
+            problem = self._model.template_problem or "the model has no chat template"
+            raise InvalidInputError(f"{problem}; give 'prompt' and 'completion' instead of messages")
+        return self._model.chat
 
-    def _answer_text(self, record: Record) -> str:
-        if isinstance(record.prompt, str):
-            return record.answer
-        prompt = self._render(record.prompt, add_generation_prompt=True)
-        whole = self._render([*record.prompt, {"role": "assistant", "content": record.answer}])
-        if not whole.startswith(prompt):
+    def _complete(self, prompt: str, completion: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokenizer sees both together, as in a history; it sees the completion alone where it would join them."""
+        tokenizer = self._model.tokenizer
+        prompt_ids = self.prompt_ids(prompt)
+        both = tuple(tokenizer.encode(prompt + completion, begin=True))
+        if both[: len(prompt_ids)] == prompt_ids:
+            return prompt_ids, both[len(prompt_ids) :]
+        return prompt_ids, tuple(tokenizer.encode(completion))
+
+    def _refuse_control_tokens(self, answer: str) -> None:
+        """The gateway would make ordinary tokens of it in a history, and would not show it in an answer."""
+        if found := next((token for token in self._model.tokenizer.special_tokens if token in answer), None):
             raise InvalidInputError(
-                "the model's chat template renders an answered prompt unlike the prompt itself; "
-                "give 'prompt' and 'completion' instead of messages"
+                f"the answer has the text of the control token {found!r}, which nothing that is served says; take it "
+                "out: the end of the turn is added here"
             )
-        return whole[len(prompt) :]
 
-    def _end(self, ids: list[int]) -> list[int]:
+    def _end(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Up to and with the last end token; one is added where the template has none."""
         last = next((index for index in range(len(ids) - 1, -1, -1) if ids[index] in self.end_ids), None)
-        return [*ids, self.end_ids[0]] if last is None else ids[: last + 1]
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _render(self, messages: Sequence[Any], add_generation_prompt: bool = False) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (jinja2.TemplateError, ValueError) as error:
-            raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
+        return (*ids, self.end_ids[0]) if last is None else ids[: last + 1]
 
 
-def _end_ids(folder: Path, tokenizer: Any) -> list[int]:
-    """The tokenizer's first; then those of generation_config.json and config.json."""
-    found = [tokenizer.eos_token_id]
-    for source in (GenerationConfig, AutoConfig):
-        try:
-            entry = getattr(source.from_pretrained(folder), "eos_token_id", None)
-        except OSError:  # not every model has both files
-            continue
-        found += entry if isinstance(entry, list) else [entry]
-    return list(dict.fromkeys(token_id for token_id in found if token_id is not None))
+def _as_served(messages: ChatMessages) -> list[ChatMessage]:
+    return [ChatMessage(message["role"], message["content"]) for message in messages]

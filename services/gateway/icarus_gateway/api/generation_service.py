@@ -5,12 +5,12 @@ from contextlib import aclosing
 from typing import Any
 
 from icarus.errors import InvalidInputError
+from icarus.text.served_model import ServedModel
 from icarus.v1 import generation_service_pb2 as pb
 from icarus.v1 import generation_service_pb2_grpc as pb_grpc
 from icarus_gateway.api.turn_call import parse_turn_call
 from icarus_gateway.api.validation import parse_content, parse_model, parse_sampling, parse_tenant, parse_turn_id
 from icarus_gateway.conversations import Conversations
-from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.events import end_to_wire, event_to_wire
 
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from icarus.errors import InvalidInputError
 from icarus.rpc.messages import mode_from_wire, mode_to_wire
+from icarus.text.served_model import ServedModel
 from icarus.types import AdapterInfo, Role
 from icarus.v1 import model_service_pb2 as pb
 from icarus.v1 import model_service_pb2_grpc as pb_grpc
 from icarus_gateway.cluster.adapters import Adapters
 from icarus_gateway.cluster.workers import WorkerTable
-from icarus_gateway.text.served_model import ServedModel
 
 
 class ModelServicer(pb_grpc.ModelServiceServicer):

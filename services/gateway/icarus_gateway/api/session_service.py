@@ -5,14 +5,14 @@ from contextlib import aclosing
 from typing import Any
 
 from icarus.errors import InvalidInputError
+from icarus.text.content import Content
+from icarus.text.served_model import ServedModel
 from icarus.v1 import session_service_pb2 as pb
 from icarus.v1 import session_service_pb2_grpc as pb_grpc
 from icarus_gateway.api.turn_call import parse_turn_call
 from icarus_gateway.api.validation import parse_content, parse_model, parse_sampling, parse_session_id, parse_tenant
 from icarus_gateway.conversations import Conversations
 from icarus_gateway.sessions.store import Session
-from icarus_gateway.text.content import Content
-from icarus_gateway.text.served_model import ServedModel
 from icarus_gateway.turns.events import event_to_wire
 
 _DEFAULT_PAGE_SIZE = 100

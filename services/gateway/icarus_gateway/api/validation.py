@@ -2,12 +2,13 @@
 
 import math
 import secrets
+from collections.abc import Collection
 
 from icarus.errors import InvalidInputError
+from icarus.text.chat_template import ChatMessage
+from icarus.text.content import Content, Messages, Text, Tokens
 from icarus.types import DEFAULT_TENANT, SamplingParams
 from icarus.v1 import generation_pb2
-from icarus_gateway.text.chat_template import ChatMessage
-from icarus_gateway.text.content import Content, Messages, Text, Tokens
 from icarus_gateway.turns.events import Sampling
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -64,9 +65,9 @@ def _parse_token_ids(message: generation_pb2.TokenIds, vocab_size: int) -> tuple
     return tuple(message.ids)
 
 
-def parse_sampling(message: generation_pb2.SamplingParams, eos_token_ids: frozenset[int], vocab_size: int) -> Sampling:
+def parse_sampling(message: generation_pb2.SamplingParams, eos_token_ids: Collection[int], vocab_size: int) -> Sampling:
     """Fills in defaults, draws a seed where none is given. Raises InvalidInputError for a value out of range."""
-    eos = frozenset() if message.ignore_eos else eos_token_ids
+    eos = frozenset(() if message.ignore_eos else eos_token_ids)
     given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
     params = SamplingParams(**{"seed": secrets.randbits(64), **given}, stop_token_ids=eos | {*message.stop_token_ids})
     _check_numbers(params)

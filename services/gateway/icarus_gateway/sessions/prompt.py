@@ -3,10 +3,10 @@
 import asyncio
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
+from icarus.text.chat_tokens import ChatTokens
+from icarus.text.content import Content, Messages, Text
+from icarus.text.served_model import ServedModel
 from icarus_gateway.sessions.history import History
-from icarus_gateway.text.chat_tokens import ChatTokens
-from icarus_gateway.text.content import Content, Messages, Text
-from icarus_gateway.text.served_model import ServedModel
 
 _LONG_CHARACTERS = 16_384  # some 10 ms of tokenising
 _CHARACTERS_OF_A_MESSAGE = 64  # what rendering one outweighs

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from icarus.errors import FailedPreconditionError, IcarusError, NotFoundError, OverloadedError, UnavailableError
 from icarus.rpc.messages import sampling_to_wire, source_to_wire
 from icarus.rpc.model_labels import ModelLabels
+from icarus.text.stop_strings import OutputText
+from icarus.text.tokenizer import Detokenizer, Tokenizer
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus_gateway.cluster.block_reports import BlockReports
 from icarus_gateway.cluster.routing import Route, Router
 from icarus_gateway.cluster.worker import Worker
 from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.metrics import GatewayMetrics
-from icarus_gateway.text.stop_strings import OutputText
-from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer
 from icarus_gateway.turns.decode_call import DecodeCall
 from icarus_gateway.turns.events import Delta, End, TurnRequest
 from icarus_gateway.turns.meter import TurnMeter, measured

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from icarus.cache.hashing import BlockNames
 from icarus.rpc.messages import generated_logprobs_from_wire
+from icarus.text.stop_strings import OutputText
 from icarus.types import AdapterInfo, FinishReason, Usage, WorkerId
 from icarus.worker.v1 import decode_service_pb2 as decode_pb
 from icarus.worker.v1 import prefill_service_pb2 as prefill_pb
 from icarus_gateway.cluster.routing import Route
-from icarus_gateway.text.stop_strings import OutputText
 from icarus_gateway.turns.events import BlockMark, Delta, End, TurnRequest
 from icarus_gateway.turns.meter import TurnMeter
 from icarus_gateway.turns.prompt_sources import PromptSources, prompt_sources

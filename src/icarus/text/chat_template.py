@@ -14,7 +14,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
-from icarus_gateway.text.model_files import read_json, special_tokens
+from icarus.text.model_files import read_json, special_tokens
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,21 @@ class ChatTemplate:
             raise InvalidInputError(f"the model's chat template refuses the messages: {error}") from None
         self._require_rendered([], messages)
         return text
+
+    def answered(self, messages: Sequence[ChatMessage], answer: str) -> tuple[str, str]:
+        """(the prompt, what comes after it where the model says `answer`, with the end of its turn).
+
+        What the template puts before any answer, as the empty thought of a model that may think, is left out, but for
+        white space: in a history it is not there. Raises as `full` does, and where the prompt is not how the whole
+        begins.
+        """
+        prompt = self.full(messages, generation_prompt=True)
+        whole = self.full([*messages, ChatMessage("assistant", answer)])
+        if not whole.startswith(prompt):
+            raise InvalidInputError("the model's chat template renders an answered prompt unlike the prompt itself")
+        said = whole[len(prompt) :]
+        before = self._render([*messages, _ASSISTANT])[len(prompt) :].partition(_ASSISTANT.content)[0]
+        return prompt, said.removeprefix(before) if before.strip() else said
 
     def first(self, messages: Sequence[ChatMessage]) -> str:
         """The beginning of a session: as `full`, if deltas can follow it."""

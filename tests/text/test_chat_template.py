@@ -1,9 +1,9 @@
 from functools import partial
 
 import pytest
-from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate, InvalidTemplateError, load_chat_template
 
 from icarus.errors import ConfigError, FailedPreconditionError, InvalidInputError
+from icarus.text.chat_template import ChatMessage, ChatTemplate, InvalidTemplateError, load_chat_template
 
 TOKENS = {"bos_token": "<|bos|>"}
 SYSTEM = ChatMessage("system", "Be kind.")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
-from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate, sessions_error
-from icarus_gateway.text.tokenizer import Tokenizer
+from icarus.text.chat_template import ChatMessage, ChatTemplate, sessions_error
+from icarus.text.tokenizer import Tokenizer
 
 
 class ChatTokens:
@@ -32,6 +32,16 @@ class ChatTokens:
         """The whole conversation. Raises InvalidInputError where the template objects."""
         quoted = self._quote(messages)
         return self._encode(self._template.full(quoted.messages, generation_prompt), quoted)
+
+    def answered(self, messages: Sequence[ChatMessage], answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(the prompt, what the model adds to it that says `answer` and ends its turn). Raises InvalidInputError where
+        the template objects, or renders an answered prompt unlike the prompt itself."""
+        quoted = self._quote([*messages, ChatMessage("assistant", answer)])
+        prompt, said = self._template.answered(quoted.messages[:-1], quoted.messages[-1].content)
+        try:
+            return self._encode(prompt, quoted), self._added(prompt, said, quoted)
+        except _JoinedError:
+            return self._encode(prompt, quoted), self._encode(said, quoted)
 
     def first(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """The beginning of a session. Raises FailedPreconditionError where the template does not work for sessions."""
@@ -89,7 +99,8 @@ class ChatTokens:
 
     def _added(self, before: str, text: str, quoted: "_Quoted | None" = None) -> tuple[int, ...]:
         """The tokens that `text` adds to `before`: the tokenizer sees them together, as in the whole conversation."""
-        first, both = tuple(self._tokenizer.encode(before)), self._encode(before + text, quoted or _Quoted(()))
+        quoted = quoted or _Quoted(())
+        first, both = self._encode(before, quoted), self._encode(before + text, quoted)
         if both[: len(first)] != first:
             raise _JoinedError(f"the tokenizer joins {text[:20]!r} with the text before it")
         return both[len(first) :]

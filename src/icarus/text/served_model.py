@@ -6,10 +6,10 @@ from pathlib import Path
 
 from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
-from icarus_gateway.text.chat_template import ChatTemplate, InvalidTemplateError, load_chat_template
-from icarus_gateway.text.chat_tokens import ChatTokens
-from icarus_gateway.text.model_files import read_json, special_tokens
-from icarus_gateway.text.tokenizer import Tokenizer
+from icarus.text.chat_template import ChatTemplate, InvalidTemplateError, load_chat_template
+from icarus.text.chat_tokens import ChatTokens
+from icarus.text.model_files import read_json, special_tokens
+from icarus.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class ServedModel:
     name: str
     vocab_size: int
     context_length: int
-    eos_token_ids: frozenset[int]
+    eos_token_ids: tuple[int, ...]
+    """The tokenizer's own first."""
     tokenizer: Tokenizer
     template: ChatTemplate | None
     template_problem: str | None = None
@@ -49,15 +50,15 @@ def load_served_model(folder: Path, name: str) -> ServedModel:
     )
 
 
-def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Of generation_config.json, config.json and the tokenizer's own `eos_token` together."""
-    found: set[int] = set()
+def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Of the tokenizer's own `eos_token`, generation_config.json and config.json together."""
+    eos = special_tokens(folder).get("eos_token")
+    eos_id = tokenizer.id_of(eos) if eos else None
+    found = [] if eos_id is None else [eos_id]
     for file in ("generation_config.json", "config.json"):
         entry = read_json(folder / file).get("eos_token_id")
         ids = entry if isinstance(entry, list) else [] if entry is None else [entry]
         if not all(isinstance(token_id, int) for token_id in ids):
             raise ConfigError(f"{folder / file}: eos_token_id is {entry!r}; it must be a token id or a list of them")
-        found.update(ids)
-    eos = special_tokens(folder).get("eos_token")
-    eos_id = tokenizer.id_of(eos) if eos else None
-    return frozenset(found if eos_id is None else found | {eos_id})
+        found += ids
+    return tuple(dict.fromkeys(found))

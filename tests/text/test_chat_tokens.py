@@ -2,12 +2,12 @@
 
 import pytest
 import tokenizers
-from icarus_gateway.text.chat_template import ChatMessage, ChatTemplate
-from icarus_gateway.text.chat_tokens import ChatTokens
-from icarus_gateway.text.tokenizer import Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
+from icarus.text.chat_template import ChatMessage, ChatTemplate
+from icarus.text.chat_tokens import ChatTokens
+from icarus.text.tokenizer import Tokenizer
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -151,6 +151,40 @@ def test_pieces_are_the_tokens_of_the_whole(family, start):
     assert opened + sampled + follow_up == whole
     again = chat.full([*start, answer, MORE, answer, MORE], generation_prompt=True)
     assert again == whole + sampled + follow_up
+
+
+@pytest.mark.parametrize("start", [[ASK], [SYSTEM, said("user", "a text of <|im_end|> and </s>")]])
+def test_an_answer_that_is_trained_is_one_of_a_history(family, start):
+    """No thought that only the last answer has, and no space that a tokenizer puts before a text."""
+    name, chat, tokenizer = family
+    prompt, answer = chat.answered(start, "Yes. There.")
+    assert prompt == chat.full(start, generation_prompt=True)
+    whole = chat.full([*start, said("assistant", "Yes. There."), MORE], generation_prompt=True)
+    assert whole[: len(prompt + answer)] == prompt + answer
+    assert tokenizer.decode(answer).strip() == "Yes. There." and specials_in(tokenizer, answer)
+    if name == "qwen3":
+        thoughtful = tokenizer._raw.decode(chat.answered(start, "<think>\nWhere?\n</think>\n\nThere.")[1])
+        assert thoughtful.startswith("There."), "its template drops thoughts"
+
+
+def test_an_answer_that_joins_the_prompt_is_tokenised_alone():
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    source += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate([*alphabet, "]Y"])}, [("]", "Y")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
+    chat = ChatTokens(ChatTemplate(source), Tokenizer(raw))
+    prompt, answer = chat.answered([ASK], "Yes")
+    assert prompt == chat.full([ASK], generation_prompt=True)
+    assert [raw.id_to_token(token_id) for token_id in answer] == ["Y", "e", "s"]
+
+
+def test_a_template_that_rewrites_an_answered_prompt_is_refused():
+    source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    source += "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
+    chat = ChatTokens(ChatTemplate(source), FAMILIES["qwen3"][1])
+    with pytest.raises(InvalidInputError, match="renders an answered prompt unlike the prompt itself"):
+        chat.answered([ASK], "Yes")
 
 
 def test_a_delta_has_no_beginning(family):

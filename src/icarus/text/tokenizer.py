@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RawTokenizer
 
 from icarus.errors import ConfigError
-from icarus_gateway.text.model_files import control_tokens
+from icarus.text.model_files import control_tokens
 
 _UNFINISHED = "\ufffd"
 _MAX_HELD_TOKENS = 8  # no character takes more; what is held longer is not UTF-8

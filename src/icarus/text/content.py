@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from icarus_gateway.text.chat_template import ChatMessage
+from icarus.text.chat_template import ChatMessage
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@ import random
 
 import pytest
 import tokenizers
-from icarus_gateway.text.stop_strings import OutputText, StopStrings
-from icarus_gateway.text.tokenizer import Detokenizer, Tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from icarus.errors import ConfigError
+from icarus.text.stop_strings import OutputText, StopStrings
+from icarus.text.tokenizer import Detokenizer, Tokenizer
 
 
 def stream(tokenizer, ids, before=()):

@@ -2,12 +2,12 @@ import json
 
 import pytest
 from icarus_gateway.sessions.prompt import stateless_prompt
-from icarus_gateway.text.chat_template import ChatMessage
-from icarus_gateway.text.content import Messages, Text, Tokens
-from icarus_gateway.text.model_files import read_json
-from icarus_gateway.text.served_model import load_served_model
 
 from icarus.errors import ConfigError, FailedPreconditionError
+from icarus.text.chat_template import ChatMessage
+from icarus.text.content import Messages, Text, Tokens
+from icarus.text.model_files import read_json
+from icarus.text.served_model import load_served_model
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -38,7 +38,7 @@ def folder(tmp_path, model, templates):
 def test_a_folder(folder, model):
     served = load_served_model(folder, "tiny")
     assert (served.name, served.vocab_size, served.context_length) == ("tiny", 300, 64)
-    assert served.eos_token_ids == {3, 4, 5, model.tokenizer.id_of("<|im_end|>")}
+    assert served.eos_token_ids == (model.tokenizer.id_of("<|im_end|>"), 4, 5, 3)
     assert served.template is not None and served.template.delta_problem is None
     assert served.tokenizer.encode("abc") == model.tokenizer.encode("abc")
 

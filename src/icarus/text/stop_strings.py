@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 
-from icarus_gateway.text.tokenizer import Detokenizer
+from icarus.text.tokenizer import Detokenizer
 
 
 class StopStrings:
