@@ -28,8 +28,14 @@ class WorkerTable:
     """Registered workers by name. Used from one event loop; `clock` is monotonic seconds."""
 
     def __init__(
-        self, heartbeat_seconds: float, max_engine_age_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        base_model: str,
+        heartbeat_seconds: float,
+        max_engine_age_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ):
+        """`base_model` is the name of the one that the gateway serves."""
+        self._base_model = base_model
         self.heartbeat_seconds = heartbeat_seconds
         self._max_engine_age_seconds = max_engine_age_seconds
         self._clock = clock
@@ -193,7 +199,12 @@ class WorkerTable:
         await self.close_unused()
 
     def _require_fits(self, info: WorkerInfo) -> None:
-        """Raises FailedPreconditionError where workers that are not lost serve another model."""
+        """Raises FailedPreconditionError where this gateway, or workers that are not lost, serve another model."""
+        if info.base_model != self._base_model:
+            raise FailedPreconditionError(
+                f"worker {info.worker_id} serves the model {info.base_model!r}, but this gateway {self._base_model!r}; "
+                "where it is the same model under two names, give both one [model] name"
+            )
         for other in self._workers.values():
             if other.worker_id != info.worker_id and self._is_there(other):
                 _require_same_model(info, other.info)
