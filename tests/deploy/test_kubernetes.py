@@ -143,7 +143,9 @@ def test_pods_are_scraped_under_the_jobs_that_rules_and_dashboards_know():
     """What the relabelling of prometheus.yml makes of each pod's labels. Debian's promtool knows no Kubernetes."""
     made = {name: relabelled(pod_meta(name, "Running")) for name in WORKLOADS}
     assert {name: meta and meta["job"] for name, meta in made.items()} == {name: name for name in WORKLOADS}
-    assert {name: meta and meta["instance"] for name, meta in made.items()} == {name: f"ns/{name}" for name in WORKLOADS}
+    assert {name: meta and meta["instance"] for name, meta in made.items()} == {
+        name: f"ns/{name}" for name in WORKLOADS
+    }
     assert relabelled(pod_meta("decode", "Failed")) is None
     assert scrape_config()["scrape_interval"] == "5s"
 

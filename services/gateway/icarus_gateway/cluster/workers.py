@@ -142,7 +142,11 @@ class WorkerTable:
 
     def is_live(self, worker: Worker) -> bool:
         """Whether new work may go to it."""
-        return not worker.failed and not worker.heartbeat.draining and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
+        return self._is_well(worker) and not worker.heartbeat.draining
+
+    def is_draining(self, worker: Worker) -> bool:
+        """Whether it is well, but ends what it has and takes nothing new."""
+        return self._is_well(worker) and worker.heartbeat.draining
 
     def is_lost(self, worker: Worker) -> bool:
         """Whether work that it has now should be given up."""
@@ -220,6 +224,9 @@ class WorkerTable:
     def _is_there(self, worker: Worker) -> bool:
         """Whether it was heard of lately, however it is."""
         return self.silent_seconds(worker) <= _MISSED_UNTIL_LOST * self.heartbeat_seconds
+
+    def _is_well(self, worker: Worker) -> bool:
+        return not worker.failed and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
 
     def _is_heard(self, worker: Worker, missed: int) -> bool:
         is_silent = self._listens and self.silent_seconds(worker) > missed * self.heartbeat_seconds
