@@ -40,6 +40,14 @@ def test_a_pool_that_the_machine_might_have_is_tried(monkeypatch):
     assert KVPool(SHAPE, 5, 4, "float32", "cpu").tensor.nbytes == 5 * BLOCK_BYTES
 
 
+def test_a_pool_that_the_container_has_no_room_for_says_how_much_would_fit(monkeypatch):
+    """Whose limit no figure of the machine tells: it would be killed while it writes the pool."""
+    monkeypatch.setattr(kv, "room_in_groups", lambda: iter([7 * BLOCK_BYTES + 5]))
+    with pytest.raises(ConfigError, match=f"of which {7 * BLOCK_BYTES + 5:,} are free, enough for 7; a step needs"):
+        KVPool(SHAPE, 8, 4, "float32", "cpu")
+    assert KVPool(SHAPE, 7, 4, "float32", "cpu").num_blocks == 7
+
+
 def test_a_lost_gpu_is_no_setting(monkeypatch):
     def lost(*_: object, **__: object) -> torch.Tensor:
         raise torch.AcceleratorError("an illegal memory access")

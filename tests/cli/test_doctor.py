@@ -74,6 +74,8 @@ def test_a_worker_that_is_left_out_is_a_warning(gateway, monkeypatch):
     findings = {finding.name: finding for finding in examine_gateway(gateway.address)}
     lost = findings["worker prefill-0"]
     assert lost.level == "warn" and lost.value == "prefill at b:1 gets no turns: last heard of 4 s ago"
+    ends = findings["worker decode-1"]
+    assert ends.value == "decode at c:1 drains: it ends its turns and gets no more" and "start it" not in ends.advice
     assert findings["worker decode-0"].level == "ok" and findings["workers"].value.startswith("1 decode, 0 prefill")
 
 

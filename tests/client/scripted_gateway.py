@@ -327,4 +327,5 @@ class _Cluster(cluster_service_pb2_grpc.ClusterServiceServicer):
     async def GetCluster(self, request: Any, context: Any) -> Any:
         worker = cluster_service_pb2.Worker(worker_id="decode-0", role="decode", total_blocks=8, free_blocks=8)
         lost = cluster_service_pb2.LeftOutWorker(worker_id="prefill-0", role="prefill", address="b:1", silent_seconds=4)
-        return cluster_service_pb2.GetClusterResponse(workers=[worker], block_size=16, left_out=[lost])
+        ends = cluster_service_pb2.LeftOutWorker(worker_id="decode-1", role="decode", address="c:1", draining=True)
+        return cluster_service_pb2.GetClusterResponse(workers=[worker], block_size=16, left_out=[ends, lost])

@@ -248,4 +248,7 @@ def test_cluster(client):
     cluster = client.cluster()
     assert cluster.block_size == 16
     assert (cluster.workers[0].worker_id, cluster.workers[0].role) == ("decode-0", Role.DECODE)
-    assert cluster.left_out == (LeftOutWorker("prefill-0", Role.PREFILL, "b:1", 4),)
+    assert cluster.left_out == (
+        LeftOutWorker("decode-1", Role.DECODE, "c:1", 0, draining=True),
+        LeftOutWorker("prefill-0", Role.PREFILL, "b:1", 4),
+    )

@@ -36,6 +36,9 @@ def test_the_default_profile_is_the_cpu():
         "cpu": ["prefill", "decode-0", "decode-1"],
         "gpu": ["prefill-gpu", "decode-0-gpu", "decode-1-gpu"],
     }
+    for name in ON["cpu"]:  # so that both at once are refused, rather than displace each other at the gateway
+        names = [with_defaults(SERVICES[each]["container_name"]) for each in (name, f"{name}-gpu")]
+        assert names == [f"icarus-{name}"] * 2
     everywhere = {name for name, service in SERVICES.items() if "profiles" not in service}
     assert everywhere == {"model", "namespaces", "gateway", "prometheus", "grafana"}
 
@@ -87,7 +90,7 @@ def test_every_service(name):
         assert with_defaults(port).startswith("127.0.0.1:")
     for volume in service.get("volumes", ()):
         source = with_defaults(volume).split(":")[0]
-        assert source in ("models", "sessions", "prometheus", "grafana", "./adapters") or (ROOT / source).exists()
+        assert source in ("models", "sessions", "prometheus", "grafana") or (ROOT / source).exists()
     if "build" in service:
         assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert not re.search(r"(?i)password[^A-Z]*[:=]", yaml.safe_dump(service))

@@ -101,6 +101,18 @@ def test_services_lead_to_pods():
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
 
 
+def test_a_second_gateway_is_another():
+    """A session is one gateway's, so no Service may lead to a copy's pods; who may reach it is as with the first."""
+    label = {"icarus/gateway": "b"}
+    labels = POD_LABELS["gateway"] | label
+    assert POD_LABELS["gateway"].keys() >= label.keys()
+    selectors = [d["spec"]["selector"] for d in DOCUMENTS if d["kind"] == "Service"]
+    for selector in (*selectors, WORKLOADS["gateway"]["selector"]["matchLabels"]):
+        assert not selector.items() <= labels.items()
+    for policy in (d["spec"]["podSelector"]["matchLabels"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy"):
+        assert (policy.items() <= labels.items()) == (policy.items() <= POD_LABELS["gateway"].items())
+
+
 def test_who_may_reach_what():
     """Gateways and workers all of a worker, Prometheus the metrics; of the gateway workers the one port, labelled
     clients the other."""
@@ -131,7 +143,9 @@ def test_pods_are_scraped_under_the_jobs_that_rules_and_dashboards_know():
     """What the relabelling of prometheus.yml makes of each pod's labels. Debian's promtool knows no Kubernetes."""
     made = {name: relabelled(pod_meta(name, "Running")) for name in WORKLOADS}
     assert {name: meta and meta["job"] for name, meta in made.items()} == {name: name for name in WORKLOADS}
-    assert {name: meta and meta["instance"] for name, meta in made.items()} == {name: name for name in WORKLOADS}
+    assert {name: meta and meta["instance"] for name, meta in made.items()} == {
+        name: f"ns/{name}" for name in WORKLOADS
+    }
     assert relabelled(pod_meta("decode", "Failed")) is None
     assert scrape_config()["scrape_interval"] == "5s"
 
@@ -171,13 +185,14 @@ def pod_meta(name: str, phase: str) -> dict[str, str]:
     labels = {re.sub(r"\W", "_", key): value for key, value in POD_LABELS[name].items()}
     meta = {f"__meta_kubernetes_pod_label_{key}": value for key, value in labels.items()}
     meta["__meta_kubernetes_pod_container_port_name"] = "metrics"
+    meta["__meta_kubernetes_namespace"] = "ns"
     return {**meta, "__meta_kubernetes_pod_name": name, "__meta_kubernetes_pod_phase": phase}
 
 
 def relabelled(meta: dict[str, str]) -> dict[str, str] | None:
     """None where it is not kept."""
     for rule in scrape_config()["relabel_configs"]:
-        value = ";".join(meta.get(source, "") for source in rule["source_labels"])
+        value = rule.get("separator", ";").join(meta.get(source, "") for source in rule["source_labels"])
         matches = re.fullmatch(rule.get("regex", "(.*)"), value)
         if rule.get("action") == "keep" and not matches:
             return None

@@ -354,7 +354,7 @@ async def start_cluster(
     patient = {"heartbeat_seconds": 5.0, "report_wait_seconds": 60.0, "prefill_threshold_tokens": 1000}
     settings = {"address": "127.0.0.1:0", **patient, **settings}
     config = replace(Config(), gateway=GatewaySection(**settings))
-    table = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds, clock)
+    table = WorkerTable(model.name, config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds, clock)
     registry = CollectorRegistry()
     store = make_session_store(config, model)
     servers = build_servers(config, model, table, store, make_turn_runs(config.gateway, store), registry)

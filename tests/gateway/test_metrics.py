@@ -12,6 +12,7 @@ from waiting import eventually
 from icarus.errors import OverloadedError
 from icarus.rpc.model_labels import MAX_MODELS, OTHER, ModelLabels
 from icarus.v1 import generation_service_pb2
+from icarus.v1.cluster_service_pb2 import GetClusterRequest
 
 
 async def read(cluster, name: str, **labels: str) -> float:
@@ -52,6 +53,18 @@ async def test_a_worker_that_died_is_forgotten_while_others_go_on(cluster, value
     assert await value("icarus_workers", state="left_out") == 1
     await other.beat()
     assert await value("icarus_workers") == await value("icarus_workers", state="ready") == 1
+
+
+async def test_a_worker_that_drains_is_not_left_out(cluster, value):
+    worker = await cluster.add("d1")
+    await worker.beat(draining=True)
+    assert await value("icarus_workers") == await value("icarus_workers", role="decode", state="draining") == 1
+    (ends,) = (await cluster.cluster.GetCluster(GetClusterRequest())).left_out
+    assert ends.draining
+    cluster.silence(worker)
+    assert await value("icarus_workers") == await value("icarus_workers", state="left_out") == 1
+    (gone,) = (await cluster.cluster.GetCluster(GetClusterRequest())).left_out
+    assert not gone.draining
 
 
 async def test_writers_that_are_not_loaded_are_others(cluster, value):

@@ -97,7 +97,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.table = WorkerTable(1.0, 60.0, clock=lambda: self.now)
+        self.table = WorkerTable("base", 1.0, 60.0, clock=lambda: self.now)
         self.index = PrefixIndex()
         self.router = Router(self.table, self.index, "base", WEIGHTS)
 

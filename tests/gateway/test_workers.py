@@ -37,7 +37,7 @@ def info(name: str, instance: str = "1", **changes) -> WorkerInfo:
 
 @pytest.fixture
 async def table():
-    table = WorkerTable(heartbeat_seconds=1.0, max_engine_age_seconds=60.0, clock=Clock())
+    table = WorkerTable("base", heartbeat_seconds=1.0, max_engine_age_seconds=60.0, clock=Clock())
     yield table
     await table.close()
 
@@ -131,7 +131,7 @@ async def test_the_connection_to_a_replaced_worker_is_closed(table):
 
 
 async def test_a_worker_must_be_silent_twice_to_be_given_up(monkeypatch):
-    table = WorkerTable(heartbeat_seconds=0.01, max_engine_age_seconds=60.0, clock=Clock())
+    table = WorkerTable("base", heartbeat_seconds=0.01, max_engine_age_seconds=60.0, clock=Clock())
     worker, answer = table.register(info("d1"), PROTOCOL_VERSION, []), asyncio.Future()
     looks = [True, False, True]
 
@@ -183,6 +183,13 @@ async def test_a_worker_of_another_model_is_refused(table, field):
     )  # alone, it may come back with another model
     table._clock.now += 11
     table.register(info("d2"), PROTOCOL_VERSION, [])  # the dead have no say
+
+
+async def test_a_worker_of_another_model_than_the_gateways_is_refused(table):
+    """Also where it is the first one: nobody there has the model that turns would ask it for."""
+    with pytest.raises(FailedPreconditionError, match=r"worker d1 .*'old'.*gateway 'base'.*\[model\] name"):
+        table.register(info("d1", base_model="old"), PROTOCOL_VERSION, [])
+    assert table.known() == []
 
 
 async def test_another_protocol_version_is_refused(table):

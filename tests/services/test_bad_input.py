@@ -387,7 +387,8 @@ def num_refused(system: System) -> float:
 def test_a_worker_of_another_model_is_not_taken_in(system, client, tmp_path):
     other = tiny_llama(tmp_path / "other", seed=1)
     log = tmp_path / "log"
-    flags = ("--model-path", str(other), "--model-dtype", "float32", "--worker-gateways", system.address)
+    flags = ("--model-path", str(other), "--model-name", "tiny", "--model-dtype", "float32")
+    flags += ("--worker-gateways", system.address)
     with log.open("wb") as stream:
         process = subprocess.Popen(command("decode", *flags), stderr=stream)
     try:

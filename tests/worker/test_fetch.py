@@ -19,6 +19,7 @@ from icarus.engine.request import Landing
 from icarus.engine.thread import EngineThread
 from icarus.errors import OverloadedError
 from icarus.rpc.server import Server, Service, make_server
+from icarus.transfer.posted_reads import ReadResult
 from icarus.transfer.thread import TransferQueueFullError, TransferThread
 from icarus.types import BlockHash, BlockSource, WorkerId
 from icarus.worker.block_service import BlockServicer
@@ -89,6 +90,8 @@ class Reader:
     transfer: TransferThread
     peers: PeerTable
     record: FetchRecord
+    done: list[ReadResult]
+    """What the record heard of."""
     fetch: BlockFetch
     wanted: WantedBlocks
     hold: list[bool]
@@ -113,10 +116,11 @@ async def new_reader(folder) -> AsyncIterator:
         transport = Transport(harness.transport.region)
         transfer = TransferThread(lambda: transport, read_timeout_seconds, 8, hold_reads=lambda: hold[0])
         transfer.start()
-        peers, record = PeerTable(transfer, "fingerprint"), FetchRecord()
+        done: list[ReadResult] = []
+        peers, record = PeerTable(transfer, "fingerprint"), FetchRecord(done.append)
         fetch = BlockFetch(peers, transfer, record, "default", "turn")
         wanted = WantedBlocks(0, owner.hashes, tuple(harness.pool.allocate(NUM_BLOCKS)), BLOCK_SIZE)
-        readers.append(Reader(owner, harness, transport, transfer, peers, record, fetch, wanted, hold))
+        readers.append(Reader(owner, harness, transport, transfer, peers, record, done, fetch, wanted, hold))
         return readers[-1]
 
     yield start
@@ -134,7 +138,7 @@ async def test_blocks_are_read_and_the_lease_is_given_back(new_reader):
     assert (len(landing.writers), landing.num_remote_tokens) == (NUM_BLOCKS, len(TOKENS))
     reader.check_bytes()
     assert await reader.owner.leases() == (1, 1, 0)
-    assert not reader.record.failures
+    assert not reader.record.failures and len(reader.done) == 1
 
 
 async def test_what_one_source_lacks_is_read_from_the_next(new_reader, folder):
@@ -168,7 +172,7 @@ async def test_what_was_read_under_a_lease_that_lapsed_is_thrown_away(new_reader
     await reader.owner.ask(lapse)
     reader.hold[0] = False
     assert await reading == Landing()
-    assert reader.record.failures == {FetchFailure.LAPSED: 1}
+    assert reader.record.failures == {FetchFailure.LAPSED: 1} and not reader.done, "it counts once"
     assert reader.fetch.num_reads == 0
 
 

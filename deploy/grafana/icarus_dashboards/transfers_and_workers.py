@@ -27,7 +27,8 @@ def build() -> Dashboard:
 def _workers() -> Panel:
     return lines(
         "Workers known to the gateway",
-        "ready: gets turns. left_out: registered, but silent, stuck or out of reach, so it gets none.",
+        "ready: gets turns. draining: was told to stop, and ends what it has. left_out: registered, but silent, stuck "
+        "or out of reach, so it gets none.",
         "short",
         Query("max by (role, state) (icarus_workers)", "{{role}} {{state}}"),
         stacked=True,

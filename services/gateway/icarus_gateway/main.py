@@ -49,7 +49,7 @@ _NEVER_REFUSED = ("icarus.v1.GenerationService/CancelTurn",)
 async def serve(config: Config) -> None:
     """Loads the tokenizer, serves until SIGTERM or SIGINT, then drains. Raises ConfigError before it serves."""
     model = await asyncio.to_thread(_load_model, config)
-    workers = WorkerTable(config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
+    workers = WorkerTable(model.name, config.gateway.heartbeat_seconds, config.gateway.max_engine_age_seconds)
     store = await asyncio.to_thread(make_session_store, config, model)
     registry = make_registry()
     sweeping = asyncio.create_task(_sweep(store))

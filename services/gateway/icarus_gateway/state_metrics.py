@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from icarus.cache.index import PrefixIndex
 from icarus.types import Role
+from icarus_gateway.cluster.worker import Worker
 from icarus_gateway.cluster.workers import WorkerTable
 from icarus_gateway.conversations import Conversations
 from icarus_gateway.sessions.store import SessionStore
@@ -24,13 +25,21 @@ class GatewayState:
         return [self._worker_counts(), self._heartbeat_ages(), self._blocks(), *self._sessions()]
 
     def _worker_counts(self) -> Metric:
-        text = "Workers that registered; left out are those whose heartbeats or engine are late, or that failed a call."
+        text = (
+            "Workers that registered; draining are those that end, left out those whose heartbeats or engine are late, "
+            "or that failed a call."
+        )
         family = GaugeMetricFamily("icarus_workers", text, labels=["role", "state"])
-        counts = Counter((w.info.role, self._workers.is_live(w)) for w in self._workers.known())
+        counts = Counter((worker.info.role, self._state_of(worker)) for worker in self._workers.known())
         for role in Role:
-            family.add_metric([role, "ready"], counts[role, True])
-            family.add_metric([role, "left_out"], counts[role, False])
+            for state in ("ready", "draining", "left_out"):
+                family.add_metric([role, state], counts[role, state])
         return family
+
+    def _state_of(self, worker: Worker) -> str:
+        if self._workers.is_live(worker):
+            return "ready"
+        return "draining" if self._workers.is_draining(worker) else "left_out"
 
     def _heartbeat_ages(self) -> Metric:
         text = "Since a worker was last heard of."

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from icarus.cache.control_groups import room_in_groups
 from icarus.errors import ConfigError
 
 LAYOUT = "block layer kv token head dim"
@@ -63,9 +64,9 @@ class KVPool:
 def _allocate(num_blocks: int, block: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     block_bytes = math.prod(block) * dtype.itemsize
     try:
-        if device.type == "cpu" and num_blocks * block_bytes > _machine_bytes():
+        if device.type == "cpu" and num_blocks * block_bytes > min((_machine_bytes(), *room_in_groups())):
             # The system might promise it, and would kill the process that takes it at its word.
-            raise MemoryError("more than the machine has")
+            raise MemoryError("more than the machine or the container has")
         return torch.empty((num_blocks, *block), dtype=dtype, device=device)
     except torch.AcceleratorError:
         raise
@@ -79,11 +80,12 @@ def _allocate(num_blocks: int, block: tuple[int, ...], dtype: torch.dtype, devic
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Of the device. Of a machine that is not Linux, which does not say it simply, all that it has."""
+    """Of the device, or what a container may still take of it. Of a machine that is not Linux, which does not say it
+    simply, all that it has."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if sys.platform == "linux" and (line := re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())):
-        return int(line[1]) * 1024
+        return min((int(line[1]) * 1024, *room_in_groups()))
     return _machine_bytes()
 
 

@@ -216,8 +216,14 @@ def parse_model(message: model_pb2.Model) -> Model:
 
 
 def parse_cluster(message: cluster_pb2.GetClusterResponse) -> Cluster:
-    left_out = (LeftOutWorker(w.worker_id, Role(w.role), w.address, w.silent_seconds) for w in message.left_out)
-    return Cluster(tuple(map(_worker, message.workers)), message.block_size, tuple(left_out))
+    left_out = tuple(map(_left_out, message.left_out))
+    return Cluster(tuple(map(_worker, message.workers)), message.block_size, left_out)
+
+
+def _left_out(message: cluster_pb2.LeftOutWorker) -> LeftOutWorker:
+    return LeftOutWorker(
+        message.worker_id, Role(message.role), message.address, message.silent_seconds, message.draining
+    )
 
 
 def _worker(message: cluster_pb2.Worker) -> Worker:

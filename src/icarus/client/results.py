@@ -146,13 +146,15 @@ class Worker:
 
 @dataclass(frozen=True)
 class LeftOutWorker:
-    """A worker that gets no turns: it missed its heartbeats, or did not answer."""
+    """A worker that gets no turns: it missed its heartbeats, did not answer, or ends."""
 
     worker_id: str
     role: Role
     address: str
     silent_seconds: float
     """Since its last heartbeat."""
+    draining: bool = False
+    """It ends what it has and then leaves: nothing is wrong with it."""
 
 
 @dataclass(frozen=True)

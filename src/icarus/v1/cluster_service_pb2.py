@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ficarus/v1/cluster_service.proto\x12\ticarus.v1\"\x13\n\x11GetClusterRequest\"\xee\x02\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\x03\x12\x13\n\x0b\x66ree_blocks\x18\x05 \x01(\x03\x12\x15\n\rcached_blocks\x18\x06 \x01(\x03\x12\x13\n\x0bused_blocks\x18\x07 \x01(\x03\x12\x1a\n\x12quarantined_blocks\x18\x08 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\t \x01(\x03\x12\x19\n\x11kv_written_tokens\x18\n \x01(\x03\x12\x16\n\x0etransfer_reads\x18\x0b \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\x0c \x01(\x03\x12\x18\n\x10running_requests\x18\r \x01(\x05\x12\x18\n\x10waiting_requests\x18\x0e \x01(\x05\x12\x16\n\x0e\x65victed_blocks\x18\x0f \x01(\x03\x12\x13\n\x0bpreemptions\x18\x10 \x01(\x03\"Y\n\rLeftOutWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x16\n\x0esilent_seconds\x18\x04 \x01(\x01\"x\n\x12GetClusterResponse\x12\"\n\x07workers\x18\x01 \x03(\x0b\x32\x11.icarus.v1.Worker\x12\x12\n\nblock_size\x18\x02 \x01(\x05\x12*\n\x08left_out\x18\x03 \x03(\x0b\x32\x18.icarus.v1.LeftOutWorker2[\n\x0e\x43lusterService\x12I\n\nGetCluster\x12\x1c.icarus.v1.GetClusterRequest\x1a\x1d.icarus.v1.GetClusterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ficarus/v1/cluster_service.proto\x12\ticarus.v1\"\x13\n\x11GetClusterRequest\"\xee\x02\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0ctotal_blocks\x18\x04 \x01(\x03\x12\x13\n\x0b\x66ree_blocks\x18\x05 \x01(\x03\x12\x15\n\rcached_blocks\x18\x06 \x01(\x03\x12\x13\n\x0bused_blocks\x18\x07 \x01(\x03\x12\x1a\n\x12quarantined_blocks\x18\x08 \x01(\x03\x12\x13\n\x0b\x62lock_bytes\x18\t \x01(\x03\x12\x19\n\x11kv_written_tokens\x18\n \x01(\x03\x12\x16\n\x0etransfer_reads\x18\x0b \x01(\x03\x12\x16\n\x0etransfer_bytes\x18\x0c \x01(\x03\x12\x18\n\x10running_requests\x18\r \x01(\x05\x12\x18\n\x10waiting_requests\x18\x0e \x01(\x05\x12\x16\n\x0e\x65victed_blocks\x18\x0f \x01(\x03\x12\x13\n\x0bpreemptions\x18\x10 \x01(\x03\"k\n\rLeftOutWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x16\n\x0esilent_seconds\x18\x04 \x01(\x01\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"x\n\x12GetClusterResponse\x12\"\n\x07workers\x18\x01 \x03(\x0b\x32\x11.icarus.v1.Worker\x12\x12\n\nblock_size\x18\x02 \x01(\x05\x12*\n\x08left_out\x18\x03 \x03(\x0b\x32\x18.icarus.v1.LeftOutWorker2[\n\x0e\x43lusterService\x12I\n\nGetCluster\x12\x1c.icarus.v1.GetClusterRequest\x1a\x1d.icarus.v1.GetClusterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER']._serialized_start=68
   _globals['_WORKER']._serialized_end=434
   _globals['_LEFTOUTWORKER']._serialized_start=436
-  _globals['_LEFTOUTWORKER']._serialized_end=525
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=527
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=647
-  _globals['_CLUSTERSERVICE']._serialized_start=649
-  _globals['_CLUSTERSERVICE']._serialized_end=740
+  _globals['_LEFTOUTWORKER']._serialized_end=543
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=545
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=665
+  _globals['_CLUSTERSERVICE']._serialized_start=667
+  _globals['_CLUSTERSERVICE']._serialized_end=758
 # @@protoc_insertion_point(module_scope)

@@ -128,8 +128,8 @@ class BlockFetch:
                 self._unsettled = UnsettledRead(target, pending.settled)
                 result = await self._result(peer, pending)
                 span.set_attributes({"icarus.bytes": result.num_bytes})
-            self._record.read(result)
             await release_lease(peer, grant)
+        self._record.read(result)
         self.num_reads += 1
         self.num_bytes += result.num_bytes
         return grant.writers

@@ -28,7 +28,7 @@ class FetchFailure(StrEnum):
     """The lease had ended before the read did: what was read was thrown away."""
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
-    """It has lent all that it may."""
+    """It has lent all that it may, or its engine has too much waiting."""
     LOCAL = "local"
     """Too much waited for this worker's own transfer thread."""
     OTHER = "other"
@@ -49,7 +49,7 @@ class FetchRecord:
     """What came of a worker's fetches, over all turns."""
 
     read: Callable[[ReadResult], None] = lambda result: None
-    """Hears of every read that is done."""
+    """Hears of every read that is done, and whose lease held until then: the others count as failures."""
     failures: Counter[FetchFailure] = field(default_factory=Counter)
 
     def failed(self, error: IcarusError) -> None:

@@ -51,6 +51,7 @@ class ClusterServicer(pb_grpc.ClusterServiceServicer):
             role=worker.info.role.value,
             address=worker.info.address,
             silent_seconds=self._workers.silent_seconds(worker),
+            draining=self._workers.is_draining(worker),
         )
 
 

@@ -28,8 +28,14 @@ class WorkerTable:
     """Registered workers by name. Used from one event loop; `clock` is monotonic seconds."""
 
     def __init__(
-        self, heartbeat_seconds: float, max_engine_age_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        base_model: str,
+        heartbeat_seconds: float,
+        max_engine_age_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ):
+        """`base_model` is the name of the one that the gateway serves."""
+        self._base_model = base_model
         self.heartbeat_seconds = heartbeat_seconds
         self._max_engine_age_seconds = max_engine_age_seconds
         self._clock = clock
@@ -136,7 +142,11 @@ class WorkerTable:
 
     def is_live(self, worker: Worker) -> bool:
         """Whether new work may go to it."""
-        return not worker.failed and not worker.heartbeat.draining and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
+        return self._is_well(worker) and not worker.heartbeat.draining
+
+    def is_draining(self, worker: Worker) -> bool:
+        """Whether it is well, but ends what it has and takes nothing new."""
+        return self._is_well(worker) and worker.heartbeat.draining
 
     def is_lost(self, worker: Worker) -> bool:
         """Whether work that it has now should be given up."""
@@ -193,7 +203,12 @@ class WorkerTable:
         await self.close_unused()
 
     def _require_fits(self, info: WorkerInfo) -> None:
-        """Raises FailedPreconditionError where workers that are not lost serve another model."""
+        """Raises FailedPreconditionError where this gateway, or workers that are not lost, serve another model."""
+        if info.base_model != self._base_model:
+            raise FailedPreconditionError(
+                f"worker {info.worker_id} serves the model {info.base_model!r}, but this gateway {self._base_model!r}; "
+                "where it is the same model under two names, give both one [model] name"
+            )
         for other in self._workers.values():
             if other.worker_id != info.worker_id and self._is_there(other):
                 _require_same_model(info, other.info)
@@ -209,6 +224,9 @@ class WorkerTable:
     def _is_there(self, worker: Worker) -> bool:
         """Whether it was heard of lately, however it is."""
         return self.silent_seconds(worker) <= _MISSED_UNTIL_LOST * self.heartbeat_seconds
+
+    def _is_well(self, worker: Worker) -> bool:
+        return not worker.failed and self._is_heard(worker, _MISSED_UNTIL_LEFT_OUT)
 
     def _is_heard(self, worker: Worker, missed: int) -> bool:
         is_silent = self._listens and self.silent_seconds(worker) > missed * self.heartbeat_seconds

@@ -55,8 +55,12 @@ def _worker(worker: Worker) -> Finding:
 
 
 def _left_out(worker: LeftOutWorker) -> Finding:
-    value = f"{worker.role} at {worker.address} gets no turns: last heard of {worker.silent_seconds:.0f} s ago"
-    return warn(f"worker {worker.worker_id}", value, "its log says more, if it runs still; else start it again")
+    name = f"worker {worker.worker_id}"
+    where = f"{worker.role} at {worker.address}"
+    if worker.draining:
+        return warn(name, f"{where} drains: it ends its turns and gets no more", "nothing, if it was told to stop")
+    value = f"{where} gets no turns: last heard of {worker.silent_seconds:.0f} s ago"
+    return warn(name, value, "its log says more, if it runs still; else start it again")
 
 
 def _roles(workers: tuple[Worker, ...]) -> Finding:
