@@ -167,24 +167,43 @@ def test_a_folder_that_is_taken(settings, tmp_path):
     assert (tmp_path / "home" / "letter.txt").exists()
 
 
-def test_two_processes_train_as_one(settings, base, data, tmp_path):
-    """accelerate over gloo: the same examples a step, split."""
-    alone = curve(train(settings(batch_size=4, accumulation=1, steps=3), tmp_path / "alone"))
+def as_of_two_processes(folder):
+    """A run of one process under way, as two that split its passes would have left it."""
+    identity = json.loads((folder / "train.json").read_text())
+    identity |= {"batch_size": identity["batch_size"] // 2, "num_processes": 2}
+    (folder / "train.json").write_text(json.dumps(identity))
+    for file in (folder / "checkpoints").iterdir():
+        state = torch.load(file, weights_only=True)
+        torch.save(state | {"rng": 2 * state["rng"]}, file)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_train_as_one(settings, base, data, tmp_path, resume):
+    """accelerate over gloo: the same examples a step, split. The second has a folder of its own, as on a machine of
+    its own."""
+    whole = settings(batch_size=4, accumulation=1, steps=3)
+    alone = curve(train(whole, tmp_path / "alone"))
+    if resume:
+        with pytest.raises(Stopped):
+            train(whole, tmp_path / "0", observer=StopAfter(3))
+        as_of_two_processes(tmp_path / "0")
     command = [sys.executable, "-m", "icarus.cli.main", "train", "--model", str(base), "--data", str(data)]
     command += ["--dtype", "float32", "--rank", "4", "--learning-rate", "0.01", "--batch-size", "2"]
-    command += ["--accumulation", "1", "--steps", "3", "--out", str(tmp_path / "two")]
+    command += ["--accumulation", "1", "--steps", "3", "--save-every", "2", *(["--resume"] if resume else [])]
     host, port = free_address().split(":")
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": host, "MASTER_PORT": port}
     group |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(command, env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
+        subprocess.Popen(
+            [*command, "--out", str(tmp_path / rank)], env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
     ]
     try:
         assert [process.wait(timeout=200) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
-    for a, b in zip(alone, curve(tmp_path / "two"), strict=True):
+    for a, b in zip(alone, curve(tmp_path / "0"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["tokens"] == b["tokens"]
