@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from oracle import shared_logits
 from peft import PeftModel
 from ports import free_address
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 from icarus.adapters.metadata import read_metadata
 from icarus.adapters.peft_folder import load_peft_folder
-from icarus.errors import AlreadyExistsError, InvalidInputError
+from icarus.errors import AlreadyExistsError, ConfigError, InvalidInputError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.training import run as run_module
@@ -165,6 +167,26 @@ def test_a_folder_that_is_taken(settings, tmp_path):
     with pytest.raises(AlreadyExistsError, match="not made by icarus train"):
         train(settings(), tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "letter.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed precision is bf16.*--mixed_precision no; --dtype"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8", "gradient accumulation is 8.*--accumulation"),
+    ],
+)
+def test_what_accelerate_would_change_is_refused(settings, tmp_path, monkeypatch, name, value, reason):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=reason):
+        train(settings(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_share_the_model_are_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match=r"distributed type is FSDP.*--multi_gpu"):
+        train(settings(), tmp_path / "out")
 
 
 def as_of_two_processes(folder):

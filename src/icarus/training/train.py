@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from icarus.adapters.metadata import AdapterMetadata
 from icarus.errors import InvalidInputError
 from icarus.model.digest import base_digest
@@ -14,6 +12,7 @@ from icarus.training.data import load_examples
 from icarus.training.folder import RunFolder, identity_of
 from icarus.training.lora_model import add_lora, check_two_streams, load_base
 from icarus.training.observer import Observer
+from icarus.training.processes import join_processes
 from icarus.training.run import TrainingRun
 from icarus.training.settings import TrainSettings
 
@@ -33,7 +32,7 @@ def train(
     """
     if resume and overwrite:
         raise InvalidInputError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    accelerator = Accelerator()
+    accelerator = join_processes()
     observer = observer if observer and accelerator.is_main_process else Observer()
     model_folder = resolve_model(settings.model, observer.note)
     data = load_examples(settings.data, model_folder, settings, observer.note)
