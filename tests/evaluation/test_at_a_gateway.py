@@ -108,17 +108,20 @@ def test_a_loss_of_another_base_is_refused(gateway, tmp_path, capsys, more, reas
     assert reason.format(address=gateway.address) in capsys.readouterr().err
 
 
-def test_a_loss_of_an_adapter_that_is_a_name_is_refused(gateway, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "use"), [(["--nll", "--model", "a/base"], "--nll computes with"), (["--card"], "--card writes into")]
+)
+def test_the_folder_of_an_adapter_that_is_a_name_is_refused(gateway, tmp_path, capsys, monkeypatch, more, use):
     monkeypatch.chdir(tmp_path)
     gateway.load("triage")
     data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "x"}])
-    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--nll"]
-    argv += ["--model", "a/base", "--adapter", "triage"]
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", *more]
+    argv += ["--adapter", "triage"]
     assert cli.main(argv) == 2
-    assert "--nll computes with the adapter's folder, and triage is none" in capsys.readouterr().err
+    assert f"{use} the adapter's folder, and triage is none" in capsys.readouterr().err
     (tmp_path / "triage").mkdir()  # whose weights are another's, for all that is known
     assert cli.main(argv) == 2
-    assert f"triage is a name that {gateway.address} serves" in capsys.readouterr().err
+    assert f"{use} the adapter's folder, but triage is a name that {gateway.address}" in capsys.readouterr().err
 
 
 def test_a_loss_of_the_served_base_is_reported(gateway, base, tmp_path, capsys):

@@ -126,13 +126,14 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _served_base(args: argparse.Namespace, connection: dict[str, Any]) -> str:
-    """The name of the gateway's base. Raises InvalidInputError where the loss would be that of another."""
+    """The name of the gateway's base. Raises InvalidInputError where the loss or the score would be that of another."""
     with Client(args.gateway, **connection) as client:
         models = client.models()
     served = models.base.name
-    if args.nll and args.adapter in models:
+    if (args.nll or args.card) and args.adapter in models:
+        uses = "--nll computes with" if args.nll else "--card writes into"
         raise InvalidInputError(
-            f"--nll computes with the adapter's folder, but {args.adapter} is a name that {args.gateway} serves; if "
+            f"{uses} the adapter's folder, but {args.adapter} is a name that {args.gateway} serves; if "
             f"there is a folder of that name, give ./{args.adapter}"
         )
     if args.nll and (own := _config(args).model.served_name) != served:
