@@ -94,6 +94,19 @@ def test_one_that_is_stopped_leaves_nothing_loaded(gateway, tmp_path, stop, code
     assert (process.returncode, err, list(gateway.models)) == (code, "", ["base"])
 
 
+def test_a_card_that_cannot_be_written_is_known_before_the_answers(gateway, tmp_path, capsys):
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "x"}])
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--card"]
+    argv += ["--adapter", str(tmp_path)]
+    card = tmp_path / "README.md"
+    card.mkdir()
+    assert cli.main(argv) == 2
+    assert f"--card {card} cannot be written: Is a directory" in capsys.readouterr().err and not gateway.requests
+    card.rmdir()
+    assert cli.main(argv) == 0
+    assert card.read_text().startswith(f"# {tmp_path.name}\n\n## Scores\n\n- d.jsonl: exact")
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [

@@ -21,7 +21,7 @@ from icarus.config import Config
 from icarus.errors import InvalidInputError
 from icarus.evaluation.report import Answer, Report, judge, write_report
 from icarus.evaluation.through_gateway import answer_all
-from icarus.training.card import add_score
+from icarus.training.card import add_score, card_file
 from icarus.training.records import Record, read_records
 
 if TYPE_CHECKING:
@@ -50,14 +50,15 @@ def run(args: argparse.Namespace) -> int:
     args.model = args.model or read_config(args).model.path
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]
-    with sigterm_exits(), writable("--json", args.json) as json_path:
+    card = str(card_file(args.adapter)) if args.card else None
+    with sigterm_exits(), writable("--json", args.json) as json_path, writable("--card", card):
         report = _evaluate(args, connection, records, console)
         console.print(report.summary())
         if json_path is not None:
             write_report(json_path, report)
             console.print(f"every answer is in {json_path}")
-    if args.card:
-        add_score(Path(args.adapter), report.summary())
+        if args.card:
+            add_score(Path(args.adapter), report.summary())
     return 0
 
 

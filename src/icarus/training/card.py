@@ -7,7 +7,7 @@ from pathlib import Path
 from icarus.model.hub import published_name
 from icarus.training.settings import TrainSettings
 
-FILE_NAME = "README.md"
+_FILE_NAME = "README.md"
 _NO_SCORES = "None yet: `icarus eval --card` adds them.\n"
 _HOW = {
     "icarus": "It reads the KV cache of the frozen base model and never writes it (ICaRus), so all such specialists of "
@@ -33,6 +33,10 @@ class RunFacts:
     validation_loss: float | None
 
 
+def card_file(folder: str | Path) -> Path:
+    return Path(folder) / _FILE_NAME
+
+
 def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
     step_size = settings.batch_size * settings.accumulation * facts.num_processes
     recipe = {
@@ -53,7 +57,7 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
     if facts.validation_loss is not None:
         loss += f" Validation loss: {facts.validation_loss:.4f}."
     note = f"{settings.data_note}\n\n" if settings.data_note else ""
-    (folder / FILE_NAME).write_text(
+    card_file(folder).write_text(
         f"---\nbase_model: {published_name(settings.model)}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
         f"# {folder.resolve().name}\n\nA LoRA specialist trained by `icarus train`. {_HOW[settings.mode]}\n\n"
         f"## Data\n\n{note}`{facts.data_name}`, {facts.num_examples:,} examples{left_out}{truncated}; "
@@ -64,8 +68,8 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
 
 def add_score(folder: Path, line: str) -> None:
     """Puts a line at the end of the scores, which are the end of the card, unless it is there already."""
-    file = folder / FILE_NAME
-    text = file.read_text() if file.is_file() else f"# {folder.resolve().name}\n\n## Scores\n\n"
+    file = card_file(folder)
+    text = (file.read_text() if file.is_file() else "") or f"# {folder.resolve().name}\n\n## Scores\n\n"
     entry = f"- {line}\n"
     if entry not in text:
         file.write_text(text.replace(_NO_SCORES, "") + entry)
