@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from icarus.adapters.metadata import read_metadata
 from icarus.adapters.peft_folder import load_peft_folder
-from icarus.errors import AlreadyExistsError, ConfigError, InvalidInputError
+from icarus.errors import AlreadyExistsError, ConfigError, IcarusError, InvalidInputError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.training import run as run_module
@@ -167,6 +167,32 @@ def test_a_folder_that_is_taken(settings, tmp_path):
     with pytest.raises(AlreadyExistsError, match="not made by icarus train"):
         train(settings(), tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "letter.txt").exists()
+
+
+def test_a_folder_behind_a_link_is_overwritten(settings, tmp_path):
+    link, target = tmp_path / "link", tmp_path / "target"
+    target.mkdir()
+    link.symlink_to(target)
+    train(settings(steps=2), link)
+    train(settings(steps=1), link, overwrite=True)
+    assert link.is_symlink() and len(curve(target)) == 1
+
+
+class FullDisk(Observer):
+    """Whatever is written for a checkpoint finds no room."""
+
+    def __init__(self, checkpoints):
+        self._checkpoints = checkpoints
+
+    def begin(self, num_done, num_steps):
+        self._checkpoints.mkdir()
+        (self._checkpoints / "partial").symlink_to("/dev/full")
+
+
+def test_a_checkpoint_without_room_is_named(settings, tmp_path):
+    checkpoints = tmp_path / "out" / "checkpoints"
+    with pytest.raises(IcarusError, match=f"{checkpoints}/step-000002.pt cannot be written: No space left"):
+        train(settings(), tmp_path / "out", observer=FullDisk(checkpoints))
 
 
 @pytest.mark.parametrize(

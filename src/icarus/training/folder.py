@@ -40,9 +40,9 @@ class RunFolder:
                 raise AlreadyExistsError(
                     f"{self.path} was not made by icarus train; delete it yourself, or choose another"
                 )
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path.resolve())
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.resolve().mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInputError(f"folder {self.path} cannot be made: {error.strerror}") from None
         (self.path / _IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n")
