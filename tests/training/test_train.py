@@ -1,5 +1,6 @@
 """The loop: it learns, it can be interrupted anywhere, and what it writes is what is served."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -167,6 +168,16 @@ def test_a_folder_that_is_taken(settings, tmp_path):
     with pytest.raises(AlreadyExistsError, match="not made by icarus train"):
         train(settings(), tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "letter.txt").exists()
+
+
+def test_data_from_a_pipe_have_their_hash(settings, data, tmp_path):
+    """As of `--data <(zcat train.jsonl.gz)`, whose file is empty for whoever opens it again."""
+    with subprocess.Popen(["cat", data], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout is not None
+        folder = train(settings(data=f"/dev/fd/{cat.stdout.fileno()}", steps=1), tmp_path / "out")
+    sha256 = hashlib.sha256(data.read_bytes()).hexdigest()
+    assert json.loads((folder / "train.json").read_text())["data_sha256"] == sha256
+    assert f"SHA-256 `{sha256}`" in (folder / "README.md").read_text()
 
 
 def test_a_folder_behind_a_link_is_overwritten(settings, tmp_path):

@@ -7,7 +7,6 @@ adapter_config.json adapter_model.safetensors icarus.json README.md     when it 
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -88,15 +87,11 @@ class RunFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def identity_of(settings: TrainSettings, base_digest: str, num_processes: int) -> dict[str, Any]:
+def identity_of(
+    settings: TrainSettings, data_sha256: str, validation_sha256: str, base_digest: str, num_processes: int
+) -> dict[str, Any]:
     """What two parts of one run must agree on. The data's paths may change, their contents not."""
     fields = dataclasses.asdict(settings)
-    for name in ("data", "validation"):
-        path = fields.pop(name)
-        fields[f"{name}_sha256"] = file_digest(path) if path else None
-    return fields | {"base_digest": base_digest, "num_processes": num_processes}
-
-
-def file_digest(path: str | Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    del fields["data"], fields["validation"]
+    contents = {"data_sha256": data_sha256, "validation_sha256": validation_sha256 or None, "base_digest": base_digest}
+    return fields | contents | {"num_processes": num_processes}

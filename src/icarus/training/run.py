@@ -96,11 +96,11 @@ class TrainingRun:
             self._losses.append(figures.loss)
             self._observer.step(figures)
 
-    def facts(self, data: Fitted, data_sha256: str) -> RunFacts:
+    def facts(self, data: Fitted) -> RunFacts:
         last = self._losses[-max(len(self._losses) // 10, 1) :]
         return RunFacts(
             data_name=Path(self._settings.data).name,
-            data_sha256=data_sha256,
+            data_sha256=data.sha256,
             num_examples=len(data.examples),
             num_left_out=data.num_left_out,
             num_truncated=data.num_truncated,
