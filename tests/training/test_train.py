@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from oracle import shared_logits
 from peft import PeftModel
+from peft.utils import save_and_load
 from ports import free_address
 from safetensors.torch import load_file
 from tiny import load_reference
@@ -168,6 +169,22 @@ def test_a_folder_that_is_taken(settings, tmp_path):
     with pytest.raises(AlreadyExistsError, match="not made by icarus train"):
         train(settings(), tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "letter.txt").exists()
+
+
+def test_what_is_published_is_not_about_this_machine(settings, base, tmp_path, monkeypatch):
+    """Nor is the hub asked what the base is."""
+    asked = []
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *args, **kwargs: asked.append(args))
+    with pytest.raises(Stopped):
+        train(settings(), tmp_path / "out", observer=StopAfter(3))
+    (tmp_path / "moved").symlink_to(base)
+    monkeypatch.chdir(tmp_path / "moved")
+    folder = train(settings(model="."), tmp_path / "out", resume=True)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == base.name
+    assert f"| base | {base.name} |" in (folder / "README.md").read_text()
+    for file in folder.iterdir():
+        assert str(base.parent).encode() not in file.read_bytes() and str(tmp_path).encode() not in file.read_bytes()
+    assert not asked
 
 
 def test_data_from_a_pipe_have_their_hash(settings, data, tmp_path):

@@ -39,8 +39,9 @@ def card_file(folder: str | Path) -> Path:
 
 def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
     step_size = settings.batch_size * settings.accumulation * facts.num_processes
+    base = published_name(settings.model)
     recipe = {
-        "base": settings.model,
+        "base": base,
         "mode": settings.mode,
         "targets": ", ".join(settings.target_modules),
         "rank, alpha, dropout": f"{settings.rank}, {settings.lora_alpha:g}, {settings.dropout:g}",
@@ -58,7 +59,7 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
         loss += f" Validation loss: {facts.validation_loss:.4f}."
     note = f"{settings.data_note}\n\n" if settings.data_note else ""
     card_file(folder).write_text(
-        f"---\nbase_model: {published_name(settings.model)}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
+        f"---\nbase_model: {base}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
         f"# {folder.resolve().name}\n\nA LoRA specialist trained by `icarus train`. {_HOW[settings.mode]}\n\n"
         f"## Data\n\n{note}`{facts.data_name}`, {facts.num_examples:,} examples{left_out}{truncated}; "
         f"SHA-256 `{facts.data_sha256}`.\n\n"

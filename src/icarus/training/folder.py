@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from icarus.errors import AlreadyExistsError, InvalidInputError
+from icarus.model.hub import published_name
 from icarus.training.settings import TrainSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _IDENTITY_FILE = "train.json"
-_FREE_TO_CHANGE = {"save_every", "data_note", "learning_rate"}
-"""A run that diverged may go on with a lower rate."""
+_FREE_TO_CHANGE = {"model", "save_every", "data_note", "learning_rate"}
+"""A run that diverged may go on with a lower rate. Which model it is, its digest says."""
 
 
 class RunFolder:
@@ -90,8 +91,8 @@ class RunFolder:
 def identity_of(
     settings: TrainSettings, data_sha256: str, validation_sha256: str, base_digest: str, num_processes: int
 ) -> dict[str, Any]:
-    """What two parts of one run must agree on. The data's paths may change, their contents not."""
-    fields = dataclasses.asdict(settings)
+    """What two parts of one run must agree on. The paths of the base and the data may change, their contents not."""
+    fields = dataclasses.asdict(settings) | {"model": published_name(settings.model)}
     del fields["data"], fields["validation"]
     contents = {"data_sha256": data_sha256, "validation_sha256": validation_sha256 or None, "base_digest": base_digest}
     return fields | contents | {"num_processes": num_processes}
