@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ def _ignored_flags(args: argparse.Namespace) -> list[str]:
 
 def _evaluate(args: argparse.Namespace, connection: dict[str, Any], records: list[Record], console: Console) -> Report:
     served = _served_base(args, connection) if args.gateway else ""
-    answer_loss = _load_reference(args, console).mean_loss(records, args.in_flight) if args.nll else None
+    answer_loss = _answer_loss(args, records, console) if args.nll else None
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("answers", total=len(records))
         answers, seconds = _answer_all(args, connection, records, console, lambda count: progress.advance(task, count))
@@ -86,6 +87,16 @@ def _evaluate(args: argparse.Namespace, connection: dict[str, Any], records: lis
         through="oracle" if args.oracle else "gateway",
         data=Path(args.data).name,
     )
+
+
+def _answer_loss(args: argparse.Namespace, records: list[Record], console: Console) -> float:
+    """Computed before the answers: what it refuses is known soon. Leaves the device's memory to whoever gives those."""
+    import torch
+
+    loss = _load_reference(args, console).mean_loss(records, args.in_flight)
+    gc.collect()  # a model may be in a cycle
+    torch.cuda.empty_cache()
+    return loss
 
 
 def _answer_all(
