@@ -187,6 +187,13 @@ def test_what_is_published_is_not_about_this_machine(settings, base, tmp_path, m
     assert not asked
 
 
+def test_a_card_names_data_whose_name_is_no_text(settings, data, tmp_path):
+    odd = tmp_path / "caf\udce9.jsonl"
+    odd.write_bytes(data.read_bytes())
+    folder = train(settings(data=str(odd), steps=1), tmp_path / "out")
+    assert "`caf\\udce9.jsonl`, 20 examples" in (folder / "README.md").read_text()
+
+
 def test_data_from_a_pipe_have_their_hash(settings, data, tmp_path):
     """As of `--data <(zcat train.jsonl.gz)`, whose file is empty for whoever opens it again."""
     with subprocess.Popen(["cat", data], stdout=subprocess.PIPE) as cat:
