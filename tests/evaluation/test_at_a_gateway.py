@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from client.scripted_gateway import ScriptedGateway
 from training.conftest import write_lines
 from waiting import wait_until
 
+from icarus.cli import evaluate as command
 from icarus.cli import main as cli
 from icarus.errors import InvalidInputError, NotFoundError, UnavailableError
 from icarus.evaluation.through_gateway import answer_all
@@ -94,6 +96,19 @@ def test_one_that_is_stopped_leaves_nothing_loaded(gateway, tmp_path, stop, code
     assert (process.returncode, err, list(gateway.models)) == (code, "", ["base"])
 
 
+def test_a_card_that_cannot_be_written_is_known_before_the_answers(gateway, tmp_path, capsys):
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "x"}])
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--card"]
+    argv += ["--adapter", str(tmp_path)]
+    card = tmp_path / "README.md"
+    card.mkdir()
+    assert cli.main(argv) == 2
+    assert f"--card {card} cannot be written: Is a directory" in capsys.readouterr().err and not gateway.requests
+    card.rmdir()
+    assert cli.main(argv) == 0
+    assert card.read_text().startswith(f"# {tmp_path.name}\n\n## Scores\n\n- d.jsonl: exact")
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -108,22 +123,39 @@ def test_a_loss_of_another_base_is_refused(gateway, tmp_path, capsys, more, reas
     assert reason.format(address=gateway.address) in capsys.readouterr().err
 
 
-def test_a_loss_of_an_adapter_that_is_a_name_is_refused(gateway, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "use"), [(["--nll", "--model", "a/base"], "--nll computes with"), (["--card"], "--card writes into")]
+)
+def test_the_folder_of_an_adapter_that_is_a_name_is_refused(gateway, tmp_path, capsys, monkeypatch, more, use):
     monkeypatch.chdir(tmp_path)
     gateway.load("triage")
     data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "x"}])
-    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--nll"]
-    argv += ["--model", "a/base", "--adapter", "triage"]
+    argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", *more]
+    argv += ["--adapter", "triage"]
     assert cli.main(argv) == 2
-    assert "--nll computes with the adapter's folder, and triage is none" in capsys.readouterr().err
+    assert f"{use} the adapter's folder, and triage is none" in capsys.readouterr().err
     (tmp_path / "triage").mkdir()  # whose weights are another's, for all that is known
     assert cli.main(argv) == 2
-    assert f"triage is a name that {gateway.address} serves" in capsys.readouterr().err
+    assert f"{use} the adapter's folder, but triage is a name that {gateway.address}" in capsys.readouterr().err
 
 
-def test_a_loss_of_the_served_base_is_reported(gateway, base, tmp_path, capsys):
+def test_a_loss_of_the_served_base_is_reported(gateway, base, tmp_path, capsys, monkeypatch):
+    """The memory of the model that computed it is given back before the answers."""
+    models, given_back = [], []
+
+    def asked():
+        return [each for each in gateway.requests if isinstance(each, generation_service_pb2.GenerateRequest)]
+
+    def load(*args):
+        reference = load_reference(*args)
+        models.append(weakref.ref(next(reference._model.parameters())))
+        return reference
+
+    load_reference = command._load_reference
+    monkeypatch.setattr(command, "_load_reference", load)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back.append(models[0]() is None and not asked()))
     data = write_lines(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "red"}])
     argv = ["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact", "--nll"]
     argv += ["--model", str(base), "--model-name", "base", "--model-dtype", "float32"]
     assert cli.main(argv) == 0, capsys.readouterr().err
-    assert "loss" in capsys.readouterr().out
+    assert "loss" in capsys.readouterr().out and given_back == [True] and asked()

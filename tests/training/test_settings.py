@@ -27,6 +27,7 @@ def test_a_target_that_changes_the_cache_is_refused(target):
         ({"steps": -1}, "--steps"),
         ({"alpha": float("inf")}, "--alpha is inf"),
         ({"seed": 1 << 32}, "--seed is 4294967296"),
+        ({"data_note": "caf\udce9"}, "--data-note is not UTF-8 at character 4"),
         ({"targets": ("lm_head",)}, "cannot be served"),
     ],
 )

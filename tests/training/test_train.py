@@ -1,5 +1,6 @@
 """The loop: it learns, it can be interrupted anywhere, and what it writes is what is served."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -7,8 +8,11 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from oracle import shared_logits
 from peft import PeftModel
+from peft.utils import save_and_load
 from ports import free_address
 from safetensors.torch import load_file
 from tiny import load_reference
@@ -16,7 +20,7 @@ from torch.nn import functional as F
 
 from icarus.adapters.metadata import read_metadata
 from icarus.adapters.peft_folder import load_peft_folder
-from icarus.errors import AlreadyExistsError, InvalidInputError
+from icarus.errors import AlreadyExistsError, ConfigError, IcarusError, InvalidInputError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.training import run as run_module
@@ -167,24 +171,122 @@ def test_a_folder_that_is_taken(settings, tmp_path):
     assert (tmp_path / "home" / "letter.txt").exists()
 
 
-def test_two_processes_train_as_one(settings, base, data, tmp_path):
-    """accelerate over gloo: the same examples a step, split."""
-    alone = curve(train(settings(batch_size=4, accumulation=1, steps=3), tmp_path / "alone"))
+def test_what_is_published_is_not_about_this_machine(settings, base, tmp_path, monkeypatch):
+    """Nor is the hub asked what the base is."""
+    asked = []
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *args, **kwargs: asked.append(args))
+    with pytest.raises(Stopped):
+        train(settings(), tmp_path / "out", observer=StopAfter(3))
+    (tmp_path / "moved").symlink_to(base)
+    monkeypatch.chdir(tmp_path / "moved")
+    folder = train(settings(model="."), tmp_path / "out", resume=True)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == base.name
+    assert f"| base | {base.name} |" in (folder / "README.md").read_text()
+    for file in folder.iterdir():
+        assert str(base.parent).encode() not in file.read_bytes() and str(tmp_path).encode() not in file.read_bytes()
+    assert not asked
+
+
+def test_a_card_names_data_whose_name_is_no_text(settings, data, tmp_path):
+    odd = tmp_path / "caf\udce9.jsonl"
+    odd.write_bytes(data.read_bytes())
+    folder = train(settings(data=str(odd), steps=1), tmp_path / "out")
+    assert "`caf\\udce9.jsonl`, 20 examples" in (folder / "README.md").read_text()
+
+
+def test_data_from_a_pipe_have_their_hash(settings, data, tmp_path):
+    """As of `--data <(zcat train.jsonl.gz)`, whose file is empty for whoever opens it again."""
+    with subprocess.Popen(["cat", data], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout is not None
+        folder = train(settings(data=f"/dev/fd/{cat.stdout.fileno()}", steps=1), tmp_path / "out")
+    sha256 = hashlib.sha256(data.read_bytes()).hexdigest()
+    assert json.loads((folder / "train.json").read_text())["data_sha256"] == sha256
+    assert f"SHA-256 `{sha256}`" in (folder / "README.md").read_text()
+
+
+def test_a_folder_behind_a_link_is_overwritten(settings, tmp_path):
+    link, target = tmp_path / "link", tmp_path / "target"
+    target.mkdir()
+    link.symlink_to(target)
+    train(settings(steps=2), link)
+    train(settings(steps=1), link, overwrite=True)
+    assert link.is_symlink() and len(curve(target)) == 1
+
+
+class FullDisk(Observer):
+    """Whatever is written for a checkpoint finds no room."""
+
+    def __init__(self, checkpoints):
+        self._checkpoints = checkpoints
+
+    def begin(self, num_done, num_steps):
+        self._checkpoints.mkdir()
+        (self._checkpoints / "partial").symlink_to("/dev/full")
+
+
+def test_a_checkpoint_without_room_is_named(settings, tmp_path):
+    checkpoints = tmp_path / "out" / "checkpoints"
+    with pytest.raises(IcarusError, match=f"{checkpoints}/step-000002.pt cannot be written: No space left"):
+        train(settings(), tmp_path / "out", observer=FullDisk(checkpoints))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed precision is bf16.*--mixed_precision no; --dtype"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8", "gradient accumulation is 8.*--accumulation"),
+    ],
+)
+def test_what_accelerate_would_change_is_refused(settings, tmp_path, monkeypatch, name, value, reason):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=reason):
+        train(settings(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_share_the_model_are_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match=r"distributed type is FSDP.*--multi_gpu"):
+        train(settings(), tmp_path / "out")
+
+
+def as_of_two_processes(folder):
+    """A run of one process under way, as two that split its passes would have left it."""
+    identity = json.loads((folder / "train.json").read_text())
+    identity |= {"batch_size": identity["batch_size"] // 2, "num_processes": 2}
+    (folder / "train.json").write_text(json.dumps(identity))
+    for file in (folder / "checkpoints").iterdir():
+        state = torch.load(file, weights_only=True)
+        torch.save(state | {"rng": 2 * state["rng"]}, file)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_train_as_one(settings, base, data, tmp_path, resume):
+    """accelerate over gloo: the same examples a step, split. The second has a folder of its own, as on a machine of
+    its own."""
+    whole = settings(batch_size=4, accumulation=1, steps=3)
+    alone = curve(train(whole, tmp_path / "alone"))
+    if resume:
+        with pytest.raises(Stopped):
+            train(whole, tmp_path / "0", observer=StopAfter(3))
+        as_of_two_processes(tmp_path / "0")
     command = [sys.executable, "-m", "icarus.cli.main", "train", "--model", str(base), "--data", str(data)]
     command += ["--dtype", "float32", "--rank", "4", "--learning-rate", "0.01", "--batch-size", "2"]
-    command += ["--accumulation", "1", "--steps", "3", "--out", str(tmp_path / "two")]
+    command += ["--accumulation", "1", "--steps", "3", "--save-every", "2", *(["--resume"] if resume else [])]
     host, port = free_address().split(":")
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": host, "MASTER_PORT": port}
     group |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(command, env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
+        subprocess.Popen(
+            [*command, "--out", str(tmp_path / rank)], env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
     ]
     try:
         assert [process.wait(timeout=200) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
-    for a, b in zip(alone, curve(tmp_path / "two"), strict=True):
+    for a, b in zip(alone, curve(tmp_path / "0"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["tokens"] == b["tokens"]

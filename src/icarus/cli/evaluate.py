@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import dataclasses
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from icarus.config import Config
 from icarus.errors import InvalidInputError
 from icarus.evaluation.report import Answer, Report, judge, write_report
 from icarus.evaluation.through_gateway import answer_all
-from icarus.training.card import add_score
+from icarus.training.card import add_score, card_file
 from icarus.training.records import Record, read_records
 
 if TYPE_CHECKING:
@@ -50,14 +51,15 @@ def run(args: argparse.Namespace) -> int:
     args.model = args.model or read_config(args).model.path
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]
-    with sigterm_exits(), writable("--json", args.json) as json_path:
+    card = str(card_file(args.adapter)) if args.card else None
+    with sigterm_exits(), writable("--json", args.json) as json_path, writable("--card", card):
         report = _evaluate(args, connection, records, console)
         console.print(report.summary())
         if json_path is not None:
             write_report(json_path, report)
             console.print(f"every answer is in {json_path}")
-    if args.card:
-        add_score(Path(args.adapter), report.summary())
+        if args.card:
+            add_score(Path(args.adapter), report.summary())
     return 0
 
 
@@ -70,7 +72,7 @@ def _ignored_flags(args: argparse.Namespace) -> list[str]:
 
 def _evaluate(args: argparse.Namespace, connection: dict[str, Any], records: list[Record], console: Console) -> Report:
     served = _served_base(args, connection) if args.gateway else ""
-    answer_loss = _load_reference(args, console).mean_loss(records, args.in_flight) if args.nll else None
+    answer_loss = _answer_loss(args, records, console) if args.nll else None
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         task = progress.add_task("answers", total=len(records))
         answers, seconds = _answer_all(args, connection, records, console, lambda count: progress.advance(task, count))
@@ -85,6 +87,16 @@ def _evaluate(args: argparse.Namespace, connection: dict[str, Any], records: lis
         through="oracle" if args.oracle else "gateway",
         data=Path(args.data).name,
     )
+
+
+def _answer_loss(args: argparse.Namespace, records: list[Record], console: Console) -> float:
+    """Computed before the answers: what it refuses is known soon. Leaves the device's memory to whoever gives those."""
+    import torch
+
+    loss = _load_reference(args, console).mean_loss(records, args.in_flight)
+    gc.collect()  # a model may be in a cycle
+    torch.cuda.empty_cache()
+    return loss
 
 
 def _answer_all(
@@ -126,13 +138,14 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _served_base(args: argparse.Namespace, connection: dict[str, Any]) -> str:
-    """The name of the gateway's base. Raises InvalidInputError where the loss would be that of another."""
+    """The name of the gateway's base. Raises InvalidInputError where the loss or the score would be that of another."""
     with Client(args.gateway, **connection) as client:
         models = client.models()
     served = models.base.name
-    if args.nll and args.adapter in models:
+    if (args.nll or args.card) and args.adapter in models:
+        uses = "--nll computes with" if args.nll else "--card writes into"
         raise InvalidInputError(
-            f"--nll computes with the adapter's folder, but {args.adapter} is a name that {args.gateway} serves; if "
+            f"{uses} the adapter's folder, but {args.adapter} is a name that {args.gateway} serves; if "
             f"there is a folder of that name, give ./{args.adapter}"
         )
     if args.nll and (own := _config(args).model.served_name) != served:

@@ -100,7 +100,8 @@ def published_name(path: str) -> str:
     """The hub id of what `resolve_model` takes, for a model card; of a file or folder its name alone."""
     if path == SMOLLM2:
         return _SMOLLM2_HUB_ID
-    return Path(path).name if Path(path).expanduser().exists() else path
+    local = Path(path).expanduser()
+    return (local.name or local.resolve().name) if local.exists() else path
 
 
 def cache_folder() -> Path:

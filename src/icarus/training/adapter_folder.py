@@ -17,7 +17,7 @@ _CONFIG_FILE = "adapter_config.json"
 def save_adapter(folder: Path, model: PeftModel, metadata: AdapterMetadata) -> None:
     """Writes PEFT's configuration, `icarus.json`, and last, all at once, the weights in bfloat16: they complete the
     folder."""
-    weights = get_peft_model_state_dict(model)
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)  # "auto" asks the hub whether they changed
     tensors = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in weights.items()}
     config = model.peft_config["default"]
     config.inference_mode = True

@@ -7,7 +7,7 @@ from pathlib import Path
 from icarus.model.hub import published_name
 from icarus.training.settings import TrainSettings
 
-FILE_NAME = "README.md"
+_FILE_NAME = "README.md"
 _NO_SCORES = "None yet: `icarus eval --card` adds them.\n"
 _HOW = {
     "icarus": "It reads the KV cache of the frozen base model and never writes it (ICaRus), so all such specialists of "
@@ -33,10 +33,15 @@ class RunFacts:
     validation_loss: float | None
 
 
+def card_file(folder: str | Path) -> Path:
+    return Path(folder) / _FILE_NAME
+
+
 def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
     step_size = settings.batch_size * settings.accumulation * facts.num_processes
+    base = published_name(settings.model)
     recipe = {
-        "base": settings.model,
+        "base": base,
         "mode": settings.mode,
         "targets": ", ".join(settings.target_modules),
         "rank, alpha, dropout": f"{settings.rank}, {settings.lora_alpha:g}, {settings.dropout:g}",
@@ -53,22 +58,28 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
     if facts.validation_loss is not None:
         loss += f" Validation loss: {facts.validation_loss:.4f}."
     note = f"{settings.data_note}\n\n" if settings.data_note else ""
-    (folder / FILE_NAME).write_text(
-        f"---\nbase_model: {published_name(settings.model)}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
+    _write(
+        card_file(folder),
+        f"---\nbase_model: {base}\nlibrary_name: peft\ntags: [lora, icarus]\n---\n\n"
         f"# {folder.resolve().name}\n\nA LoRA specialist trained by `icarus train`. {_HOW[settings.mode]}\n\n"
         f"## Data\n\n{note}`{facts.data_name}`, {facts.num_examples:,} examples{left_out}{truncated}; "
         f"SHA-256 `{facts.data_sha256}`.\n\n"
-        f"## Recipe\n\n{_table(recipe)}\n{loss}\n\n## Scores\n\n{_NO_SCORES}"
+        f"## Recipe\n\n{_table(recipe)}\n{loss}\n\n## Scores\n\n{_NO_SCORES}",
     )
 
 
 def add_score(folder: Path, line: str) -> None:
     """Puts a line at the end of the scores, which are the end of the card, unless it is there already."""
-    file = folder / FILE_NAME
-    text = file.read_text() if file.is_file() else f"# {folder.resolve().name}\n\n## Scores\n\n"
+    file = card_file(folder)
+    text = (file.read_text(encoding="utf-8") if file.is_file() else "") or f"# {folder.resolve().name}\n\n## Scores\n\n"
     entry = f"- {line}\n"
     if entry not in text:
-        file.write_text(text.replace(_NO_SCORES, "") + entry)
+        _write(file, text.replace(_NO_SCORES, "") + entry)
+
+
+def _write(file: Path, text: str) -> None:
+    """It may hold names of files, which need be no text."""
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """The state of a run after a step: all that the next step depends on and that the settings do not decide."""
 
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from icarus.errors import InvalidInputError
+from icarus.errors import IcarusError, InvalidInputError
 
 _NUM_KEPT = 2
 
@@ -47,11 +48,18 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Readers see no half-written file. The two newest are kept."""
-    folder.mkdir(exist_ok=True)
-    partial = folder / "partial"
-    torch.save(vars(checkpoint), partial)
-    os.replace(partial, folder / _name(checkpoint.num_steps_done))
+    """Readers see no half-written file. The two newest are kept. Raises IcarusError where it cannot be written."""
+    file, partial = folder / _name(checkpoint.num_steps_done), folder / "partial"
+    content = io.BytesIO()
+    torch.save(vars(checkpoint), content)  # its errors for a file do not say what is wrong
+    try:
+        folder.mkdir(exist_ok=True)
+        partial.write_bytes(content.getbuffer())
+        os.replace(partial, file)
+    except OSError as error:
+        raise IcarusError(
+            f"checkpoint {file} cannot be written: {error.strerror}; when it can be, go on with --resume"
+        ) from None
     for old in checkpoint_files(folder)[:-_NUM_KEPT]:
         old.unlink()
 

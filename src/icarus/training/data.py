@@ -1,12 +1,13 @@
 """The examples of a file that are short enough to train on."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from icarus.errors import InvalidInputError
 from icarus.training.examples import Example, Renderer
-from icarus.training.records import read_records
+from icarus.training.records import read_hashed
 from icarus.training.settings import TrainSettings
 
 
@@ -17,6 +18,8 @@ class Fitted:
     examples: list[Example]
     num_truncated: int
     num_left_out: int
+    sha256: str = ""
+    """Hex, of the file that they are from."""
 
 
 def load_examples(path: str, model_folder: Path, settings: TrainSettings, note: Callable[[str], None]) -> Fitted:
@@ -25,7 +28,7 @@ def load_examples(path: str, model_folder: Path, settings: TrainSettings, note: 
         return Fitted([], 0, 0)
     renderer = Renderer(model_folder)
     max_length = min(settings.max_length, renderer.context_length)
-    records = read_records(path)
+    records, sha256 = read_hashed(path)
     try:
         fitted = fit(map(renderer.example, records), max_length, settings.truncate)
     except InvalidInputError as error:
@@ -40,7 +43,7 @@ def load_examples(path: str, model_folder: Path, settings: TrainSettings, note: 
     if not fitted.examples:
         raise InvalidInputError(f"{path}: no example fits into {max_length} tokens; give a larger --max-length")
     note(f"{name}: {len(fitted.examples)} examples, {sum(map(len, fitted.examples))} tokens")
-    return fitted
+    return dataclasses.replace(fitted, sha256=sha256)
 
 
 def fit(examples: Iterable[Example], max_length: int, truncate: bool) -> Fitted:

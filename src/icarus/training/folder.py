@@ -7,7 +7,6 @@ adapter_config.json adapter_model.safetensors icarus.json README.md     when it 
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from icarus.errors import AlreadyExistsError, InvalidInputError
+from icarus.model.hub import published_name
 from icarus.training.settings import TrainSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _IDENTITY_FILE = "train.json"
-_FREE_TO_CHANGE = {"save_every", "data_note", "learning_rate"}
-"""A run that diverged may go on with a lower rate."""
+_FREE_TO_CHANGE = {"model", "save_every", "data_note", "learning_rate"}
+"""A run that diverged may go on with a lower rate. Which model it is, its digest says."""
 
 
 class RunFolder:
@@ -40,9 +40,9 @@ class RunFolder:
                 raise AlreadyExistsError(
                     f"{self.path} was not made by icarus train; delete it yourself, or choose another"
                 )
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path.resolve())
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.resolve().mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInputError(f"folder {self.path} cannot be made: {error.strerror}") from None
         (self.path / _IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n")
@@ -88,15 +88,11 @@ class RunFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def identity_of(settings: TrainSettings, base_digest: str, num_processes: int) -> dict[str, Any]:
-    """What two parts of one run must agree on. The data's paths may change, their contents not."""
-    fields = dataclasses.asdict(settings)
-    for name in ("data", "validation"):
-        path = fields.pop(name)
-        fields[f"{name}_sha256"] = file_digest(path) if path else None
-    return fields | {"base_digest": base_digest, "num_processes": num_processes}
-
-
-def file_digest(path: str | Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def identity_of(
+    settings: TrainSettings, data_sha256: str, validation_sha256: str, base_digest: str, num_processes: int
+) -> dict[str, Any]:
+    """What two parts of one run must agree on. The paths of the base and the data may change, their contents not."""
+    fields = dataclasses.asdict(settings) | {"model": published_name(settings.model)}
+    del fields["data"], fields["validation"]
+    contents = {"data_sha256": data_sha256, "validation_sha256": validation_sha256 or None, "base_digest": base_digest}
+    return fields | contents | {"num_processes": num_processes}

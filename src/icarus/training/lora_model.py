@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from icarus.errors import ConfigError, InvalidInputError
+from icarus.model.hub import published_name
 from icarus.training.batches import collate
 from icarus.training.examples import Example
 from icarus.training.loss import SharedAnswerLoss
@@ -55,7 +56,7 @@ def add_lora(base: PreTrainedModel, settings: TrainSettings) -> PeftModel:
             f"target {missing[0]!r} is no linear projection of model {settings.model}: it has {has}"
         )
     model: Any = get_peft_model(base, config, autocast_adapter_dtype=True)
-    config.base_model_name_or_path = settings.model  # peft puts the folder there, which is this machine's affair
+    config.base_model_name_or_path = published_name(settings.model)  # peft has the folder, this machine's affair
     return model
 
 

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,14 +30,21 @@ class Record:
 
 def read_records(path: str | Path) -> list[Record]:
     """Raises InvalidInputError naming the file, the line and the reason."""
+    return read_hashed(path)[0]
+
+
+def read_hashed(path: str | Path) -> tuple[list[Record], str]:
+    """The records, and the hex SHA-256 of the bytes that they were read from: a pipe has them once. Raises as
+    `read_records`."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        content = Path(path).read_bytes()
+        lines = content.decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"data file {path} cannot be read: {error}") from None
     records = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise InvalidInputError(f"data file {path} is empty; it takes one JSON object a line")
-    return records
+    return records, hashlib.sha256(content).hexdigest()
 
 
 def _parse(path: str | Path, number: int, line: str) -> Record:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 
 from icarus.errors import IcarusError
@@ -96,11 +96,11 @@ class TrainingRun:
             self._losses.append(figures.loss)
             self._observer.step(figures)
 
-    def facts(self, data: Fitted, data_sha256: str) -> RunFacts:
+    def facts(self, data: Fitted) -> RunFacts:
         last = self._losses[-max(len(self._losses) // 10, 1) :]
         return RunFacts(
             data_name=Path(self._settings.data).name,
-            data_sha256=data_sha256,
+            data_sha256=data.sha256,
             num_examples=len(data.examples),
             num_left_out=data.num_left_out,
             num_truncated=data.num_truncated,
@@ -172,15 +172,16 @@ class TrainingRun:
             )
 
     def _restore(self) -> int:
-        """How many steps are done already."""
-        checkpoint = load_newest(self._folder.checkpoints)
+        """How many steps are done already. What the main process reads holds for all: no other need have the folder."""
+        is_main = self._accelerator.is_main_process
+        (checkpoint,) = broadcast_object_list([load_newest(self._folder.checkpoints) if is_main else None])
         num_done = checkpoint.num_steps_done if checkpoint else 0
         if checkpoint:
             load_weights(self._model, checkpoint.weights)
             self._optimizer.load_state_dict(checkpoint.optimizer)
             set_rng_state(checkpoint.rng[self._accelerator.process_index])
             self._observer.note(f"going on after step {num_done} of {self.num_steps}")
-        if self._accelerator.is_main_process:
+        if is_main:
             done = self._folder.cut_log(num_done)
             self._losses = [line["loss"] for line in done]
             self._validation_loss = done[-1]["validation_loss"] if done else None

@@ -77,6 +77,10 @@ class TrainSettings:
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise _out_of_range(name, getattr(self, name), "in [0, 1)")
+        try:
+            self.data_note.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"--data-note is not UTF-8 at character {error.start + 1}; the card is") from None
         check_targets(self.adapter_mode, self.target_modules)
 
     @property

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from icarus.adapters.metadata import AdapterMetadata
 from icarus.errors import InvalidInputError
 from icarus.model.digest import base_digest
@@ -14,6 +12,7 @@ from icarus.training.data import load_examples
 from icarus.training.folder import RunFolder, identity_of
 from icarus.training.lora_model import add_lora, check_two_streams, load_base
 from icarus.training.observer import Observer
+from icarus.training.processes import join_processes
 from icarus.training.run import TrainingRun
 from icarus.training.settings import TrainSettings
 
@@ -33,23 +32,23 @@ def train(
     """
     if resume and overwrite:
         raise InvalidInputError("--resume goes on with a run, --overwrite replaces it: give one of them")
-    accelerator = Accelerator()
+    accelerator = join_processes()
     observer = observer if observer and accelerator.is_main_process else Observer()
     model_folder = resolve_model(settings.model, observer.note)
     data = load_examples(settings.data, model_folder, settings, observer.note)
-    validation = load_examples(settings.validation, model_folder, settings, observer.note).examples
+    validation = load_examples(settings.validation, model_folder, settings, observer.note)
     digest = base_digest(model_folder)
     model = add_lora(load_base(model_folder, settings.dtype, settings.max_length), settings)
     check_two_streams(model, min(data.examples, key=len))
     folder = RunFolder(out)
-    identity = identity_of(settings, digest, accelerator.num_processes)
+    identity = identity_of(settings, data.sha256, validation.sha256, digest, accelerator.num_processes)
     if accelerator.is_main_process:
         folder.resume(identity) if resume else folder.start(identity, overwrite)
     accelerator.wait_for_everyone()
-    run = TrainingRun(settings, model, data.examples, validation, folder, accelerator, observer)
+    run = TrainingRun(settings, model, data.examples, validation.examples, folder, accelerator, observer)
     run.go()
     if accelerator.is_main_process:
-        write_card(folder.path, settings, run.facts(data, identity["data_sha256"]))
+        write_card(folder.path, settings, run.facts(data))
         save_adapter(folder.path, model, AdapterMetadata(settings.adapter_mode, digest))
         folder.finish()
     accelerator.wait_for_everyone()
