@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -248,6 +249,21 @@ def test_processes_that_share_the_model_are_refused(settings, tmp_path, monkeypa
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(ConfigError, match=r"distributed type is FSDP.*--multi_gpu"):
         train(settings(), tmp_path / "out")
+
+
+def test_resuming_with_other_token_ids_is_refused(base, settings, tmp_path):
+    """Data and weights are the same; the template, which is neither, says another date."""
+    model = shutil.copytree(base, tmp_path / "model")
+    template = model / "chat_template.jinja"
+    source = template.read_text()
+    template.write_text("Monday" + source)
+    with pytest.raises(Stopped):
+        train(settings(model=str(model)), tmp_path / "out", observer=StopAfter(2))
+    template.write_text("Tuesday" + source)
+    with pytest.raises(InvalidInputError, match=r"has token_ids_sha256 .* this command"):
+        train(settings(model=str(model)), tmp_path / "out", resume=True)
+    template.write_text("Monday" + source)
+    train(settings(model=str(model)), tmp_path / "out", resume=True)
 
 
 def as_of_two_processes(folder):

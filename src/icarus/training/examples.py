@@ -1,6 +1,8 @@
 """From records to token ids, as the gateway makes them: what is trained is what is served."""
 
-from collections.abc import Sequence
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,14 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
+
+
+def token_digest(examples: Iterable[Example]) -> str:
+    """Hex, of every token id: another tokenizer, chat template, or day that a template writes, is another digest."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(array("q", (len(example.prompt_ids), *example.prompt_ids, *example.answer_ids)).tobytes())
+    return digest.hexdigest()
 
 
 class Renderer:

@@ -15,6 +15,8 @@ from typing import Any
 
 from icarus.errors import AlreadyExistsError, InvalidInputError
 from icarus.model.hub import published_name
+from icarus.training.data import Fitted
+from icarus.training.examples import token_digest
 from icarus.training.settings import TrainSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -89,10 +91,16 @@ class RunFolder:
 
 
 def identity_of(
-    settings: TrainSettings, data_sha256: str, validation_sha256: str, base_digest: str, num_processes: int
+    settings: TrainSettings, data: Fitted, validation: Fitted, base_digest: str, num_processes: int
 ) -> dict[str, Any]:
-    """What two parts of one run must agree on. The paths of the base and the data may change, their contents not."""
+    """What two parts of one run must agree on. The paths of the base and the data may change, their contents not, nor
+    what the tokenizer and the chat template make of them."""
     fields = dataclasses.asdict(settings) | {"model": published_name(settings.model)}
     del fields["data"], fields["validation"]
-    contents = {"data_sha256": data_sha256, "validation_sha256": validation_sha256 or None, "base_digest": base_digest}
+    contents = {
+        "data_sha256": data.sha256,
+        "validation_sha256": validation.sha256 or None,
+        "token_ids_sha256": token_digest([*data.examples, *validation.examples]),
+        "base_digest": base_digest,
+    }
     return fields | contents | {"num_processes": num_processes}

@@ -41,7 +41,7 @@ def train(
     model = add_lora(load_base(model_folder, settings.dtype, settings.max_length), settings)
     check_two_streams(model, min(data.examples, key=len))
     folder = RunFolder(out)
-    identity = identity_of(settings, data.sha256, validation.sha256, digest, accelerator.num_processes)
+    identity = identity_of(settings, data, validation, digest, accelerator.num_processes)
     if accelerator.is_main_process:
         folder.resume(identity) if resume else folder.start(identity, overwrite)
     accelerator.wait_for_everyone()
