@@ -11,6 +11,7 @@ from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.config import Config, ModelSection, WorkerSection
 from icarus.errors import ConfigError, InvalidInputError
 from icarus.model.digest import base_digest
+from icarus.model.two_stream import TwoStreamModel
 from icarus.rpc.metrics_server import make_registry
 from icarus.types import AdapterMode, Role, SamplingParams, WorkerId
 from icarus.worker.build import build_worker
@@ -36,6 +37,22 @@ def settings(tmp_path_factory) -> Config:
 
 async def build(config: Config, role: Role = Role.DECODE) -> Worker:
     return await build_worker(config, role, WorkerId("w"), ChangeFeed(), WorkerMetrics.register(make_registry()))
+
+
+async def test_a_gpus_trial_step_has_the_adapters_beside_it(settings, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    num_loaded = []
+
+    def trial(*_: object) -> None:
+        num_loaded.append([record.message for record in caplog.records].count("adapter loaded"))
+
+    monkeypatch.setattr("icarus.worker.build.try_a_step", trial)
+    await build(settings)
+    assert not num_loaded, "a CPU has no such limit"
+    caplog.clear()
+    monkeypatch.setattr(TwoStreamModel, "device", torch.device("cuda"))
+    await build(settings)
+    assert num_loaded == [3]
 
 
 async def test_models_of_the_same_weights_that_compute_other_kv_have_other_fingerprints(tmp_path):
