@@ -195,8 +195,21 @@ def _make_transport(kv: KVPool) -> NixlTransport:
         # Gives this thread the device's context: without one UCX may pass over reads from GPU to GPU. And the pool's
         # zeros are there before anything is read into it.
         torch.cuda.synchronize(device)
+        _warn_of_expandable_segments(kv)
     region = PoolRegion(kv.tensor.data_ptr(), kv.block_bytes, kv.num_blocks, device.type, device.index or 0)
     return NixlTransport(region)
+
+
+def _warn_of_expandable_segments(kv: KVPool) -> None:
+    if torch.cuda.get_allocator_backend() != "native":
+        return  # no other has segments
+    address = kv.tensor.data_ptr()
+    for segment in torch.cuda.memory_snapshot():
+        if segment["is_expandable"] and 0 <= address - segment["address"] < segment["total_size"]:
+            logger.warning(
+                "the KV pool is in an expandable segment (PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF), which UCX "
+                "cannot share: other workers of this machine read it by TCP. Leave expandable_segments out"
+            )
 
 
 def _log_progress(done: int, total: int) -> None:
