@@ -125,6 +125,21 @@ def test_a_graph_that_finds_no_memory_at_its_end_is_not_recorded(setup, monkeypa
     assert device.current is device.caller
 
 
+def test_graphs_share_the_room_for_their_logits(setup, monkeypatch):
+    """With a vocabulary of 128,256, they take 131 MB for 256 requests, and there are 35 shapes up to there."""
+    Device(monkeypatch)
+    pool = new_pool(setup, 4)
+    two, one, four = (
+        StepBatch.build([last_step(setup, pool, "a", IDS[:1], [block]) for block in range(count)], 4, "cpu")
+        for count in (2, 1, 4)
+    )
+    graphs = DecodeGraphs(setup.model, pool)
+    for batch in (two, one, four):
+        torch.testing.assert_close(graphs.forward(batch), setup.model.forward(batch, pool))
+    places = [graphs.forward(batch).data_ptr() for batch in (two, one, four)]
+    assert places[0] == places[1] != places[2]
+
+
 def test_graphs_give_way_to_a_step_that_has_no_memory_beside_them(setup, monkeypatch, caplog):
     device, pool = Device(monkeypatch), new_pool(setup, 4)
     prefill(setup, pool, IDS[:8], BLOCKS, 8)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
-    """A forward over `batch`, whose tensors stay where they are, into `logits`."""
+    """A forward over `batch`, whose tensors stay where they are, into `logits`, which other graphs share."""
 
     batch: StepBatch
     graph: torch.cuda.CUDAGraph
@@ -44,6 +44,8 @@ class DecodeGraphs:
         self._recorded: dict[DecodeShape, _Recorded | None] = {}
         """None: there was no memory for it."""
         self._memory = torch.cuda.graph_pool_handle()
+        self._logits = torch.empty(0)
+        """[rows, vocab_size] float32: where graphs leave their logits."""
         self._stream = torch.cuda.Stream(model.device)
         """Of all recordings: cuBLAS keeps a workspace for each stream that it was used on."""
 
@@ -84,6 +86,7 @@ class DecodeGraphs:
         )
         self._recorded = dict.fromkeys(self._recorded)
         self._memory = torch.cuda.graph_pool_handle()  # the old pool ends with its last graph
+        self._logits = torch.empty(0)
         torch.cuda.empty_cache()
 
     def _record_if_it_fits(self, shape: DecodeShape, padded: StepBatch) -> _Recorded | None:
@@ -107,14 +110,22 @@ class DecodeGraphs:
         stream.wait_stream(caller)
         try:
             with torch.cuda.stream(stream):
-                self._model.compute(batch, self._kv)  # compiles kernels, which a capture cannot
+                num_rows, vocab_size = self._model.compute(batch, self._kv).shape  # compiles kernels: a capture cannot
         finally:  # after an error too: whoever waits for the caller's stream waits for what was queued
             caller.wait_stream(stream)
+        logits = self._logits_room(num_rows, vocab_size)
         graph = torch.cuda.CUDAGraph()
         # The transfer thread may call CUDA meanwhile.
         with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
-            logits = self._model.compute(batch, self._kv)
+            logits.copy_(self._model.compute(batch, self._kv))
         return _Recorded(batch, graph, logits)
+
+    def _logits_room(self, num_rows: int, vocab_size: int) -> Tensor:
+        """Of all graphs, for logits hold until the next call. Those that are there already keep the smaller room."""
+        if num_rows > len(self._logits):
+            num_rows_in_all = max(num_rows, 2 * len(self._logits))
+            self._logits = torch.empty(num_rows_in_all, vocab_size, device=self._model.device)
+        return self._logits[:num_rows]
 
 
 def on_device(value: T, device: torch.device) -> T:
