@@ -4,8 +4,8 @@
 #   benchmarks/gpu.sh OUT [STEP...]      tests services transfer kernels engine agents; without STEP all in this order
 #
 # OUT gets each step's log, and its figures as JSON. Each step has a limit, and the next one runs whatever became of it.
-# The limits add up to twenty minutes: where a command may not take so long, call it twice, with `tests services transfer
-# kernels` (nine at most) and with `engine agents` (ten and a half).
+# The limits add up to twenty minutes: where a command may not take so long, call it twice, with `tests services
+# transfer kernels` (nine at most) and with `engine agents` (ten and a half).
 # No network and no model are needed: weights are random. PYTHON (python3) has what `.[dev]` installs, and pytest-xdist,
 # without which `tests` may not end within its limit. REACT is ReAct's folder; without it `agents` has no open loop.
 set -u
