@@ -243,6 +243,12 @@ def test_missing_and_misshapen_tensors(whole, tmp_path):
         load_model(folder, "float32")
 
 
+def test_a_device_without_room_is_named(whole, monkeypatch):
+    monkeypatch.setattr(loading, "_build", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(ConfigError, match=r"model .* in float32 does not fit on device 'cpu': stop what else fills it"):
+        load_model(whole, "float32")
+
+
 def test_unknown_dtype(whole):
     with pytest.raises(ConfigError, match="int8"):
         load_model(whole, "int8")

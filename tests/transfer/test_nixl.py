@@ -18,7 +18,7 @@ from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion, ReadState, TransferError
 
 pytest.importorskip("nixl")
-from icarus.transfer.nixl import NixlTransport
+from icarus.transfer.nixl import NixlTransport, backend_parameters
 
 BLOCKS, BLOCK_BYTES = 128, 64 * 1024
 TCP = {"TLS": "tcp"}  # shared memory reads a stopped process's pool without its help; TCP needs the peer to run
@@ -164,6 +164,17 @@ def test_agents_that_start_and_connect_together(reader: Reader, start_peer: Call
     for peer in peers:
         reader.read(str(peer.seed), [2], [3])
         assert np.array_equal(reader.pool[3], peer.pool[2])
+
+
+def test_a_gpus_pool_is_read_without_nvlink_too():
+    """What UCX makes of it needs a GPU; that NIXL takes the setting does not."""
+    pool = np.zeros((2, 64), dtype=np.uint8)
+    on_cpu, on_gpu = (PoolRegion(pool.ctypes.data, 64, 2, device) for device in ("cpu", "cuda"))
+    assert backend_parameters(on_cpu) == {}
+    assert backend_parameters(on_gpu) == {"engine_config": "CUDA_IPC_ENABLE_GET_ZCOPY=on"}
+    ours = {"CUDA_IPC_ENABLE_GET_ZCOPY": "off", **TCP}
+    assert backend_parameters(on_gpu, ours) == {"engine_config": "CUDA_IPC_ENABLE_GET_ZCOPY=off,TLS=tcp"}
+    NixlTransport(on_cpu, {"CUDA_IPC_ENABLE_GET_ZCOPY": "on"}).close()
 
 
 def test_restarted_peer_rejoins_under_its_name(reader: Reader, start_peer: Callable[..., Peer]):

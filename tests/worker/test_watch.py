@@ -16,7 +16,7 @@ from waiting import eventually
 from icarus.engine.engine import Engine
 from icarus.engine.events import Failed
 from icarus.engine.thread import EngineFailedError, EngineThread
-from icarus.errors import UnavailableError
+from icarus.errors import OverloadedError, UnavailableError
 from icarus.transfer.thread import TransferThreadFailedError
 from icarus.worker.watch import QuarantineFullError, StuckReadError, ThreadHungError, watch
 
@@ -68,13 +68,29 @@ async def test_a_bug_in_the_engine_ends_the_worker_and_every_turn(folder, caplog
 
 async def test_a_lost_device_ends_the_worker_and_a_failed_step_does_not(folder, monkeypatch):
     async with running(folder) as (harness, thread):
-        for error, ends in ((torch.OutOfMemoryError("no room"), False), (torch.AcceleratorError("lost"), True)):
+        cublas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        in_cuda = torch.AcceleratorError("CUDA error: out of memory")
+        in_cuda.error_code = 2
+        no_room = torch.OutOfMemoryError("no room"), cublas, in_cuda
+        for error, ends in (*((each, False) for each in no_room), (torch.AcceleratorError("lost"), True)):
             monkeypatch.setattr(harness.model, "forward", functools.partial(fail, error))
             turn = thread.post(lambda engine: harness.submit([5, 6, 7])).result(10)
             await eventually(lambda turn=turn: turn.ended)
-            assert isinstance(turn.ended, Failed) and isinstance(turn.ended.error, UnavailableError) is ends
+            assert isinstance(turn.ended, Failed)
+            assert isinstance(turn.ended.error, UnavailableError if ends else OverloadedError)
         with pytest.raises(EngineFailedError, match="cpu failed: lost"):
             await asyncio.wait_for(watching(thread), 10)
+
+
+async def test_a_kernel_that_cannot_be_loaded_ends_the_worker(folder, monkeypatch):
+    """Triton does not try again, so every later step that needs it would fail."""
+    async with running(folder) as (harness, thread):
+        error = RuntimeError("Triton Error [CUDA]: out of memory")
+        monkeypatch.setattr(harness.model, "forward", functools.partial(fail, error))
+        turn = thread.post(lambda engine: harness.submit([5, 6, 7])).result(10)
+        with pytest.raises(EngineFailedError, match="cpu failed: Triton Error"):
+            await asyncio.wait_for(watching(thread), 10)
+        assert isinstance(turn.ended, Failed) and isinstance(turn.ended.error, UnavailableError)
 
 
 async def test_too_many_quarantined_blocks_end_the_worker(folder):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from icarus.adapters.metadata import AdapterMetadata, write_metadata
 from icarus.config import Config, ModelSection, WorkerSection
 from icarus.errors import ConfigError, InvalidInputError
 from icarus.model.digest import base_digest
+from icarus.model.two_stream import TwoStreamModel
 from icarus.rpc.metrics_server import make_registry
 from icarus.types import AdapterMode, Role, SamplingParams, WorkerId
-from icarus.worker.build import build_worker
+from icarus.worker.build import _make_transport, build_worker
 from icarus.worker.change_feed import ChangeFeed
 from icarus.worker.metrics import WorkerMetrics
 from icarus.worker.turn_spec import TurnSpec
@@ -36,6 +38,37 @@ def settings(tmp_path_factory) -> Config:
 
 async def build(config: Config, role: Role = Role.DECODE) -> Worker:
     return await build_worker(config, role, WorkerId("w"), ChangeFeed(), WorkerMetrics.register(make_registry()))
+
+
+async def test_a_gpus_trial_step_has_the_adapters_beside_it(settings, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    num_loaded = []
+
+    def trial(*_: object) -> None:
+        num_loaded.append([record.message for record in caplog.records].count("adapter loaded"))
+
+    monkeypatch.setattr("icarus.worker.build.try_a_step", trial)
+    await build(settings)
+    assert not num_loaded, "a CPU has no such limit"
+    caplog.clear()
+    monkeypatch.setattr(TwoStreamModel, "device", torch.device("cuda"))
+    await build(settings)
+    assert num_loaded == [3]
+
+
+@pytest.mark.parametrize(("expandable", "offset", "warned"), [(True, 0, 1), (True, 2**20, 0), (False, 0, 0)])
+def test_a_pool_that_ucx_cannot_share_is_told(monkeypatch, caplog, expandable, offset, warned):
+    """As torch's snapshot has it: whoever asked for such memory, and wherever."""
+    address = 2**40
+    tensor = SimpleNamespace(device=torch.device("cuda"), data_ptr=lambda: address + offset)
+    segment = {"address": address, "total_size": 2**20, "is_expandable": expandable}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [segment])
+    monkeypatch.setattr("icarus.worker.build.NixlTransport", lambda region: region)
+    region = _make_transport(SimpleNamespace(tensor=tensor, block_bytes=64, num_blocks=2))
+    assert region.device == "cuda" and region.base_address == address + offset
+    assert ["expandable_segments" in record.message for record in caplog.records] == [True] * warned
 
 
 async def test_models_of_the_same_weights_that_compute_other_kv_have_other_fingerprints(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from icarus.errors import UnavailableError
+from icarus.transfer.nixl import backend_parameters
 from icarus.transfer.transport import PoolRegion
 
 nixl: Any = importlib.import_module("nixl")  # its names come from an extension module
@@ -16,7 +17,7 @@ _PROGRESS_DELAY_MICROSECONDS = 1000
 
 
 class BareAgent:
-    """One NIXL agent over UCX with one registered pool, one descriptor a block."""
+    """One NIXL agent over UCX, with our transport's settings and one registered pool, one descriptor a block."""
 
     def __init__(self, name: str, region: PoolRegion):
         self._name, self._region = name, region
@@ -24,7 +25,7 @@ class BareAgent:
         config.useProgThread = True
         config.pthrDelay = _PROGRESS_DELAY_MICROSECONDS
         self._agent: Any = nixl.nixlAgent(name, config)
-        self._backend = self._agent.createBackend("UCX", {})
+        self._backend = self._agent.createBackend("UCX", backend_parameters(region))
         self._kind = nixl.VRAM_SEG if region.device == "cuda" else nixl.DRAM_SEG
         entry = (region.base_address, region.num_bytes, region.device_index, "")
         memory = nixl.nixlRegDList(self._kind, [entry])

@@ -7,6 +7,7 @@ nobody finds what another has just read. Medians.
 
 import ctypes
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -148,12 +149,17 @@ def _copy(content: Tensor, pool: Tensor) -> Way:
 @contextmanager
 def _owner(num_blocks: int, job: TransferJob) -> Iterator[tuple[bytes, str]]:
     """Its pool's transfer metadata and its bare agent's description."""
-    arguments = map(str, (num_blocks, job.block_bytes, _SEED, job.device))
+    answers, writing = os.pipe()
+    arguments = map(str, (num_blocks, job.block_bytes, _SEED, job.device, writing))
     command = [sys.executable, "-m", "icarus_benchmarks.transfer.owner", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin and process.stdout
+    with (
+        open(answers) as lines,
+        subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[writing], text=True) as process,
+    ):
+        assert process.stdin
+        os.close(writing)
         try:
-            metadata, description = process.stdout.readline().strip(), process.stdout.readline().strip()
+            metadata, description = lines.readline().strip(), lines.readline().strip()
             if not description:
                 raise UnavailableError("the process that owns the blocks did not come up; see its message above")
             yield bytes.fromhex(metadata), description

@@ -7,8 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from icarus.cache.pool import BlockPool
 from icarus.engine.events import Admitted, Failed, Finished, Prefilled, PromptRead, Sampled
 from icarus.engine.lender import Lender
@@ -18,6 +16,7 @@ from icarus.engine.scheduler import ScheduledRows, Scheduler
 from icarus.engine.state import EngineState, read_state
 from icarus.engine.step_report import StepReport, count_rows
 from icarus.errors import InvalidInputError, OverloadedError, UnavailableError
+from icarus.model.device_errors import is_out_of_memory
 from icarus.types import BlockHash, BlockId, FinishReason, Grant, LeaseId, PoolCounts, RequestId
 
 logger = logging.getLogger(__name__)
@@ -190,7 +189,7 @@ class Engine:
             raise  # and end the engine: every later step would fail as well
         except Exception as error:
             logger.exception("a step of %d requests failed", len(scheduled))
-            failed = Failed(_out_of_memory(scheduled) if isinstance(error, torch.OutOfMemoryError) else error)
+            failed = Failed(_out_of_memory(scheduled) if is_out_of_memory(error) else error)
             return [failed] * len(scheduled)
         self._on_step(StepReport(time.monotonic() - started, len(scheduled), count_rows(scheduled)))
         return [next(tokens) if rows.sample else None for rows in scheduled]

@@ -13,11 +13,13 @@ from icarus.engine.scheduler import ScheduledRows
 from icarus.errors import IcarusError
 from icarus.model.batch import RowPlan, StepBatch
 from icarus.model.cuda_graph import DecodeGraphs
+from icarus.model.device_errors import ends_the_device
 from icarus.model.two_stream import TwoStreamModel
 
 
 class DeviceFailedError(IcarusError):
-    """The device is lost to this process: what comes after an illegal address or an ECC error fails too."""
+    """The device is lost to this process: what comes after an illegal address or an ECC error fails too, and so does
+    a kernel that could not be loaded."""
 
 
 class Runner:
@@ -46,8 +48,10 @@ class Runner:
         """
         try:
             return self._run(scheduled)
-        except torch.AcceleratorError as error:  # not torch.OutOfMemoryError, after which the device goes on
-            raise DeviceFailedError(f"{self._device} failed: {error}") from error
+        except Exception as error:
+            if ends_the_device(error):
+                raise DeviceFailedError(f"{self._device} failed: {error}") from error
+            raise
 
     def _run(self, scheduled: Sequence[ScheduledRows]) -> list[Sampled | Failed]:
         try:

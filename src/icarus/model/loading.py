@@ -10,6 +10,7 @@ from torch import Tensor
 from icarus.adapters.lora import MODULES
 from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
+from icarus.model.device_errors import is_out_of_memory
 from icarus.model.layers import Attention, DecoderLayer, GatedMLP, Linear, Norm
 from icarus.model.two_stream import TwoStreamModel
 from icarus.model.weights import StoredTensors, is_never_read
@@ -28,7 +29,7 @@ def load_model(
 
     It takes the memory of the weights and of about one layer. On the CPU what is stored in `dtype` and not laid out
     anew (the embedding above all) stays mapped: the processes of a machine share it. Raises ConfigError where the
-    folder, the architecture, the dtype or the device does not work.
+    folder, the architecture, the dtype or the device does not work, or has no room.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
@@ -43,7 +44,15 @@ def load_model(
     if device == "cpu":
         compile_cpu_kernels(DTYPES[dtype])
     checked = _Checked(StoredTensors(Path(folder), DTYPES[dtype], device), folder, config.tied, progress)
-    model = _build(config, checked)
+    try:
+        model = _build(config, checked)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"model {folder} in {dtype} does not fit on device {device!r}: stop what else fills it, or take a smaller "
+            "model or a larger device"
+        ) from error
     checked.require_all_read()
     return model
 

@@ -6,9 +6,9 @@ It speaks to NIXL's bindings instead of the `nixl_agent` wrapper, because the wr
 - releases a read whose Python handle is collected, which does not stop the read;
 - logs to stdout.
 
-UCX and NIXL write their own warnings to stderr. Their settings are theirs, not ours: `UCX_LOG_LEVEL=error` and
-`NIXL_LOG_LEVEL=FATAL` in the worker's environment quieten them; `UCX_TLS` there picks transports. NIXL's telemetry,
-whose Prometheus exporter would listen on every interface, is not asked for.
+UCX writes its own warnings to stdout, NIXL to stderr. Their settings are theirs, not ours, but for one:
+`UCX_LOG_LEVEL=error` and `NIXL_LOG_LEVEL=FATAL` in the worker's environment quieten them; `UCX_TLS` there picks
+transports. NIXL's telemetry, whose Prometheus exporter would listen on every interface, is not asked for.
 
 Known limit of UCX (the one in nixl 1.5.1, TCP only): an owner that was stopped during a read, and continues after its
 reader died, may be aborted by UCX as it answers. Shared memory and a reader killed under a running owner are fine.
@@ -71,6 +71,15 @@ class _Read:
     probe: "_Read | None" = None
 
 
+def backend_parameters(region: PoolRegion, ucx_settings: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What NIXL's `createBackend` gets for UCX. Without the setting for GPUs, UCX reads one's memory from another
+    process directly only where NVLink joins all GPUs, and by TCP elsewhere."""
+    for_gpus = {"CUDA_IPC_ENABLE_GET_ZCOPY": "on"} if region.device == "cuda" else {}
+    settings = {**for_gpus, **(ucx_settings or {})}
+    joined = ",".join(f"{key}={value}" for key, value in settings.items())
+    return {"engine_config": joined} if joined else {}
+
+
 class NixlTransport(Transport):
     """One NIXL agent with one registered pool, one descriptor a block.
 
@@ -84,14 +93,13 @@ class NixlTransport(Transport):
         self._name = uuid.uuid4().hex  # new at every start: a restarted peer is another agent, never a stale one
         self._connections: dict[str, _Connection] = {}
         self._open: dict[str, _Connection] = {}  # by agent, retired ones included
-        settings = ",".join(f"{key}={value}" for key, value in (ucx_settings or {}).items())
         with only_one_initialises(), self._wrapped("cannot start NIXL's UCX backend"):
             config = self._nixl.nixlAgentConfig()
             config.useProgThread = True
             config.pthrDelay = _PROGRESS_DELAY_MICROSECONDS
             config.captureTelemetry = False
             self._agent: Any = self._nixl.nixlAgent(self._name, config)
-            self._backend = self._agent.createBackend("UCX", {"engine_config": settings} if settings else {})
+            self._backend = self._agent.createBackend("UCX", backend_parameters(region, ucx_settings))
         with self._wrapped(f"cannot register a pool of {region.num_bytes} bytes on {region.device} with NIXL"):
             entry = (region.base_address, region.num_bytes, region.device_index, "")
             self._registration = self._nixl.nixlRegDList(self._memory_kind(region), [entry])

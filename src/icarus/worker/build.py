@@ -28,6 +28,7 @@ from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.model.hub import resolve_model
 from icarus.model.loading import load_model
+from icarus.model.two_stream import TwoStreamModel
 from icarus.transfer.nixl import NixlTransport
 from icarus.transfer.thread import TransferThread
 from icarus.transfer.transport import PoolRegion
@@ -50,7 +51,8 @@ async def build_worker(
     """Loads the model and the adapters named in the settings; nothing runs yet. Raises ConfigError."""
     entries = [parse_adapter_entry(entry, config.model.served_name) for entry in config.worker.adapters]
     folder = await asyncio.to_thread(resolve_model, config.model.path, logger.info)
-    worker = await run_in_passing_thread(_build, config, role, worker_id, folder, changes, metrics)
+    model, kv = await run_in_passing_thread(_load, config, folder)
+    worker = await run_in_passing_thread(_build, config, role, worker_id, folder, model, kv, changes, metrics)
     for name, path, mode in entries:
         if role is Role.PREFILL and not _is_private(Path(config.worker.adapter_root, path), mode):
             continue  # the base writes a shared specialist's KV
@@ -59,6 +61,8 @@ async def build_worker(
         except OverloadedError as error:
             raise ConfigError(f"[worker] adapters: {error}") from None
         logger.info("adapter loaded", extra={"adapter": info.name, "mode": info.mode.value, "rank": info.rank})
+    if model.device.type == "cuda":  # with all that fills it there
+        await run_in_passing_thread(try_a_step, model, kv, config.engine)
     return worker
 
 
@@ -82,15 +86,24 @@ def parse_adapter_entry(entry: str, base_model: str) -> tuple[str, str, AdapterM
     return name, path, None
 
 
-def _build(
-    config: Config, role: Role, worker_id: WorkerId, folder: Path, changes: ChangeFeed, metrics: WorkerMetrics
-) -> Worker:
+def _load(config: Config, folder: Path) -> tuple[TwoStreamModel, KVPool]:
     prepare_compute(config.engine.num_threads)
-    model = load_model(folder, config.model.dtype, config.model.device, _log_progress)
+    settings, cache = config.model, config.cache
+    model = load_model(folder, settings.dtype, settings.device, _log_progress)
+    return model, KVPool(model.config, cache.num_blocks, cache.block_size, settings.dtype, settings.device)
+
+
+def _build(
+    config: Config,
+    role: Role,
+    worker_id: WorkerId,
+    folder: Path,
+    model: TwoStreamModel,
+    kv: KVPool,
+    changes: ChangeFeed,
+    metrics: WorkerMetrics,
+) -> Worker:
     shape = model.config
-    kv = KVPool(shape, config.cache.num_blocks, config.cache.block_size, config.model.dtype, config.model.device)
-    if model.device.type == "cuda":
-        try_a_step(model, kv, config.engine)
     digest = base_digest(folder)
     dtype, block_size = config.model.dtype, config.cache.block_size
     fingerprint = cache_fingerprint(digest, dtype, shape.canonical(), block_size, LAYOUT)
@@ -182,8 +195,21 @@ def _make_transport(kv: KVPool) -> NixlTransport:
         # Gives this thread the device's context: without one UCX may pass over reads from GPU to GPU. And the pool's
         # zeros are there before anything is read into it.
         torch.cuda.synchronize(device)
+        _warn_of_expandable_segments(kv)
     region = PoolRegion(kv.tensor.data_ptr(), kv.block_bytes, kv.num_blocks, device.type, device.index or 0)
     return NixlTransport(region)
+
+
+def _warn_of_expandable_segments(kv: KVPool) -> None:
+    if torch.cuda.get_allocator_backend() != "native":
+        return  # no other has segments
+    address = kv.tensor.data_ptr()
+    for segment in torch.cuda.memory_snapshot():
+        if segment["is_expandable"] and 0 <= address - segment["address"] < segment["total_size"]:
+            logger.warning(
+                "the KV pool is in an expandable segment (PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF), which UCX "
+                "cannot share: other workers of this machine read it by TCP. Leave expandable_segments out"
+            )
 
 
 def _log_progress(done: int, total: int) -> None:

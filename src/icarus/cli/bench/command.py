@@ -13,6 +13,7 @@ from icarus.cli.bench.flags import PEER_SERVERS
 from icarus.cli.compute_threads import set_up_threads
 from icarus.cli.flags import read_config
 from icarus.cli.output_file import writable
+from icarus.cli.sigterm import sigterm_exits
 from icarus.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plot:
         require_plotting(Path(args.plot))
-    with writable("--json", args.json) as json_path, writable("--plot", args.plot) as plot_path:
+    with (
+        sigterm_exits(),  # a time limit's way to end it, and there may be a model to remove
+        writable("--json", args.json) as json_path,
+        writable("--plot", args.plot) as plot_path,
+    ):
         return _run(args, json_path, plot_path)
 
 
