@@ -245,7 +245,8 @@ async def test_who_holds_the_weights_is_listed(cluster):
     second.adapters = [stands_for("m", resident=False)]
     for fake in (first, second):
         await fake.beat()
-    (model,) = await listed(cluster)
+    base, model = (await cluster.models.ListModels(pb.ListModelsRequest())).models
+    assert base.resident_worker_ids == base.worker_ids == ["d1", "d2"]
     assert (model.worker_ids, model.resident_worker_ids, model.pinned) == (["d1", "d2"], ["d1"], True)
 
 
