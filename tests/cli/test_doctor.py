@@ -11,6 +11,8 @@ from icarus.cli.doctor.gateway import examine_gateway
 from icarus.cli.doctor.path import transport_of
 from icarus.cli.health import SERVING
 from icarus.cli.main import main
+from icarus.client import Cluster, LeftOutWorker
+from icarus.types import Role
 
 LINE = re.compile(r"(ok|warn|fail)\s+(\S.*?)\s{2,}(\S.*)")
 
@@ -77,6 +79,14 @@ def test_a_worker_that_is_left_out_is_a_warning(gateway, monkeypatch):
     ends = findings["worker decode-1"]
     assert ends.value == "decode at c:1 drains: it ends its turns and gets no more" and "start it" not in ends.advice
     assert findings["worker decode-0"].level == "ok" and findings["workers"].value.startswith("1 decode, 0 prefill")
+
+
+def test_a_worker_that_reports_and_gets_no_turns_is_out_of_reach(gateway, monkeypatch):
+    told = Cluster((), 16, (LeftOutWorker("decode-0", Role.DECODE, "127.0.0.1:9", 0.4),))
+    monkeypatch.setattr("icarus.cli.doctor.gateway.ask_health", lambda target: SERVING)
+    monkeypatch.setattr("icarus.client.Client.cluster", lambda client: told)
+    findings = {finding.name: finding for finding in examine_gateway(gateway.address)}
+    assert "cannot reach 127.0.0.1:9 (see [worker] advertise), or" in findings["worker decode-0"].advice
 
 
 def test_the_model_cache_is_listed(monkeypatch, capsys, tmp_path):

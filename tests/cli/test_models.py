@@ -8,7 +8,7 @@ from icarus.types import AdapterMode
 
 
 def test_it_says_who_has_an_adapter_and_who_holds_its_weights():
-    base = Model("tiny", True, None, "", ("decode-0", "decode-1"))
+    base = Model("tiny", True, None, "", ("decode-0", "decode-1"), False, ("decode-0", "decode-1"))
     pinned = Model("a", False, AdapterMode.SHARED, "ab" * 32, ("decode-0", "decode-1"), True, ("decode-0", "decode-1"))
     evicted = Model("b", False, AdapterMode.PRIVATE, "cd" * 32, ("decode-0",))
     console = Console(width=150)

@@ -115,7 +115,10 @@ class ScriptedGateway:
         self.failures: list[IcarusError] = []
         self.pause_seconds = 0.05
         self.grace_seconds = 60.0
-        self.models = {"base": model_service_pb2.Model(name="base", is_base=True, worker_ids=["decode-0"])}
+        base = model_service_pb2.Model(
+            name="base", is_base=True, worker_ids=["decode-0"], resident_worker_ids=["decode-0"]
+        )
+        self.models = {"base": base}
         self._turns: dict[str, _Turn] = {}
         self.address = address
         self._credentials = credentials

@@ -50,6 +50,18 @@ async def test_what_ends_it_is_told_where_nothing_was_loaded(gateway, tmp_path, 
         await evaluate(gateway, tmp_path, "quick")
 
 
+async def test_what_is_neither_a_name_nor_a_folder_is_told_the_names(gateway, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gateway.load("triage")
+    with pytest.raises(InvalidInputError, match=r"'triag' is neither a name that .* serves \(base, triage\) nor a f"):
+        await evaluate(gateway, "triag", "quick")
+    assert await evaluate(gateway, "/where/the/workers/are", "quick") == 1
+    (tmp_path / "triag").mkdir()
+    assert await evaluate(gateway, "triag", "quick") == 1
+    loads = [request.path for request in gateway.requests if isinstance(request, model_service_pb2.LoadAdapterRequest)]
+    assert loads == ["/where/the/workers/are", str(tmp_path / "triag")]
+
+
 @pytest.fixture
 def no_unload(monkeypatch):
     """As while a worker that has the adapter cannot be reached."""

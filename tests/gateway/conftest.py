@@ -89,6 +89,7 @@ class WorkerScript:
     load_stalls: bool = False
     load_answer_lost: bool = False
     """UNAVAILABLE once it has loaded."""
+    pin_error: Exception | None = None
     unload_error: Exception | None = None
     digest: str = "digest"
     block_sequence: int = 0
@@ -235,6 +236,8 @@ class AdapterHost(adapter_service_pb2_grpc.AdapterServiceServicer):
         return adapter_service_pb2.LoadAdapterResponse(digest=self.script.digest, mode=mode, rank=4)
 
     async def PinAdapter(self, request, context):
+        if self.script.pin_error:
+            raise self.script.pin_error
         self.script.pins[request.name] = request.pinned
         return adapter_service_pb2.PinAdapterResponse()
 

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from waiting import eventually
 
-from icarus.errors import FailedPreconditionError, NotFoundError
+from icarus.errors import FailedPreconditionError, NotFoundError, OverloadedError, UnavailableError
 from icarus.v1 import generation_pb2, generation_service_pb2
 from icarus.v1 import model_service_pb2 as pb
 from icarus.worker.v1 import registry_service_pb2
@@ -207,13 +207,46 @@ async def test_pinning_reaches_every_worker_that_has_it(cluster):
     )
 
 
+async def pin(cluster):
+    await cluster.models.PinAdapter(pb.PinAdapterRequest(name="math", pinned=True))
+
+
+async def test_a_pin_that_one_worker_refuses_is_undone(cluster):
+    first, second = await two_workers(cluster)
+    await load(cluster)
+    second.script.pin_error = OverloadedError("all 2 slots are pinned")
+    await fails(pin(cluster), grpc.StatusCode.RESOURCE_EXHAUSTED, "worker d2: all 2 slots are pinned")
+    assert first.script.pins == {"math": False} and [model.pinned for model in await listed(cluster)] == [False]
+    second.script.pin_error = UnavailableError("gone")
+    await fails(pin(cluster), grpc.StatusCode.UNAVAILABLE, "d2: gone; d2 may have 'math' pinned all the same: pin it a")
+
+
+async def test_a_refused_pin_leaves_those_that_had_it_pinned(cluster):
+    first, second = await two_workers(cluster)
+    await load(cluster, "math", "d1", pin=True)
+    await load(cluster, "math", "d2")
+    second.script.pin_error = OverloadedError("all 2 slots are pinned")
+    await fails(pin(cluster), grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert first.script.pins == {"math": True} and [model.pinned for model in await listed(cluster)] == [True]
+
+
+async def test_a_load_that_pins_and_is_refused_pins_nowhere(cluster):
+    first, second = await two_workers(cluster)
+    await load(cluster)
+    second.script.load_error = OverloadedError("all 2 slots are pinned")
+    await fails(load(cluster, pin=True), grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert first.script.loaded and first.script.pins == {"math": False}
+    assert [model.pinned for model in await listed(cluster)] == [False]
+
+
 async def test_who_holds_the_weights_is_listed(cluster):
     first, second = await two_workers(cluster)
     first.adapters = [stands_for("m", resident=True, pinned=True)]
     second.adapters = [stands_for("m", resident=False)]
     for fake in (first, second):
         await fake.beat()
-    (model,) = await listed(cluster)
+    base, model = (await cluster.models.ListModels(pb.ListModelsRequest())).models
+    assert base.resident_worker_ids == base.worker_ids == ["d1", "d2"]
     assert (model.worker_ids, model.resident_worker_ids, model.pinned) == (["d1", "d2"], ["d1"], True)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -152,6 +153,12 @@ async def test_a_write_that_has_begun_is_not_cancelled(path):
         assert store.get(*key).history.token_ids == (1, 2)
 
 
+async def test_a_file_in_the_home_of_the_user(path, monkeypatch):
+    monkeypatch.setenv("HOME", str(path.parent))
+    async with opened(Path("~", path.name)):
+        assert path.is_file()
+
+
 async def test_files_that_are_refused(path, tmp_path):
     async with opened(path):
         with pytest.raises(ConfigError, match=r"sessions.db is another gateway's, which is running"):
@@ -162,6 +169,8 @@ async def test_files_that_are_refused(path, tmp_path):
         SessionFile.open(path, "base", "w")
     with pytest.raises(ConfigError, match=r"cannot be opened: .*File exists"):
         SessionFile.open(path / "sessions.db", "base", "v")
+    with pytest.raises(ConfigError, match=r"session_file ~nobody-of-that-name/s.db cannot be opened: .*home"):
+        SessionFile.open(Path("~nobody-of-that-name/s.db"), "base", "v")
     text, foreign = tmp_path / "text", tmp_path / "foreign"
     text.write_text("no database " * 100)
     with pytest.raises(ConfigError, match="cannot be used: file is not a database"):

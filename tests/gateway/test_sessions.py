@@ -125,7 +125,7 @@ async def test_a_session_without_use_is_forgotten(new_store):
     clock.now += 10
     assert [s.session_id for s in store.list("a", 0, 9).sessions] == [long.session_id]
     for use in (get, delete, hold):
-        with pytest.raises(NotFoundError, match=short.session_id):
+        with pytest.raises(NotFoundError, match=rf"'{short.session_id}' is not here \(any more\); begin a new one$"):
             await use(store, "a", short.session_id)
     clock.now += 30
     assert await store.sweep() == 1 and await store.sweep() == 0

@@ -228,7 +228,7 @@ def test_a_hundred_adapters_on_one_worker_with_few_slots(zoo, client, root):
     zoo.wait_until_idle()
 
     def resident() -> list[str]:
-        return [model.name for model in client.models() if model.resident_worker_ids]
+        return [model.name for model in client.models() if model.resident_worker_ids and not model.is_base]
 
     wait_until(lambda: len(resident()) == SLOTS)
     assert MANY[0] in resident() and model(client, MANY[0]).pinned

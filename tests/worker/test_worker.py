@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -125,3 +126,11 @@ async def test_prefill_workers_take_private_adapters_alone(settings, role, names
 async def test_adapters_at_start_are_named_as_those_that_are_loaded_later(settings, name, message):
     with pytest.raises(ConfigError, match=message):
         await build(replace(settings, worker=WorkerSection(adapters=(f"{name}=/a",))))
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize(("entry", "root"), [("a=~/trained", ""), ("a=trained", "~"), ("a=~/trained", "~")])
+async def test_adapters_are_found_in_the_home_of_the_user(settings, monkeypatch, role, entry, root):
+    monkeypatch.setenv("HOME", str(Path(settings.model.path).parent))
+    worker = await build(replace(settings, worker=WorkerSection(adapters=(entry,), adapter_root=root)), role)
+    assert [adapter.name for adapter in worker.adapters.list()] == ["a"]

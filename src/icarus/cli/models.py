@@ -45,5 +45,5 @@ def _row(model: Model) -> tuple[str, ...]:
 
 
 def _residence(model: Model) -> str:
-    workers = ", ".join(model.worker_ids if model.is_base else model.resident_worker_ids) or "-"
+    workers = ", ".join(model.resident_worker_ids) or "-"
     return f"{workers} (pinned)" if model.pinned else workers

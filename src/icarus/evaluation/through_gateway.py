@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from icarus.client import AsyncClient
-from icarus.errors import IcarusError, NotFoundError, OverloadedError
+from icarus.errors import IcarusError, InvalidInputError, NotFoundError, OverloadedError
 from icarus.evaluation.report import Answer
 from icarus.training.records import Record
 from icarus.types import FinishReason
@@ -30,8 +30,8 @@ async def answer_all(
     """The answers in order, and the seconds that they took. `advance` is called with 1 for each, `warn` with what is
     left behind at the gateway.
 
-    `adapter`: a name that the gateway serves, or a folder, which is loaded meanwhile under a name of its own; None for
-    the base.
+    `adapter`: a name that the gateway serves, or else a folder, which its workers must see too and which is loaded
+    meanwhile under a name of its own; None for the base.
     """
     room = asyncio.Semaphore(in_flight)
     async with AsyncClient(address, **client_options) as client, _model(client, adapter, warn) as model:
@@ -53,7 +53,7 @@ async def answer_all(
 
 @asynccontextmanager
 async def _model(client: AsyncClient, adapter: str | None, warn: Callable[[str], None]) -> AsyncIterator[str]:
-    """The name to ask for."""
+    """The name to ask for. Raises InvalidInputError for what is neither a name nor a folder."""
     models = await client.models()
     if not adapter:
         yield models.base.name
@@ -61,9 +61,14 @@ async def _model(client: AsyncClient, adapter: str | None, warn: Callable[[str],
     if adapter in models:
         yield adapter
         return
+    folder = Path(adapter)
+    if not folder.is_absolute() and not folder.is_dir():  # an absolute one may be the worker's alone
+        raise InvalidInputError(
+            f"adapter {adapter!r} is neither a name that the gateway serves ({', '.join(models.names)}) nor a folder"
+        )
     name = f"evaluated-{secrets.token_hex(4)}"  # this run's alone: nobody else asks for it, or unloads it
     try:
-        await client.load_adapter(name, Path(adapter).resolve())
+        await client.load_adapter(name, folder.resolve())
         yield name
     finally:
         try:

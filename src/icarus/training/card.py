@@ -8,6 +8,7 @@ from icarus.model.hub import published_name
 from icarus.training.settings import TrainSettings
 
 _FILE_NAME = "README.md"
+_SCORES = "## Scores\n"
 _NO_SCORES = "None yet: `icarus eval --card` adds them.\n"
 _HOW = {
     "icarus": "It reads the KV cache of the frozen base model and never writes it (ICaRus), so all such specialists of "
@@ -64,14 +65,19 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
         f"# {folder.resolve().name}\n\nA LoRA specialist trained by `icarus train`. {_HOW[settings.mode]}\n\n"
         f"## Data\n\n{note}`{facts.data_name}`, {facts.num_examples:,} examples{left_out}{truncated}; "
         f"SHA-256 `{facts.data_sha256}`.\n\n"
-        f"## Recipe\n\n{_table(recipe)}\n{loss}\n\n## Scores\n\n{_NO_SCORES}",
+        f"## Recipe\n\n{_table(recipe)}\n{loss}\n\n{_SCORES}\n{_NO_SCORES}",
     )
 
 
 def add_score(folder: Path, line: str) -> None:
-    """Puts a line at the end of the scores, which are the end of the card, unless it is there already."""
+    """Puts a line at the end of the scores, which are the end of the card, unless it is there already. A card of
+    another's making gets their heading first."""
     file = card_file(folder)
-    text = (file.read_text(encoding="utf-8") if file.is_file() else "") or f"# {folder.resolve().name}\n\n## Scores\n\n"
+    text = (file.read_text(encoding="utf-8") if file.is_file() else "") or f"# {folder.resolve().name}"
+    if not text.endswith("\n"):
+        text += "\n"
+    if _SCORES not in text.splitlines(keepends=True):
+        text += f"\n{_SCORES}\n"
     entry = f"- {line}\n"
     if entry not in text:
         _write(file, text.replace(_NO_SCORES, "") + entry)

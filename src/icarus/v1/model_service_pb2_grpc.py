@@ -80,7 +80,9 @@ class ModelServiceServicer:
 
     def PinAdapter(self, request, context):
         """Keeps an adapter's weights resident, or lets them be evicted again when slots run out. NOT_FOUND: unknown adapter.
-        UNAVAILABLE: a worker that has it cannot be reached.
+        RESOURCE_EXHAUSTED: pinned adapters hold every slot of a worker. UNAVAILABLE: a worker that has it cannot be
+        reached. FAILED_PRECONDITION: a worker had evicted it and cannot read it again. DEADLINE_EXCEEDED: a worker took too
+        long. After an error no worker has it pinned that had not before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

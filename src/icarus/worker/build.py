@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import secrets
 from pathlib import Path
 
@@ -54,7 +55,7 @@ async def build_worker(
     model, kv = await run_in_passing_thread(_load, config, folder)
     worker = await run_in_passing_thread(_build, config, role, worker_id, folder, model, kv, changes, metrics)
     for name, path, mode in entries:
-        if role is Role.PREFILL and not _is_private(Path(config.worker.adapter_root, path), mode):
+        if role is Role.PREFILL and not _is_private(Path(_adapter_root(config), path), mode):
             continue  # the base writes a shared specialist's KV
         try:
             info = await worker.adapters.load(name, path, mode)
@@ -71,8 +72,12 @@ def _is_private(folder: Path, mode: AdapterMode | None) -> bool:
     return (metadata.mode if metadata else mode) is AdapterMode.PRIVATE
 
 
+def _adapter_root(config: Config) -> str:
+    return os.path.expanduser(config.worker.adapter_root)
+
+
 def parse_adapter_entry(entry: str, base_model: str) -> tuple[str, str, AdapterMode | None]:
-    """NAME=FOLDER or NAME=FOLDER:private (or :shared). Raises ConfigError."""
+    """NAME=FOLDER or NAME=FOLDER:private (or :shared), where `~` is the user's home. Raises ConfigError."""
     name, separator, path = entry.partition("=")
     if not (separator and name and path):
         raise ConfigError(f"[worker] adapters: {entry!r} is not NAME=FOLDER or NAME=FOLDER:private")
@@ -80,6 +85,7 @@ def parse_adapter_entry(entry: str, base_model: str) -> tuple[str, str, AdapterM
         check_name(name, base_model)
     except IcarusError as error:
         raise ConfigError(f"[worker] adapters: {entry!r}: {error}") from None
+    path = os.path.expanduser(path)
     folder, colon, mode = path.rpartition(":")
     if colon and mode in set(AdapterMode):
         return name, folder, AdapterMode(mode)
@@ -164,7 +170,7 @@ def _build_adapters(config: Config, shape: ModelConfig, base_digest: str) -> Ada
 
     return AdapterHost(
         AdapterRegistry(config.worker.max_resident_adapters),
-        AdapterReads(lambda path, name: resolve_folder(path, name, config.worker.adapter_root), read),
+        AdapterReads(lambda path, name: resolve_folder(path, name, _adapter_root(config)), read),
         config.engine.max_waiting,
     )
 

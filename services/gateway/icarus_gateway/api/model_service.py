@@ -20,7 +20,7 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         decoders = [worker.worker_id for worker in self._workers.live(Role.DECODE)]
-        base = pb.Model(name=self._model.name, is_base=True, worker_ids=decoders)
+        base = pb.Model(name=self._model.name, is_base=True, worker_ids=decoders, resident_worker_ids=decoders)
         return pb.ListModelsResponse(models=[base, *self._list_adapters()], context_length=self._model.context_length)
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:

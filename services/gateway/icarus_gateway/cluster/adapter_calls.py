@@ -1,14 +1,18 @@
 """What the gateway asks of one worker about adapters, and notes of the answer."""
 
-from collections.abc import Coroutine
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from icarus.errors import DeadlineError
+from icarus.errors import DeadlineError, NotFoundError
 from icarus.types import AdapterInfo, AdapterMode
 from icarus.worker.v1 import adapter_service_pb2 as pb
 from icarus_gateway.cluster.worker import Worker
 from icarus_gateway.cluster.workers import WorkerTable
+
+log = logging.getLogger(__name__)
 
 _LIMIT_SECONDS = 120.0
 """Adapters may be large, and their disk far away."""
@@ -51,3 +55,16 @@ class AdapterCalls:
                 f"{error}; a worker has {_LIMIT_SECONDS:g} s for adapter {name!r}: look at its log, and at the disk "
                 "that it reads adapters from"
             ) from None
+
+
+async def roll_back(
+    workers: Sequence[Worker], name: str, undo: Callable[[Worker], Coroutine[Any, Any, None]]
+) -> list[Worker]:
+    """Undoes on each what was asked of it; one that does not have the adapter has nothing to undo. Returns the workers
+    where that failed."""
+    left = []
+    for worker, result in zip(workers, await asyncio.gather(*map(undo, workers), return_exceptions=True), strict=True):
+        if isinstance(result, BaseException) and not isinstance(result, NotFoundError):
+            left.append(worker)
+            log.error("roll-back failed", extra={"worker": worker.worker_id, "adapter": name, "reason": str(result)})
+    return left

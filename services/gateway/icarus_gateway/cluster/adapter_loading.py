@@ -1,7 +1,6 @@
 """One load of an adapter over several workers, which is undone where one of them fails."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -11,27 +10,26 @@ from icarus.errors import (
     DeadlineError,
     FailedPreconditionError,
     IcarusError,
-    NotFoundError,
     UnavailableError,
 )
 from icarus.types import AdapterInfo
 from icarus.worker.v1 import adapter_service_pb2 as pb
-from icarus_gateway.cluster.adapter_calls import AdapterCalls
+from icarus_gateway.cluster.adapter_calls import AdapterCalls, roll_back
 from icarus_gateway.cluster.worker import Worker
-
-log = logging.getLogger(__name__)
 
 
 class AdapterLoading:
     """Leaving the `with` by an error unloads the name from every worker that may have taken it, other than `holders`,
-    who had it before. The error then names the workers that may have the request's weights all the same: holders whose
-    weights were replaced, and workers that could not be asked to unload it.
+    who had it before: they unpin it, if this pinned it. The error then names the workers that may have the request's
+    weights all the same: holders whose weights were replaced, and workers where undoing failed.
     """
 
     def __init__(self, calls: AdapterCalls, request: pb.LoadAdapterRequest, holders: Sequence[Worker]):
         self._calls = calls
         self._request = request
         self._holders = holders
+        pins_alone = request.pin and not request.replace
+        self._pinned_anew = [w for w in holders if pins_alone and not w.adapters[request.name].pinned]
         self._taken: list[Worker] = []
         """Workers that have loaded it, or may have."""
 
@@ -67,23 +65,18 @@ class AdapterLoading:
     ) -> None:
         if error is None:
             return
-        left = await self._roll_back()
+        changed = [worker for worker in self._taken if worker not in self._holders or worker in self._pinned_anew]
+        left = await roll_back(changed, self._request.name, self._undo)
         if self._request.replace:
             left += [worker for worker in self._taken if worker in self._holders]
         if left and isinstance(error, IcarusError):
             raise self._half_done(error, left) from None
 
-    async def _roll_back(self) -> list[Worker]:
-        """Returns the workers where that failed."""
-        name, left = self._request.name, []
-        undone = [worker for worker in self._taken if worker not in self._holders]
-        unloads = (self._calls.unload(worker, name) for worker in undone)
-        for worker, result in zip(undone, await asyncio.gather(*unloads, return_exceptions=True), strict=True):
-            if isinstance(result, BaseException) and not isinstance(result, NotFoundError):
-                left.append(worker)
-                reason = str(result)
-                log.error("roll-back failed", extra={"worker": worker.worker_id, "adapter": name, "reason": reason})
-        return left
+    async def _undo(self, worker: Worker) -> None:
+        if worker in self._holders:
+            await self._calls.pin(worker, self._request.name, False)
+        else:
+            await self._calls.unload(worker, self._request.name)
 
     def _half_done(self, error: IcarusError, workers: Sequence[Worker]) -> IcarusError:
         name, ids = self._request.name, ", ".join(worker.worker_id for worker in workers)

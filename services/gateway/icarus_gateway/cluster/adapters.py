@@ -6,10 +6,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from icarus.adapters.names import check_name
-from icarus.errors import InvalidInputError, NotFoundError, UnavailableError
+from icarus.errors import IcarusError, InvalidInputError, NotFoundError, UnavailableError
 from icarus.types import AdapterInfo, AdapterMode, Role
 from icarus.worker.v1 import adapter_service_pb2 as pb
-from icarus_gateway.cluster.adapter_calls import AdapterCalls
+from icarus_gateway.cluster.adapter_calls import AdapterCalls, roll_back
 from icarus_gateway.cluster.adapter_loading import AdapterLoading
 from icarus_gateway.cluster.worker import Worker
 from icarus_gateway.cluster.workers import WorkerTable
@@ -41,8 +41,8 @@ class Adapters:
         replacing: bool = False,
         pin: bool = False,
     ) -> AdapterInfo:
-        """Loads on the named workers, or on every suitable one. After an error no worker has it that had not before,
-        but for those that the error names.
+        """Loads on the named workers, or on every suitable one. After an error no worker has it, or has it pinned, that
+        had not before, but for those that the error names.
 
         When `replacing`, the name stands for these weights alone afterwards: workers that were not loaded on drop it.
         Where one refuses in mid-replacement, the error names those that may have the new weights already.
@@ -89,9 +89,18 @@ class Adapters:
             await self._unload_all(self._required_holders(name), name)
 
     async def pin(self, name: str, pinned: bool) -> None:
-        """Pins or unpins on every worker that has it. Raises as `unload` does."""
+        """Pins or unpins on every worker that has it. After an error no worker has it pinned that had not before, but
+        for those that the error names. Raises as `unload` does, and what a worker refused with."""
         async with self._only_change_of(name):
-            await _all([self._calls.pin(worker, name, pinned) for worker in self._required_holders(name)])
+            holders = self._required_holders(name)
+            unpinned = [worker for worker in holders if pinned and not worker.adapters[name].pinned]
+            try:
+                await _all([self._calls.pin(worker, name, pinned) for worker in holders])
+            except BaseException as error:
+                left = await roll_back(unpinned, name, lambda worker: self._calls.pin(worker, name, False))
+                if left and isinstance(error, IcarusError):
+                    raise _pinned_all_the_same(error, name, left) from None
+                raise
 
     def _only_change_of(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
@@ -121,6 +130,11 @@ class Adapters:
     async def _unload_all(self, workers: Sequence[Worker], name: str) -> None:
         """Raises the first error after all workers were asked; one that does not have it any more is no error."""
         await _all([self._calls.unload(worker, name) for worker in workers], tolerated=NotFoundError)
+
+
+def _pinned_all_the_same(error: IcarusError, name: str, workers: Sequence[Worker]) -> IcarusError:
+    ids = ", ".join(worker.worker_id for worker in workers)
+    return type(error)(f"{error}; {ids} may have {name!r} pinned all the same: pin it again, or unpin it")
 
 
 def _check_path(path: str) -> None:

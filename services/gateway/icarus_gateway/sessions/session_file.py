@@ -94,17 +94,18 @@ class SessionFile:
 
     @classmethod
     def open(cls, path: Path, model: str, vocabulary: str) -> Self:
-        """Makes the file, and its folder, where there is none.
+        """Makes the file, and its folder, where there is none. `~` is the user's home.
 
         Raises ConfigError for a file that another gateway has, that is another model's (its tokens would mean something
         else), or that is no session file of this release.
         """
         try:
+            path = path.expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = _locked(path)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # conversations are nobody else's business
             connection = sqlite3.connect(path, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, RuntimeError, sqlite3.Error) as error:  # RuntimeError: nobody has that home
             raise ConfigError(f"[gateway] session_file {path} cannot be opened: {error}") from None
         try:
             _prepare(connection, path, model, vocabulary)

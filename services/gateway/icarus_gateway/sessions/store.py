@@ -288,7 +288,7 @@ class SessionStore:
             self._num_expired += 1
             entry = None
         if entry is None:
-            raise NotFoundError(f"session {session_id!r} is not here (any more); create one with CreateSession")
+            raise NotFoundError(f"session {session_id!r} is not here (any more); begin a new one")
         entry.used_at = now
         return entry
 

@@ -11,6 +11,8 @@ from icarus.errors import IcarusError, UnavailableError
 from icarus.types import Role
 
 _LIMIT_SECONDS = 10.0
+_HEARD_OF_LATELY_SECONDS = 3.0
+"""With the default heartbeat, a worker is left out for its silence alone after that."""
 
 
 def examine_gateway(address: str, **options: Any) -> Iterator[Finding]:
@@ -60,6 +62,9 @@ def _left_out(worker: LeftOutWorker) -> Finding:
     if worker.draining:
         return warn(name, f"{where} drains: it ends its turns and gets no more", "nothing, if it was told to stop")
     value = f"{where} gets no turns: last heard of {worker.silent_seconds:.0f} s ago"
+    if worker.silent_seconds <= _HEARD_OF_LATELY_SECONDS:
+        advice = f"the gateway cannot reach {worker.address} (see [worker] advertise), or the worker's engine hangs"
+        return warn(name, value, advice)
     return warn(name, value, "its log says more, if it runs still; else start it again")
 
 
