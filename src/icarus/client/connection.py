@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from icarus.address import CALLED, can_be_called
 from icarus.client.arguments import check_finite, check_seconds, check_text
 from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
 from icarus.errors import FailedPreconditionError, IcarusError, InvalidInputError, UnavailableError
@@ -32,12 +33,10 @@ _LOCAL = re.compile(
     re.IGNORECASE,
 )
 """This machine's own addresses that it can be known by, in every form that gRPC takes."""
-_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 _NOBODY_THERE = ("failed to connect", "Connection refused", "errors resolving", "DNS resolution failed")
 """What gRPC says where it reached nobody."""
 _DETAILS = "grpc-status-details-bin"
 """What the gateway sends with every status of its own, and gRPC with none that it makes up."""
-_HOST_AND_PORT = re.compile(r"(\[[\w:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE = re.compile(r"[ -~]*")
 
@@ -122,13 +121,8 @@ def closed_error() -> IcarusError:
 
 def check_address(address: str) -> str:
     """The address. Raises InvalidInputError for what is neither HOST:PORT nor a URI as gRPC takes them."""
-    if check_text("address", address).startswith(_SCHEMES):
-        return address
-    match = _HOST_AND_PORT.fullmatch(address)
-    if match is None or not 1 <= int(match[2]) <= 65535:
-        raise InvalidInputError(
-            f"address is {address!r}; it is HOST:PORT, such as {DEFAULT_ADDRESS} or [::1]:7080, its port 1 to 65535"
-        )
+    if not can_be_called(check_text("address", address)):
+        raise InvalidInputError(f"address is {address!r}; it is {CALLED}")
     return address
 
 

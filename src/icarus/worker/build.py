@@ -68,10 +68,8 @@ def _is_private(folder: Path, mode: AdapterMode | None) -> bool:
 
 
 def parse_adapter_entry(entry: str, base_model: str) -> tuple[str, str, AdapterMode | None]:
-    """NAME=FOLDER or NAME=FOLDER:private (or :shared). Raises ConfigError."""
-    name, separator, path = entry.partition("=")
-    if not (separator and name and path):
-        raise ConfigError(f"[worker] adapters: {entry!r} is not NAME=FOLDER or NAME=FOLDER:private")
+    """NAME=FOLDER or NAME=FOLDER:private (or :shared), as settings have it. Raises ConfigError for the name."""
+    name, _, path = entry.partition("=")
     try:
         check_name(name, base_model)
     except IcarusError as error:
