@@ -13,7 +13,7 @@ from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
 from icarus.errors import FailedPreconditionError, IcarusError, InvalidInputError, UnavailableError
 from icarus.rpc.status import error_from_rpc
 from icarus.tracing import Metadata
-from icarus.types import DEFAULT_TENANT, MAX_MESSAGE_BYTES
+from icarus.types import DEFAULT_TENANT, MAX_MESSAGE_BYTES, MIN_KEEPALIVE_SECONDS
 from icarus.v1 import (
     cluster_service_pb2_grpc,
     generation_service_pb2_grpc,
@@ -75,8 +75,11 @@ class Target:
         check_seconds("timeout", self.timeout)
         if not isinstance(self.retry, RetryPolicy):
             raise InvalidInputError(f"retry is {self.retry!r}; it is a RetryPolicy")
-        if check_finite("keepalive_seconds", self.keepalive_seconds) < 0.001:
-            raise InvalidInputError(f"keepalive_seconds is {self.keepalive_seconds!r}; it is a number above 0")
+        if check_finite("keepalive_seconds", self.keepalive_seconds) < MIN_KEEPALIVE_SECONDS:
+            raise InvalidInputError(
+                f"keepalive_seconds is {self.keepalive_seconds!r}; it must be {MIN_KEEPALIVE_SECONDS} or more: a "
+                "gateway disconnects who pings more often"
+            )
         if not isinstance(self.credentials, grpc.ChannelCredentials | None):
             raise InvalidInputError(
                 f"credentials is {self.credentials!r}; it is what grpc.ssl_channel_credentials() makes, or None"
