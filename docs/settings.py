@@ -26,7 +26,7 @@ def main(file: Path) -> None:
 def _section(name: str, section: type) -> str:
     rows = [_row(field) for field in dataclasses.fields(section)]
     head = f"## [{name}]\n\n{section.__doc__} Read by {_readers(name)}.\n"
-    return "\n".join([head, "| key | default | at least | what |", "| --- | --- | --- | --- |", *rows, ""])
+    return "\n".join([head, "| key | default | range | what |", "| --- | --- | --- | --- |", *rows, ""])
 
 
 def _readers(section: str) -> str:
@@ -40,9 +40,14 @@ def _readers(section: str) -> str:
 
 
 def _row(field: dataclasses.Field[Any]) -> str:
-    least = field.metadata["least"]
-    cells = (f"`{field.name}`", f"`{json.dumps(field.default)}`", "" if least is None else f"{least}")
+    cells = (f"`{field.name}`", f"`{json.dumps(field.default)}`", _range(**field.metadata))
     return f"| {' | '.join(cells)} | {field.metadata['help']} |".replace("|  |", "| |")
+
+
+def _range(least: float | None, most: float | None, **_: Any) -> str:
+    if least is None:
+        return ""
+    return f"from {least}" if most is None else f"{least} to {most}"
 
 
 if __name__ == "__main__":

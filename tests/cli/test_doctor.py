@@ -18,7 +18,7 @@ LINE = re.compile(r"(ok|warn|fail)\s+(\S.*?)\s{2,}(\S.*)")
 
 
 def doctor(*arguments: str, **environment: str) -> tuple[int, dict[str, tuple[str, str]]]:
-    command = [sys.executable, "-m", "icarus.cli.main", "doctor", "--read-mib", "64", *arguments]
+    command = [sys.executable, "-m", "icarus.cli.main", "doctor", "--read-mib", "65", *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=560, check=False, env={**os.environ, **environment}
     )
@@ -33,7 +33,7 @@ def test_it_measures_the_path_and_fails_for_failures_alone(gateway, tmp_path):
     pytest.importorskip("nixl")
     code, lines = doctor("--gateway", gateway.address, XDG_CACHE_HOME=str(tmp_path), UCX_TLS="tcp")
     level, path = lines["measured path"]
-    assert level == "warn" and re.search(r"64 MiB at \d+\.\d\d GB/s over tcp/", path) and "namespace" in path
+    assert level == "warn" and re.search(r"66 MiB at \d+\.\d\d GB/s over tcp/", path) and "namespace" in path
     assert lines["model cache"] == ("ok", "empty: 'icarus up' or 'icarus demo' fills it")
     assert lines["icarus"][0] == lines["torch"][0] == lines["nixl"][0] == "ok"
     assert "UCX" in lines["nixl plugins"][1]

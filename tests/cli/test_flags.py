@@ -21,13 +21,18 @@ def parse(*argv, sections=None):
     return read_config(parser.parse_args(argv))
 
 
-def other_value(hint, default):
-    """A value of the field's type that is not its default."""
+FORMED = {"dtype": "float16", "device": "cuda", "gateways": ("a:1", "[::1]:2")}
+
+
+def other_value(field, hint):
+    """A value that the field takes and that is not its default."""
     if hint is bool:
-        return not default
+        return not field.default
     if hint in (int, float):
-        return hint(default + 3)
-    return "other" if hint is str else ("one=a:private", "two=b")
+        return hint(1 if field.metadata["most"] else field.default + 3)
+    if field.name.endswith(("address", "advertise")):
+        return "other:1"
+    return FORMED.get(field.name, "other" if hint is str else ("one=a:private", "two=b"))
 
 
 def all_changed():
@@ -35,7 +40,7 @@ def all_changed():
     sections = {}
     for name, section in types_of.items():
         hints = typing.get_type_hints(section)
-        sections[name] = section(**{f.name: other_value(hints[f.name], f.default) for f in dataclasses.fields(section)})
+        sections[name] = section(**{f.name: other_value(f, hints[f.name]) for f in dataclasses.fields(section)})
     return Config(**sections)
 
 

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from waiting import wait_until
 
-from icarus.cli.local import LocalCluster, _metrics_addresses
+from icarus.cli.local import LocalCluster, _metrics_addresses, unheeded
 from icarus.client import Client
 from icarus.config import Config, EngineSection, GatewaySection, MetricsSection, ModelSection, WorkerSection
 from icarus.errors import ConfigError, DeadlineError, UnavailableError
@@ -159,6 +159,17 @@ def test_a_config_of_a_single_worker_does_for_several(config, tmp_path):
             (decode,) = client.cluster().workers
     assert decode.worker_id == "decode-0" and decode.address.startswith("127.0.0.1:")
     assert f"msg=registered gateway={cluster._worker_address}\n" in (tmp_path / "decode-0.log").read_text()
+
+
+def test_settings_that_hold_for_none_of_its_processes_are_named(config):
+    assert unheeded(config) == []
+    worker = WorkerSection(address="0.0.0.0:7081", advertise="decode:7081", drain_seconds=9)
+    gateway = replace(config.gateway, drain_seconds=60, worker_address="127.0.0.1:0")
+    assert unheeded(replace(config, worker=worker, gateway=gateway)) == [
+        "[worker] address is not heeded: each worker here gets its own",
+        "[worker] advertise is not heeded: each worker here gets its own",
+        "[gateway] drain_seconds is 60; here it is 10 at most",
+    ]
 
 
 def test_a_child_that_dies_is_named_with_its_last_words(config):

@@ -69,7 +69,8 @@ def test_client_commands_import_no_torch():
         (["serve", "decode", "--cache-num-block", "3"], ["--cache-num-block"]),
         (["serve", "decode", "--cache-num-blocks", "many"], ["--cache-num-blocks", "many"]),
         (["serve", "gateway", "--config", "/nowhere/icarus.toml"], ["/nowhere/icarus.toml"]),
-        (["up", "--num-decode", "0"], ["decode"]),
+        (["up", "--num-decode", "0"], ["--num-decode is 0; it must be at least 1"]),
+        (["up", "--num-prefill", "-1"], ["--num-prefill is -1; it must be at least 0"]),
         (["generate", "hi", "--max-tokens", "x"], ["--max-tokens"]),
         (["generate", "hi", "--colour"], ["--colour", "'icarus generate --help'"]),
         (["bench", "transfer", "--colour"], ["--colour", "'icarus bench transfer --help'"]),
@@ -112,6 +113,15 @@ def test_a_missing_extra_is_named():
     assert answer.returncode == 2
     advice = "in a checkout, pip install -c constraints.txt '.[engine]'"
     assert answer.stderr == f"icarus: error: this needs torch: {advice}\n"
+
+
+@pytest.mark.parametrize("argv", [["eval", "--oracle", "--metric", "exact"], ["train", "--out", "o"]])
+def test_training_has_an_extra_of_its_own(argv, tmp_path):
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "a", "completion": "x"}\n')
+    code = "import sys; sys.modules['transformers'] = None; from icarus.cli.main import main; sys.exit(main())"
+    answer = run_python(code, *argv, "--data", str(data))
+    assert answer.returncode == 2 and "'.[train]'" in answer.stderr
 
 
 def test_a_process_ends_when_its_parents_pipe_closes():

@@ -347,7 +347,13 @@ async def test_unary_calls_for_asyncio(gateway):
             await client.create_session(token_ids=[1])
 
 
-def test_pings_keep_a_connection_that_is_idle(gateway):
+@pytest.fixture
+def may_ping_often(monkeypatch):
+    """The script has more patience than a gateway."""
+    monkeypatch.setattr("icarus.client.connection.MIN_KEEPALIVE_SECONDS", 0)
+
+
+def test_pings_keep_a_connection_that_is_idle(gateway, may_ping_often):
     """During a call and, at the same time on another connection, between calls."""
     gateway.pause_seconds = 7.5
     with (
@@ -373,7 +379,7 @@ def test_without_pings_the_proxy_drops_it_and_the_stream_is_resumed(gateway):
         assert proxy.connections > 1
 
 
-def test_a_connection_that_went_silent_is_noticed(gateway, proxy):
+def test_a_connection_that_went_silent_is_noticed(gateway, proxy, may_ping_often):
     with Client(proxy.address, retry=QUICK, keepalive_seconds=1.0) as client:
         stream = slow_session(client).generate("alpha", "slow", timeout=60)
         next(stream)

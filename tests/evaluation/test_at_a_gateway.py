@@ -94,6 +94,12 @@ def test_what_is_left_at_the_gateway_is_told(gateway, tmp_path, no_unload, capsy
     assert capsys.readouterr().err.startswith(f"icarus: warning: adapter '{left}' may be loaded still")
 
 
+def test_a_score_in_a_pipe_is_one_line(gateway, tmp_path, capsys):
+    data = write_lines(tmp_path / f"{'long' * 20}.jsonl", [{"prompt": "a", "completion": "x"}])
+    assert cli.main(["eval", "--gateway", gateway.address, "--data", str(data), "--metric", "exact"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("greedy, through the gateway")
+
+
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_one_that_is_stopped_leaves_nothing_loaded(gateway, tmp_path, stop, code):
     data = write_lines(tmp_path / "d.jsonl", [{"prompt": "endless", "completion": "x"}])

@@ -83,7 +83,8 @@ def test_an_example_that_the_gateway_refuses_is_named(base, tmp_path, capsys):
     ("more", "reason"),
     [
         (["--card"], "give --adapter"),
-        (["--limit", "0"], "at least 1"),
+        (["--limit", "0"], "--limit is 0; it must be at least 1"),
+        (["--in-flight", "-1"], "--in-flight is -1; it must be at least 1"),
         (["--oracle", "--gateway", "x:1"], "not both"),
         (["--gateway", "x:1", "--model", "m", "--cache-num-blocks", "9"], "leave out --model, --cache-num-blocks"),
         (["--gateway", "x:1", "--nll", "--model", "m", "--engine-num-threads", "1"], "leave out --engine-num-threads"),

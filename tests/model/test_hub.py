@@ -24,6 +24,12 @@ def test_no_such_model(path):
         hub.resolve_model(path)
 
 
+def test_a_mistyped_folder_reads_as_a_hub_id(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ConfigError, match=r"'models/tinyy' cannot be fetched from the hub, and is no folder here: "):
+        hub.resolve_model("models/tinyy")
+
+
 def test_a_folder_without_config(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         hub.resolve_model(str(tmp_path))

@@ -39,9 +39,6 @@ def test_addresses_that_cannot_be_served():
         pytest.raises(ConfigError, match=f"cannot listen on {server.address}: Address already in use"),
     ):
         MetricsServer(server.address, make_registry()).__enter__()
-    for address in ("9400", "127.0.0.1:", "127.0.0.1:http"):
-        with pytest.raises(ConfigError, match=f"'{address}'; it is HOST:PORT"):
-            MetricsServer(address, make_registry()).__enter__()
     with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:99999"):
         MetricsServer("127.0.0.1:99999", make_registry()).__enter__()
     with MetricsServer("", make_registry()) as server:

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +23,13 @@ from torch.nn import functional as F
 
 from icarus.adapters.metadata import read_metadata
 from icarus.adapters.peft_folder import load_peft_folder
+from icarus.cli.train import serving_command
 from icarus.errors import AlreadyExistsError, ConfigError, IcarusError, InvalidInputError
 from icarus.model.config import ModelConfig
 from icarus.model.digest import base_digest
 from icarus.training import run as run_module
 from icarus.training.examples import Renderer
+from icarus.training.lora_model import add_lora, load_base
 from icarus.training.loss import answer_loss
 from icarus.training.mean_loss import mean_answer_loss
 from icarus.training.observer import Observer
@@ -264,6 +268,18 @@ def test_resuming_with_other_token_ids_is_refused(base, settings, tmp_path):
         train(settings(model=str(model)), tmp_path / "out", resume=True)
     template.write_text("Monday" + source)
     train(settings(model=str(model)), tmp_path / "out", resume=True)
+
+
+def test_what_peft_asks_of_a_base_is_no_warning(settings, base):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        add_lora(load_base(base, "float32", 0), settings())
+    assert not [warning for warning in seen if "gradient_checkpointing" in str(warning.message)]
+
+
+def test_a_specialist_is_served_with_the_base_that_it_was_trained_on():
+    assert serving_command("smollm2", Path("a b")) == "icarus up --worker-adapters 'NAME=a b'"
+    assert serving_command("models/x", Path("a")) == "icarus up --model-path models/x --worker-adapters NAME=a"
 
 
 def as_of_two_processes(folder):

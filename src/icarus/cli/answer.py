@@ -1,11 +1,12 @@
 """Reads the answer of a turn that ends with it."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from icarus.cli.ctrl_c import on_ctrl_c
 from icarus.client import TurnStream
-from icarus.errors import OverloadedError, UnavailableError
+from icarus.errors import IcarusError, OverloadedError, UnavailableError
 
 
 @contextmanager
@@ -21,6 +22,24 @@ def reading(stream: TurnStream, of_session: bool) -> Iterator[None]:
         if stream.lost is None:
             raise
         raise UnavailableError(f"{stream.lost}; {_outcome(stream, of_session)}") from None
+
+
+def write_answer(stream: TurnStream) -> None:
+    """To standard output as it comes, a line of its own however it ends."""
+    try:
+        for delta in stream:
+            sys.stdout.write(delta.text)
+            sys.stdout.flush()
+    except IcarusError:
+        if stream.text:
+            _end_line()
+        raise
+    _end_line()
+
+
+def _end_line() -> None:
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def _outcome(stream: TurnStream, of_session: bool) -> str:

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from icarus.cli.answer import reading
+from icarus.cli.answer import reading, write_answer
 from icarus.cli.gateway import connect
 from icarus.cli.models import show_models
 from icarus.cli.standard_input import decoding
@@ -83,18 +83,13 @@ class Chat:
         return False
 
     def _ask(self, text: str) -> None:
-        stream = self._stream(text)
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        _say(_summary(stream))
+        _say(_summary(self._stream(text)))
 
     def _stream(self, text: str) -> TurnStream:
         """Shows an answer as it comes. Ctrl-C stops it."""
         stream = self._generate(text)
         with reading(stream, of_session=True):
-            for delta in stream:
-                sys.stdout.write(delta.text)
-                sys.stdout.flush()
+            write_answer(stream)
         return stream
 
     def _generate(self, text: str) -> TurnStream:

@@ -40,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--card writes into the adapter's folder, and {args.adapter} is none")
     if args.gateway and args.oracle:
         raise InvalidInputError("--oracle computes the answers itself; give it or --gateway, not both")
-    if (args.limit is not None and args.limit < 1) or args.max_tokens < 1 or args.in_flight < 1:
-        raise InvalidInputError("--limit, --max-tokens and --in-flight are at least 1")
+    for flag, number in (("--limit", args.limit), ("--max-tokens", args.max_tokens), ("--in-flight", args.in_flight)):
+        if number is not None and number < 1:
+            raise InvalidInputError(f"{flag} is {number}; it must be at least 1")
     if args.gateway and (ignored := _ignored_flags(args)):
         raise InvalidInputError(f"--gateway answers with its own model and settings; leave out {', '.join(ignored)}")
     if args.gateway and args.nll and not args.model:
@@ -54,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
     card = str(card_file(args.adapter)) if args.card else None
     with sigterm_exits(), writable("--json", args.json) as json_path, writable("--card", card):
         report = _evaluate(args, connection, records, console)
-        console.print(report.summary())
+        console.print(report.summary(), soft_wrap=True)
         if json_path is not None:
             write_report(json_path, report)
-            console.print(f"every answer is in {json_path}")
+            console.print(f"every answer is in {json_path}", soft_wrap=True)
         if args.card:
             add_score(Path(args.adapter), report.summary())
     return 0

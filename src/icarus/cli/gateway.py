@@ -11,6 +11,10 @@ from icarus.client import Client
 from icarus.client.connection import parse_headers, reached_nobody
 from icarus.errors import InvalidInputError, UnavailableError
 
+_NO_HANDSHAKE = "handshake failed"
+_NO_TLS = "it does not speak TLS: leave out --tls; or it has a certificate that this machine does not trust"
+_NOBODY = "is a gateway running there? 'icarus up' starts one, --gateway says where it is"
+
 
 def client_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `--tenant`, `--timeout`, `--tls` and `--header` say, as a client's arguments, without what was not given.
@@ -38,8 +42,7 @@ def connect(args: argparse.Namespace) -> Iterator[Client]:
         except UnavailableError as error:
             if not reached_nobody(error):
                 raise
-            hint = "is a gateway running there? 'icarus up' starts one, --gateway says where it is"
-            raise UnavailableError(f"{error} ({hint})") from None
+            raise UnavailableError(f"{error} ({_NO_TLS if _NO_HANDSHAKE in str(error) else _NOBODY})") from None
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 
-from icarus.cli.answer import reading
+from icarus.cli.answer import reading, write_answer
 from icarus.cli.gateway import connect
 from icarus.cli.standard_input import decoding
 from icarus.client import Client, TurnStream
@@ -22,14 +22,13 @@ def run(args: argparse.Namespace) -> int:
     with connect(args) as client:
         stream = _start(client, args, text)
         with reading(stream, of_session=args.session is not None):
-            for delta in stream:
-                if not args.json:
-                    sys.stdout.write(delta.text)
-                    sys.stdout.flush()
+            if not args.json:
+                write_answer(stream)
+            for _ in stream:
+                pass
     if args.json and stream.is_whole:
         sys.stdout.write(json.dumps(dataclasses.asdict(stream.result()), indent=1) + "\n")
     elif not args.json:
-        sys.stdout.write("\n")
         sys.stderr.writelines(map(_logprob_line, stream.logprobs))
     sys.stderr.write(_summary(stream) + "\n")
     return 0 if stream.is_whole else _INTERRUPTED

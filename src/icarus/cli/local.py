@@ -28,6 +28,8 @@ from icarus.v1.cluster_service_pb2 import GetClusterRequest
 _STOP_SECONDS = 15.0
 _DRAIN_SECONDS = 10.0
 """The most that a child may take to drain: whoever stops a cluster of one machine waits for it."""
+_SET_HERE = ("id", "address", "advertise", "gateways")
+"""Of `[worker]`: the name and place of a single one."""
 _POLL_SECONDS = 0.1
 _ANSWER_SECONDS = 5.0
 _ERROR_PREFIX = "icarus: error: "
@@ -38,6 +40,18 @@ class _Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+
+
+def unheeded(config: Config) -> list[str]:
+    """A line for each setting that was changed and that a LocalCluster has otherwise."""
+    default = Config()
+    changed = [name for name in _SET_HERE if getattr(config.worker, name) != getattr(default.worker, name)]
+    lines = [f"[worker] {name} is not heeded: each worker here gets its own" for name in changed]
+    for name in ("gateway", "worker"):
+        seconds = getattr(config, name).drain_seconds
+        if seconds > _DRAIN_SECONDS and seconds != getattr(default, name).drain_seconds:
+            lines.append(f"[{name}] drain_seconds is {seconds:g}; here it is {_DRAIN_SECONDS:g} at most")
+    return lines
 
 
 def resolve_section(model: ModelSection, progress: Callable[[str], None]) -> ModelSection:

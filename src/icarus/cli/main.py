@@ -20,7 +20,7 @@ _USERS_MISTAKES = (AlreadyExistsError, ConfigError, FailedPreconditionError, Inv
 _EXTRAS = {
     "opentelemetry": "tracing",
     "gguf": "demo",
-    "transformers": "demo",
+    "transformers": "train",
     "peft": "train",
     "accelerate": "train",
     "matplotlib": "bench",

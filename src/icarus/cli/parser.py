@@ -89,6 +89,10 @@ def _add_serve(commands: _Commands) -> None:
 
 def _add_up(commands: _Commands) -> None:
     parser = _add(commands, "up", "start a gateway and its workers on this machine, until Ctrl-C", "up")
+    parser.description = (
+        f"{parser.description} Whatever --config says, each worker gets an id, address, advertise and gateways of its "
+        "own, and drain_seconds are 10 at most."
+    )
     parser.add_argument("--num-prefill", type=int, default=1, metavar="N", help="prefill workers (default: 1)")
     parser.add_argument("--num-decode", type=int, default=1, metavar="N", help="decode workers (default: 1)")
     _add_local_flags(parser)

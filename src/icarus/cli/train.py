@@ -1,12 +1,15 @@
 """`icarus train`: one specialist out of a base model and examples."""
 
 import argparse
+import shlex
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils.logging import disable_progress_bar
 
 from icarus.cli.train_flags import read_settings
+from icarus.config import ModelSection
 from icarus.training.observer import Observer, StepFigures
 from icarus.training.train import train
 
@@ -20,8 +23,14 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     with TrainingBar(console) as bar:
         folder = train(settings, args.out, resume=args.resume, overwrite=args.overwrite, observer=bar)
-    console.print(f"the specialist is in {folder}; serve it: icarus up --worker-adapters NAME={folder}")
+    console.print(f"the specialist is in {folder}; serve it: {serving_command(settings.model, folder)}", soft_wrap=True)
     return 0
+
+
+def serving_command(model: str, folder: Path) -> str:
+    """The command, as a shell takes it."""
+    base = [] if model == ModelSection().path else ["--model-path", model]
+    return shlex.join(["icarus", "up", *base, "--worker-adapters", f"NAME={folder}"])
 
 
 class TrainingBar(Observer):

@@ -4,15 +4,18 @@ import argparse
 import sys
 
 from icarus.cli.flags import read_config
-from icarus.cli.local import LocalCluster
+from icarus.cli.local import LocalCluster, unheeded
 from icarus.cli.sigterm import sigterm_exits
 from icarus.errors import InvalidInputError
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.num_decode < 1 or args.num_prefill < 0:
-        raise InvalidInputError("there is at least one decode worker and no less than zero prefill workers")
+    for flag, number, least in (("--num-decode", args.num_decode, 1), ("--num-prefill", args.num_prefill, 0)):
+        if number < least:
+            raise InvalidInputError(f"{flag} is {number}; it must be at least {least}")
     config = read_config(args)
+    for line in unheeded(config):
+        sys.stderr.write(f"icarus: warning: {line}\n")
     adapters = config.worker.adapters
     cluster = LocalCluster(
         config,

@@ -4,9 +4,18 @@ import math
 import os
 from typing import Any, TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
+
 from icarus.errors import InvalidInputError
 
 Message = TypeVar("Message")
+
+_INTEGERS = {
+    FieldDescriptor.CPPTYPE_INT32: "integers must be in [-2^31, 2^31) here",
+    FieldDescriptor.CPPTYPE_INT64: "integers must be in [-2^63, 2^63) here",
+    FieldDescriptor.CPPTYPE_UINT32: "integers must be in [0, 2^32) here",
+    FieldDescriptor.CPPTYPE_UINT64: "integers must be in [0, 2^64) here",
+}
 
 
 def check_text(name: str, value: str) -> str:
@@ -51,5 +60,13 @@ def build(kind: type[Message], **fields: Any) -> Message:
         try:
             message.MergeFrom(kind(**{name: value}))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInputError(f"{name} cannot be {value!r}: {error}") from None
+            raise InvalidInputError(f"{name} cannot be {value!r}: {_rule(kind, name, error) or error}") from None
     return message
+
+
+def _rule(kind: Any, name: str, error: Exception) -> str:
+    """What an integer that its field cannot hold must be; empty for another error."""
+    field = kind.DESCRIPTOR.fields_by_name.get(name)
+    if field is None or "out of range" not in str(error):
+        return ""
+    return _INTEGERS.get(field.cpp_type, "")

@@ -7,12 +7,13 @@ from typing import Any
 
 import grpc
 
+from icarus.address import CALLED, can_be_called
 from icarus.client.arguments import check_finite, check_seconds, check_text
 from icarus.client.retry import DEFAULT_RETRY, Attempts, RetryPolicy
 from icarus.errors import FailedPreconditionError, IcarusError, InvalidInputError, UnavailableError
 from icarus.rpc.status import error_from_rpc
 from icarus.tracing import Metadata
-from icarus.types import DEFAULT_TENANT, MAX_MESSAGE_BYTES
+from icarus.types import DEFAULT_TENANT, MAX_MESSAGE_BYTES, MIN_KEEPALIVE_SECONDS
 from icarus.v1 import (
     cluster_service_pb2_grpc,
     generation_service_pb2_grpc,
@@ -32,12 +33,10 @@ _LOCAL = re.compile(
     re.IGNORECASE,
 )
 """This machine's own addresses that it can be known by, in every form that gRPC takes."""
-_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
 _NOBODY_THERE = ("failed to connect", "Connection refused", "errors resolving", "DNS resolution failed")
 """What gRPC says where it reached nobody."""
 _DETAILS = "grpc-status-details-bin"
 """What the gateway sends with every status of its own, and gRPC with none that it makes up."""
-_HOST_AND_PORT = re.compile(r"(\[[\w:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE = re.compile(r"[ -~]*")
 
@@ -76,8 +75,11 @@ class Target:
         check_seconds("timeout", self.timeout)
         if not isinstance(self.retry, RetryPolicy):
             raise InvalidInputError(f"retry is {self.retry!r}; it is a RetryPolicy")
-        if check_finite("keepalive_seconds", self.keepalive_seconds) < 0.001:
-            raise InvalidInputError(f"keepalive_seconds is {self.keepalive_seconds!r}; it is a number above 0")
+        if check_finite("keepalive_seconds", self.keepalive_seconds) < MIN_KEEPALIVE_SECONDS:
+            raise InvalidInputError(
+                f"keepalive_seconds is {self.keepalive_seconds!r}; it must be {MIN_KEEPALIVE_SECONDS} or more: a "
+                "gateway disconnects who pings more often"
+            )
         if not isinstance(self.credentials, grpc.ChannelCredentials | None):
             raise InvalidInputError(
                 f"credentials is {self.credentials!r}; it is what grpc.ssl_channel_credentials() makes, or None"
@@ -122,13 +124,8 @@ def closed_error() -> IcarusError:
 
 def check_address(address: str) -> str:
     """The address. Raises InvalidInputError for what is neither HOST:PORT nor a URI as gRPC takes them."""
-    if check_text("address", address).startswith(_SCHEMES):
-        return address
-    match = _HOST_AND_PORT.fullmatch(address)
-    if match is None or not 1 <= int(match[2]) <= 65535:
-        raise InvalidInputError(
-            f"address is {address!r}; it is HOST:PORT, such as {DEFAULT_ADDRESS} or [::1]:7080, its port 1 to 65535"
-        )
+    if not can_be_called(check_text("address", address)):
+        raise InvalidInputError(f"address is {address!r}; it is {CALLED}")
     return address
 
 

@@ -85,7 +85,8 @@ class Model:
     pinned: bool = False
     """Whether its weights may not be evicted."""
     resident_worker_ids: tuple[str, ...] = ()
-    """The workers that hold an adapter's weights now; the others read them again when a turn asks."""
+    """The workers that hold the weights now, for the base all of them; the others read an adapter's again when a turn
+    asks."""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def download(hub_id: str, folder: Path, report: Report) -> None:
         hub.snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=_FILES)
         missing = [name for name in names if not (folder / name).is_file()]
     except Exception as error:  # the hub client's errors have no common base
-        raise ConfigError(f"model {hub_id!r} cannot be fetched: {error}") from error
+        raise _not_fetched(hub_id, error) from error
     if missing:  # where the hub breaks off, its client takes what is there
         raise ConfigError(f"model {hub_id!r} cannot be fetched: {', '.join(missing)} did not come; try again")
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes on what it has
@@ -181,7 +181,12 @@ def _download(hub_id: str, report: Report) -> Path:
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=_FILES))
     except Exception as error:  # the hub client's errors have no common base
-        raise ConfigError(f"model {hub_id!r} cannot be fetched: {error}") from error
+        raise _not_fetched(hub_id, error) from error
+
+
+def _not_fetched(hub_id: str, error: Exception) -> ConfigError:
+    """A folder that was mistyped reads as a hub id."""
+    return ConfigError(f"model {hub_id!r} cannot be fetched from the hub, and is no folder here: {error}")
 
 
 def _published(hub: Any, hub_id: str) -> tuple[str, list[str]]:

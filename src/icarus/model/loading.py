@@ -8,15 +8,13 @@ from icarus_kernels import Columns, compile_cpu_kernels, pack_linear
 from torch import Tensor
 
 from icarus.adapters.lora import MODULES
+from icarus.config import DEVICES, DTYPES
 from icarus.errors import ConfigError
 from icarus.model.config import ModelConfig
 from icarus.model.device_errors import is_out_of_memory
 from icarus.model.layers import Attention, DecoderLayer, GatedMLP, Linear, Norm
 from icarus.model.two_stream import TwoStreamModel
 from icarus.model.weights import StoredTensors, is_never_read
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-DEVICES = ("cpu", "cuda")
 
 Progress = Callable[[int, int], None]
 """Called with (tensors loaded, tensors in all)."""
@@ -32,18 +30,18 @@ def load_model(
     folder, the architecture, the dtype or the device does not work, or has no room.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
+        raise ConfigError(f"[model] dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
     if device not in DEVICES:
         raise ConfigError(
-            f"device {device!r} is not supported; supported are {', '.join(DEVICES)} (the first GPU that "
+            f"[model] device {device!r} is not supported; supported are {', '.join(DEVICES)} (the first GPU that "
             "CUDA_VISIBLE_DEVICES names)"
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} is not there: torch {torch.__version__} sees no CUDA device")
-    config = ModelConfig.from_folder(folder)
+        raise ConfigError(f"[model] device {device!r} is not there: torch {torch.__version__} sees no CUDA device")
+    config, torch_dtype = ModelConfig.from_folder(folder), getattr(torch, dtype)
     if device == "cpu":
-        compile_cpu_kernels(DTYPES[dtype])
-    checked = _Checked(StoredTensors(Path(folder), DTYPES[dtype], device), folder, config.tied, progress)
+        compile_cpu_kernels(torch_dtype)
+    checked = _Checked(StoredTensors(Path(folder), torch_dtype, device), folder, config.tied, progress)
     try:
         model = _build(config, checked)
     except Exception as error:

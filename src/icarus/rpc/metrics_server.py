@@ -5,7 +5,6 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
 
-from icarus.errors import ConfigError
 from icarus.rpc.listen import cannot_listen
 
 log = logging.getLogger(__name__)
@@ -22,7 +21,8 @@ def make_registry() -> CollectorRegistry:
 class MetricsServer:
     """Answers on threads of its own from entering to leaving. An empty address serves nothing.
 
-    `address` is `host:port` (port 0 takes a free one). Entering raises ConfigError where it cannot be listened on.
+    `address` is `host:port`, as settings have it (port 0 takes a free one). Entering raises ConfigError where it cannot
+    be listened on.
     """
 
     def __init__(self, address: str, registry: CollectorRegistry):
@@ -32,12 +32,12 @@ class MetricsServer:
 
     def __enter__(self) -> Self:
         if self.address:
-            host, port = _split(self.address)
+            host, _, port = self.address.rpartition(":")
             try:
-                self._server, _ = start_http_server(port, host, self._registry)
+                self._server, _ = start_http_server(int(port), host.strip("[]"), self._registry)
             except (OSError, OverflowError) as error:
                 raise cannot_listen(self.address, "[metrics] address", error) from None
-            self.address = f"{self.address.rpartition(':')[0]}:{self._server.server_port}"
+            self.address = f"{host}:{self._server.server_port}"
             log.info("serving metrics", extra={"url": f"http://{self.address}/metrics"})
         return self
 
@@ -45,10 +45,3 @@ class MetricsServer:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdecimal()):
-        raise ConfigError(f"[metrics] address is {address!r}; it is HOST:PORT, such as 127.0.0.1:9400")
-    return host.strip("[]"), int(port)

@@ -21,6 +21,7 @@ from icarus.rpc.channel import COMMON_OPTIONS
 from icarus.rpc.listen import cannot_listen, hold_port
 from icarus.rpc.status import ErrorInterceptor
 from icarus.rpc.tracing import TraceContextInterceptor
+from icarus.types import MIN_KEEPALIVE_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ Work = Callable[[], Awaitable[None]]
 _SERVER_OPTIONS = (
     *COMMON_OPTIONS,
     ("grpc.so_reuseport", 0),  # with it a second server on the same port starts without a word
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", MIN_KEEPALIVE_SECONDS * 1000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_KEEPALIVE_SECONDS * 1000),
 )
 
 

@@ -1,5 +1,6 @@
 """The base model with a fresh LoRA, ready to be trained; or with a saved one, to be measured."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def load_base(folder: Path, dtype: str, max_length: int) -> PreTrainedModel:
     if others := set(getattr(config, "layer_types", None) or ()) - _FULL_ATTENTION:
         raise ConfigError(f"model {folder} has layers of type {', '.join(sorted(others))}; only attention is supported")
     check_window(config, max_length)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT asks for it
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     except (OSError, ValueError) as error:

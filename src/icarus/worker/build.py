@@ -77,10 +77,9 @@ def _adapter_root(config: Config) -> str:
 
 
 def parse_adapter_entry(entry: str, base_model: str) -> tuple[str, str, AdapterMode | None]:
-    """NAME=FOLDER or NAME=FOLDER:private (or :shared), where `~` is the user's home. Raises ConfigError."""
-    name, separator, path = entry.partition("=")
-    if not (separator and name and path):
-        raise ConfigError(f"[worker] adapters: {entry!r} is not NAME=FOLDER or NAME=FOLDER:private")
+    """NAME=FOLDER or NAME=FOLDER:private (or :shared), as settings have it, where `~` is the user's home. Raises
+    ConfigError for the name."""
+    name, _, path = entry.partition("=")
     try:
         check_name(name, base_model)
     except IcarusError as error:

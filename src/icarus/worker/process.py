@@ -30,7 +30,7 @@ from icarus.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-_EVERYWHERE = ("0.0.0.0", "[::]", "")
+_EVERYWHERE = ("0.0.0.0", "[::]")
 
 
 async def run_worker(config: Config, role: Role, make_servicer: Callable[[Worker], Any]) -> None:

@@ -1,6 +1,7 @@
 """How blocks really get from one process of this machine to another: measured, over NIXL, as workers do it."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from icarus.cli.doctor.machine import INSTALL, is_installed
 METADATA, RESULT = "metadata ", "result "
 """How the lines of the two processes begin: UCX's report is in between."""
 _BLOCK_BYTES = 2**20
-_NUM_BLOCKS = 64
+_MAX_BLOCKS = 64
 _LIMIT_SECONDS = 180.0
 _NAME = "measured path"
 _CMA = "shared memory: the reader copies from the owner's memory"
@@ -31,7 +32,8 @@ def examine_path(read_mib: int) -> Iterator[Finding]:
         yield warn(_NAME, "not measured: nixl is not installed", INSTALL)
         return
     yield _plugins()
-    yield _measure(max(read_mib * 2**20 // (_NUM_BLOCKS * _BLOCK_BYTES), 1))
+    rounds = math.ceil(read_mib / _MAX_BLOCKS)  # a block is a MiB
+    yield _measure(math.ceil(read_mib / rounds), rounds)
 
 
 def _plugins() -> Finding:
@@ -48,9 +50,10 @@ def _plugins() -> Finding:
     return ok("nixl plugins", ", ".join(names))
 
 
-def _measure(rounds: int) -> Finding:
+def _measure(num_blocks: int, rounds: int) -> Finding:
+    """Reads a pool of so many blocks, `rounds` times."""
     try:
-        with _process("owner", rounds) as owner, _process("reader", rounds) as reader:
+        with _process("owner", num_blocks, rounds) as owner, _process("reader", num_blocks, rounds) as reader:
             assert owner.stdout and reader.stdin
             lines = iter(owner.stdout.readline, "")
             metadata = next((line for line in lines if line.startswith(METADATA)), "").removeprefix(METADATA)
@@ -60,13 +63,12 @@ def _measure(rounds: int) -> Finding:
     result = next((line for line in out.splitlines() if line.startswith(RESULT)), "").removeprefix(RESULT)
     if not result:
         return fail(_NAME, _last_line(err or out), "workers cannot read each other's blocks; see UCX's message")
-    return _judge(json.loads(result), transport_of(out + err), rounds)
+    return _judge(json.loads(result), transport_of(out + err), rounds * num_blocks * _BLOCK_BYTES)
 
 
-def _judge(result: dict[str, Any], transport: str | None, rounds: int) -> Finding:
-    amount = size(rounds * _NUM_BLOCKS * _BLOCK_BYTES)
+def _judge(result: dict[str, Any], transport: str | None, num_bytes: int) -> Finding:
     way = transport or "a transport that UCX did not name"
-    value = f"{amount} at {result['bytes_per_second'] / 1e9:.2f} GB/s over {way}"
+    value = f"{size(num_bytes)} at {result['bytes_per_second'] / 1e9:.2f} GB/s over {way}"
     if not result["intact"]:
         return fail(_NAME, f"{value}: bytes differ", "do not serve from this machine; report it with this output")
     if transport is not None and transport.startswith("tcp"):
@@ -93,8 +95,8 @@ def transport_of(report: str) -> str | None:
 
 
 @contextmanager
-def _process(role: str, rounds: int) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "icarus.cli.doctor.peer", role, *map(str, (_NUM_BLOCKS, _BLOCK_BYTES, rounds))]
+def _process(role: str, num_blocks: int, rounds: int) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "icarus.cli.doctor.peer", role, *map(str, (num_blocks, _BLOCK_BYTES, rounds))]
     pipe = subprocess.PIPE
     errors = pipe if role == "reader" else subprocess.DEVNULL
     process = subprocess.Popen(
