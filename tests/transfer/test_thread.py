@@ -299,7 +299,7 @@ async def test_cancelling_a_waiter_cancels_no_read(held: tuple[TransferThread, H
     waiter.cancel()
     transport.outcome = ReadState.DONE
     await asyncio.wait_for(asyncio.wrap_future(read.settled), 5)
-    assert read.result.result(0).num_bytes == BLOCK_BYTES
+    assert read.result.result(5).num_bytes == BLOCK_BYTES
 
 
 def test_metadata_of_another_layout_is_refused(source: tuple[np.ndarray, bytes]):
