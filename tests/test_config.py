@@ -43,6 +43,7 @@ def test_a_whole_number_passes_for_a_float(tmp_path):
         ("[worker]\nadapters = ['a']\n", r"\[worker\] adapters is 'a'; it is NAME=FOLDER or NAME=FOLDER:private"),
         ("[worker]\nadapters = ['a=']\n", r"\[worker\] adapters is 'a='; it is NAME=FOLDER"),
         ("[worker]\nadapters = ['a=b', 'c=d', 'a=e']\n", r"\[worker\] adapters has .*'a' twice, in 'a=b' and in 'a=e'"),
+        ("[[cache]]\nnum_blocks = 5\n", r"\[\[cache\]\] is a list of tables; write \[cache\], once"),
         ("[cache\n", "not valid TOML"),
     ],
 )
@@ -73,7 +74,7 @@ def test_an_address_is_host_and_port(section, name):
     for address in ("7080", ":7080", "127.0.0.1", "a:", "a:http", "a:65536", "::1:7080", "http://a:7080", "a b:1"):
         with pytest.raises(ConfigError, match=rf"^\[{section}\] {name} is '{address}'; it is HOST:PORT, such as"):
             load_config(None, {section: {name: [address] if name == "gateways" else address}})
-    for address in ("localhost:7080", "0.0.0.0:1", "[::]:7080", "[fe80::1%eth0]:65535"):
+    for address in ("localhost:7080", "0.0.0.0:1", "[::]:7080", "[fe80::1%br-lan]:65535"):
         load_config(None, {section: {name: [address] if name == "gateways" else address}})
 
 

@@ -2,12 +2,12 @@
 
 import re
 
-CALLED = "HOST:PORT, such as 127.0.0.1:7080 or [::1]:7080, its port 1 to 65535"
+CALLED = "HOST:PORT, such as 127.0.0.1:7080 or [::1]:7080, its port 1 to 65535, or a URI such as dns:///HOST:PORT"
 """What `can_be_called` asks for, in words."""
 LISTENED = "HOST:PORT, such as 127.0.0.1:7080 or [::1]:7080, its port 0 to 65535"
 """What `can_be_listened_on` asks for."""
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")
-_HOST_AND_PORT = re.compile(r"(\[[\w:.%]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
+_HOST_AND_PORT = re.compile(r"(\[[\w:.%-]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 _MAX_PORT = 65535
 
 

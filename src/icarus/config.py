@@ -257,6 +257,8 @@ def _read(path: str | Path, sections: Sequence[str]) -> dict[str, dict[str, Any]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
     for name, table in tables.items():
+        if isinstance(table, list) and name in sections:
+            raise ConfigError(f"{path}: [[{name}]] is a list of tables; write [{name}], once")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name!r} stands outside of any section; they are {', '.join(sections)}")
         if name not in sections:
@@ -298,11 +300,11 @@ def _check_step(engine: EngineSection, given: _Given) -> None:
 
 
 def _check_names(adapters: Sequence[str], given: _Given) -> None:
-    """A name stands for one folder."""
+    """A name stands for one folder. An entry may be there twice."""
     named: dict[str, str] = {}
     for entry in adapters:
         name = entry.partition("=")[0]
-        if name in named:
+        if named.get(name, entry) != entry:
             raise ConfigError(
                 f"{given.place('worker', 'adapters')} adapters has the name {name!r} twice, in {named[name]!r} and in "
                 f"{entry!r}; leave one out, or choose another name"

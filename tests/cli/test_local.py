@@ -89,8 +89,6 @@ def test_nobody_else_is_given_a_port_of_its_children(config):
                 other.bind((host, int(port)))
     finally:
         cluster.stop()
-    with socket.create_server((host, int(port))):
-        pass
 
 
 def test_a_port_of_metrics_that_is_taken_is_named(config):

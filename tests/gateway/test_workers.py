@@ -186,7 +186,7 @@ async def test_a_worker_of_another_model_is_refused(table, field):
 
 
 async def test_a_worker_of_another_model_than_the_gateways_is_refused(table):
-    """Also where it is the first one: nobody there has the model that turns would ask it for."""
+    """Also where it is the first one: it would compute on what another tokenizer made of the text."""
     with pytest.raises(FailedPreconditionError, match=r"worker d1 .*'old'.*gateway 'base'.*\[model\] name"):
         table.register(info("d1", base_model="old"), PROTOCOL_VERSION, [])
     assert table.known() == []

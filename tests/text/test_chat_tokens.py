@@ -167,6 +167,19 @@ def test_an_answer_that_is_trained_is_one_of_a_history(family, start):
         assert thoughtful.startswith("There."), "its template drops thoughts"
 
 
+@pytest.mark.parametrize(
+    "think", ["", "{% if '</think>' not in m.content %}{{ raise_exception('no thought') }}{% endif %}"]
+)
+def test_what_every_answer_has_before_it_is_trained(think):
+    """Not only the last one, or who knows: a template may refuse the answers that would show it."""
+    source = "{% for m in messages %}{% if m.role == 'assistant' %}" + think + "{% endif %}"
+    source += "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"  # and no generation prompt
+    tokenizer = FAMILIES["smollm2"][1]
+    _, answer = ChatTokens(ChatTemplate(source), tokenizer).answered([ASK], "<think></think>Yes")
+    text = tokenizer._raw.decode(list(answer), skip_special_tokens=False)
+    assert text == "<|im_start|>assistant\n<think></think>Yes<|im_end|>"
+
+
 def test_an_answer_that_joins_the_prompt_is_tokenised_alone():
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     source += "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -183,7 +196,9 @@ def test_a_template_that_rewrites_an_answered_prompt_is_refused():
     source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     source += "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
     chat = ChatTokens(ChatTemplate(source), FAMILIES["qwen3"][1])
-    with pytest.raises(InvalidInputError, match="renders an answered prompt unlike the prompt itself"):
+    with pytest.raises(
+        InvalidInputError, match="renders an answered prompt unlike the prompt itself; give the prompt and"
+    ):
         chat.answered([ASK], "Yes")
 
 

@@ -52,6 +52,17 @@ class StopAfter(Observer):
             raise Stopped
 
 
+class Notes(StopAfter):
+    """Remembers what it was told."""
+
+    def __init__(self, last):
+        super().__init__(last)
+        self.lines = []
+
+    def note(self, line):
+        self.lines.append(line)
+
+
 def curve(folder):
     """Every logged figure but the time."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -255,7 +266,7 @@ def test_processes_that_share_the_model_are_refused(settings, tmp_path, monkeypa
         train(settings(), tmp_path / "out")
 
 
-def test_resuming_with_other_token_ids_is_refused(base, settings, tmp_path):
+def test_resuming_with_other_token_ids_is_noted(base, settings, tmp_path):
     """Data and weights are the same; the template, which is neither, says another date."""
     model = shutil.copytree(base, tmp_path / "model")
     template = model / "chat_template.jinja"
@@ -264,10 +275,11 @@ def test_resuming_with_other_token_ids_is_refused(base, settings, tmp_path):
     with pytest.raises(Stopped):
         train(settings(model=str(model)), tmp_path / "out", observer=StopAfter(2))
     template.write_text("Tuesday" + source)
-    with pytest.raises(InvalidInputError, match=r"has token_ids_sha256 .* this command"):
-        train(settings(model=str(model)), tmp_path / "out", resume=True)
-    template.write_text("Monday" + source)
-    train(settings(model=str(model)), tmp_path / "out", resume=True)
+    with pytest.raises(Stopped):
+        train(settings(model=str(model)), tmp_path / "out", resume=True, observer=(noted := Notes(4)))
+    assert [line for line in noted.lines if "other token ids than before" in line]
+    train(settings(model=str(model)), tmp_path / "out", resume=True, observer=(again := Notes(-1)))
+    assert not [line for line in again.lines if "other token ids" in line]
 
 
 def test_what_peft_asks_of_a_base_is_no_warning(settings, base):

@@ -53,12 +53,13 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     records = read_records(args.data)[: args.limit]
     card = str(card_file(args.adapter)) if args.card else None
-    with sigterm_exits(), writable("--json", args.json) as json_path, writable("--card", card):
-        report = _evaluate(args, connection, records, console)
-        console.print(report.summary(), soft_wrap=True)
-        if json_path is not None:
-            write_report(json_path, report)
-            console.print(f"every answer is in {json_path}", soft_wrap=True)
+    with sigterm_exits(), writable("--card", card):
+        with writable("--json", args.json) as json_path:
+            report = _evaluate(args, connection, records, console)
+            console.print(report.summary(), soft_wrap=True)
+            if json_path is not None:
+                write_report(json_path, report)
+                console.print(f"every answer is in {json_path}", soft_wrap=True)
         if args.card:
             add_score(Path(args.adapter), report.summary())
     return 0

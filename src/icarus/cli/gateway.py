@@ -42,7 +42,12 @@ def connect(args: argparse.Namespace) -> Iterator[Client]:
         except UnavailableError as error:
             if not reached_nobody(error):
                 raise
-            raise UnavailableError(f"{error} ({_NO_TLS if _NO_HANDSHAKE in str(error) else _NOBODY})") from None
+            raise UnavailableError(f"{error} ({advice_for(error)})") from None
+
+
+def advice_for(error: UnavailableError) -> str:
+    """What to do where no gateway answered."""
+    return _NO_TLS if _NO_HANDSHAKE in str(error) else _NOBODY
 
 
 def _header(text: str) -> tuple[str, str]:

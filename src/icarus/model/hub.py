@@ -101,7 +101,9 @@ def published_name(path: str) -> str:
     if path == SMOLLM2:
         return _SMOLLM2_HUB_ID
     local = Path(path).expanduser()
-    return (local.name or local.resolve().name) if local.exists() else path
+    if not local.exists():
+        return path
+    return local.resolve().name if local.name in ("", "..") else local.name
 
 
 def cache_folder() -> Path:

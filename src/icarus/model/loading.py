@@ -30,10 +30,10 @@ def load_model(
     folder, the architecture, the dtype or the device does not work, or has no room.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"[model] dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype {dtype!r} is not supported; supported are {', '.join(DTYPES)}")
     if device not in DEVICES:
         raise ConfigError(
-            f"[model] device {device!r} is not supported; supported are {', '.join(DEVICES)} (the first GPU that "
+            f"device {device!r} is not supported; supported are {', '.join(DEVICES)} (the first GPU that "
             "CUDA_VISIBLE_DEVICES names)"
         )
     if device == "cuda" and not torch.cuda.is_available():

@@ -67,17 +67,27 @@ class ChatTemplate:
     def answered(self, messages: Sequence[ChatMessage], answer: str) -> tuple[str, str]:
         """(the prompt, what comes after it where the model says `answer`, with the end of its turn).
 
-        What the template puts before any answer, as the empty thought of a model that may think, is left out, but for
-        white space: in a history it is not there. Raises as `full` does, and where the prompt is not how the whole
-        begins.
+        What the template puts before a last answer alone, as the empty thought of a model that may think, is left out.
+        Raises as `full` does, and where the prompt is not how the whole begins.
         """
         prompt = self.full(messages, generation_prompt=True)
         whole = self.full([*messages, ChatMessage("assistant", answer)])
         if not whole.startswith(prompt):
-            raise InvalidInputError("the model's chat template renders an answered prompt unlike the prompt itself")
-        said = whole[len(prompt) :]
-        before = self._render([*messages, _ASSISTANT])[len(prompt) :].partition(_ASSISTANT.content)[0]
-        return prompt, said.removeprefix(before) if before.strip() else said
+            raise InvalidInputError(
+                "the model's chat template renders an answered prompt unlike the prompt itself; give the prompt and "
+                "its answer as text instead of messages"
+            )
+        return prompt, whole[len(prompt) :].removeprefix(self._before_last_answer(prompt, messages))
+
+    def _before_last_answer(self, prompt: str, messages: Sequence[ChatMessage]) -> str:
+        """What stands between the prompt and an answer that is the last message, and not where a question follows."""
+        try:
+            last = self._render([*messages, _ASSISTANT])
+            earlier = self._render([*messages, _ASSISTANT, _USER])
+        except _RENDER_ERRORS:  # a template that looks into what is said
+            return ""
+        before = last[len(prompt) :].partition(_ASSISTANT.content)[0]
+        return before if before.strip() and not earlier.startswith(prompt + before) else ""
 
     def first(self, messages: Sequence[ChatMessage]) -> str:
         """The beginning of a session: as `full`, if deltas can follow it."""

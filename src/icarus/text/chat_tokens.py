@@ -38,10 +38,9 @@ class ChatTokens:
         the template objects, or renders an answered prompt unlike the prompt itself."""
         quoted = self._quote([*messages, ChatMessage("assistant", answer)])
         prompt, said = self._template.answered(quoted.messages[:-1], quoted.messages[-1].content)
-        try:
-            return self._encode(prompt, quoted), self._added(prompt, said, quoted)
-        except _JoinedError:
-            return self._encode(prompt, quoted), self._encode(said, quoted)
+        ids, both = self._encode(prompt, quoted), self._encode(prompt + said, quoted)
+        joined = both[: len(ids)] != ids
+        return ids, self._encode(said, quoted) if joined else both[len(ids) :]
 
     def first(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """The beginning of a session. Raises FailedPreconditionError where the template does not work for sessions."""
@@ -99,8 +98,7 @@ class ChatTokens:
 
     def _added(self, before: str, text: str, quoted: "_Quoted | None" = None) -> tuple[int, ...]:
         """The tokens that `text` adds to `before`: the tokenizer sees them together, as in the whole conversation."""
-        quoted = quoted or _Quoted(())
-        first, both = self._encode(before, quoted), self._encode(before + text, quoted)
+        first, both = tuple(self._tokenizer.encode(before)), self._encode(before + text, quoted or _Quoted(()))
         if both[: len(first)] != first:
             raise _JoinedError(f"the tokenizer joins {text[:20]!r} with the text before it")
         return both[len(first) :]

@@ -33,7 +33,9 @@ class Tokenizer:
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise ConfigError(f"{folder} has no tokenizer.json; the gateway needs the model's fast tokenizer")
+            raise ConfigError(
+                f"{folder} has no tokenizer.json, the fast tokenizer; transformers' `save_pretrained` writes it"
+            )
         try:
             raw = RawTokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from icarus.errors import InvalidInputError
 from icarus.model.hub import published_name
 from icarus.training.settings import TrainSettings
 
@@ -71,9 +72,12 @@ def write_card(folder: Path, settings: TrainSettings, facts: RunFacts) -> None:
 
 def add_score(folder: Path, line: str) -> None:
     """Puts a line at the end of the scores, which are the end of the card, unless it is there already. A card of
-    another's making gets their heading first."""
+    another's making gets their heading first. Raises InvalidInputError for one that is not UTF-8."""
     file = card_file(folder)
-    text = (file.read_text(encoding="utf-8") if file.is_file() else "") or f"# {folder.resolve().name}"
+    try:
+        text = (file.read_text(encoding="utf-8") if file.is_file() else "") or f"# {folder.resolve().name}"
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{file} is not UTF-8 at byte {error.start}, so no score can be added to it") from None
     if not text.endswith("\n"):
         text += "\n"
     if _SCORES not in text.splitlines(keepends=True):

@@ -9,7 +9,7 @@ adapter_config.json adapter_model.safetensors icarus.json README.md     when it 
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from icarus.training.settings import TrainSettings
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _IDENTITY_FILE = "train.json"
-_FREE_TO_CHANGE = {"model", "save_every", "data_note", "learning_rate"}
-"""A run that diverged may go on with a lower rate. Which model it is, its digest says."""
+_FREE_TO_CHANGE = {"model", "save_every", "data_note", "learning_rate", "token_ids_sha256"}
+"""A run that diverged may go on with a lower rate. Which model it is, its digest says. Some chat templates write the
+day's date, so token ids may change overnight."""
 
 
 class RunFolder:
@@ -49,8 +50,8 @@ class RunFolder:
             raise InvalidInputError(f"folder {self.path} cannot be made: {error.strerror}") from None
         (self.path / _IDENTITY_FILE).write_text(json.dumps(identity, indent=2) + "\n")
 
-    def resume(self, identity: Mapping[str, Any]) -> None:
-        """Goes on with the same run; starts it where there is nothing yet.
+    def resume(self, identity: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        """Goes on with the same run; starts it where there is nothing yet. `note` hears of other token ids than before.
 
         Raises AlreadyExistsError for a finished run, InvalidInputError for a run with other settings or data: all but
         the rate of learning and what does not touch the weights.
@@ -74,6 +75,8 @@ class RunFolder:
                 f"the run in {self.path} has {key} {earlier.get(key)!r}, this command {now.get(key)!r} "
                 f"({len(changed)} different in all); give the same settings, or start over with --overwrite"
             )
+        if earlier.get("token_ids_sha256") != now["token_ids_sha256"]:
+            note("the data come to other token ids than before: the tokenizer, chat template or its date is another")
         file.write_text(json.dumps(identity, indent=2) + "\n")
 
     def cut_log(self, num_steps_done: int) -> list[dict[str, Any]]:
@@ -93,8 +96,8 @@ class RunFolder:
 def identity_of(
     settings: TrainSettings, data: Fitted, validation: Fitted, base_digest: str, num_processes: int
 ) -> dict[str, Any]:
-    """What two parts of one run must agree on. The paths of the base and the data may change, their contents not, nor
-    what the tokenizer and the chat template make of them."""
+    """What two parts of one run must agree on. The paths of the base and the data may change, their contents not.
+    What the tokenizer and the chat template make of them is noted."""
     fields = dataclasses.asdict(settings) | {"model": published_name(settings.model)}
     del fields["data"], fields["validation"]
     contents = {

@@ -9,7 +9,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from icarus.errors import ConfigError, InvalidInputError
 from icarus.model.hub import published_name
@@ -21,7 +20,6 @@ from icarus.training.settings import TrainSettings
 
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Nats per token."""
-_LINEAR = (nn.Linear, Conv1D)
 _FULL_ATTENTION = {"full_attention", "sliding_attention"}
 
 
@@ -51,7 +49,7 @@ def add_lora(base: PreTrainedModel, settings: TrainSettings) -> PeftModel:
         task_type="CAUSAL_LM",
         bias="none",
     )
-    names = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, _LINEAR)}
+    names = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
     if missing := sorted(set(settings.target_modules) - names):
         has = ", ".join(sorted(names))
         raise InvalidInputError(

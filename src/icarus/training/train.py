@@ -43,7 +43,7 @@ def train(
     folder = RunFolder(out)
     identity = identity_of(settings, data, validation, digest, accelerator.num_processes)
     if accelerator.is_main_process:
-        folder.resume(identity) if resume else folder.start(identity, overwrite)
+        folder.resume(identity, observer.note) if resume else folder.start(identity, overwrite)
     accelerator.wait_for_everyone()
     run = TrainingRun(settings, model, data.examples, validation.examples, folder, accelerator, observer)
     run.go()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from icarus.cli.doctor.finding import Finding, fail, ok, warn
+from icarus.cli.gateway import advice_for
 from icarus.cli.health import SERVING, ask_health
 from icarus.client import Client, LeftOutWorker, RetryPolicy, Worker
 from icarus.client.connection import Target
@@ -37,7 +38,7 @@ def _health(target: Target) -> Finding:
     try:
         status = ask_health(target)
     except UnavailableError as error:
-        return fail("gateway", str(error), "start one ('icarus up'), or name another address")
+        return fail("gateway", str(error), advice_for(error))
     if status != SERVING:
         return fail("gateway", f"{target.address}: {status}", "it is stopping, or starting: try again")
     return ok("gateway", f"{target.address}: {status}")
