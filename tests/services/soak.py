@@ -84,6 +84,10 @@ class Deployment:
         self.gateway = self.members.gateways[0]
         for name in ("gateway", *WORKERS):
             self.start(name)
+        self.wait_until_complete()
+
+    def wait_until_complete(self) -> None:
+        """Until every worker is there and has what is loaded at run time, which a restarted one has not."""
         self.members.wait_for(self.gateway, *WORKERS)
         with Client(self.gateway, timeout=PATIENCE_SECONDS) as client:
             client.load_adapter("own", self.specialists.folder("own"), AdapterMode.PRIVATE)
@@ -301,7 +305,7 @@ class Faults(Actor):
         if which is signal.SIGTERM and code != 0:
             self._findings.problem("a process that was asked to end failed", name=name, code=code)
         self._deployment.start(name)
-        self._deployment.members.wait_for(self._deployment.gateway, *WORKERS)
+        self._deployment.wait_until_complete()
 
 
 def main() -> int:
