@@ -146,28 +146,44 @@ def test_a_turn_that_cannot_have_run_is_not_asked_for_again(gateway):
     assert "turn_id" not in f"{never_sent.value} {refused.value}" and gateway.failures == []
 
 
+def answers(client: Client) -> bool:
+    """Whether the connection that was cut has been made anew: what is sent on the old one fails."""
+    try:
+        return bool(client.models().names)
+    except UnavailableError:
+        return False
+
+
 def test_leaving_with_ends_a_turn_that_its_stream_gave_up(gateway, proxy):
     with Client(proxy.address, retry=HELPLESS, timeout=30) as client:
-        with (
-            pytest.raises(UnavailableError, match=r"the same turn_id before .*finish_reason"),
-            client.generate("alpha", "endless") as stream,
-        ):
+        with client.generate("alpha", "endless") as stream:
             next(stream)
             proxy.cut()
-            stream.result()
+            with pytest.raises(UnavailableError, match=r"the same turn_id before .*finish_reason"):
+                stream.result()
+            wait_until(lambda: answers(client))
         assert gateway.cancelled == [stream.turn_id] and stream.finish_reason is None
         stream.cancel()
-    assert [method for method, _ in gateway.calls] == ["Generate", "CancelTurn"]
+    methods = [method for method, _ in gateway.calls if method != "ListModels"]
+    assert methods == ["Generate", "CancelTurn"]
+
+
+async def answers_for_asyncio(client: AsyncClient) -> bool:
+    try:
+        return bool((await client.models()).names)
+    except UnavailableError:
+        return False
 
 
 async def test_leaving_with_ends_a_turn_that_its_stream_gave_up_for_asyncio(gateway, proxy):
     async with AsyncClient(proxy.address, retry=HELPLESS, timeout=30) as client:
-        stream = client.generate("alpha", "endless")
-        with pytest.raises(UnavailableError, match=r"the same turn_id before .*finish_reason"):
-            async with stream:
-                await anext(stream)
-                await asyncio.to_thread(proxy.cut)
+        async with client.generate("alpha", "endless") as stream:
+            await anext(stream)
+            await asyncio.to_thread(proxy.cut)
+            with pytest.raises(UnavailableError, match=r"the same turn_id before .*finish_reason"):
                 await stream.result()
+            while not await answers_for_asyncio(client):
+                await asyncio.sleep(0.01)
         assert gateway.cancelled == [stream.turn_id] and stream.finish_reason is None
 
 
@@ -239,11 +255,14 @@ def test_a_gap_that_the_gateways_grace_outlasts_is_survived(gateway, proxy):
 
 def test_a_turn_whose_gateway_was_restarted_waits_for_its_workers(gateway, proxy):
     with Client(proxy.address, retry=RetryPolicy(retries=2, first_delay_seconds=0.01), timeout=30) as client:
+        gateway.pause_seconds = 60.0  # nothing is told before the restart
         stream = client.generate("alpha", "late", turn_id="t1")
-        wait_until(lambda: len(gateway.requests) == 1)
+        wait_until(lambda: gateway.turn_ids)
+        proxy.refuse()
+        gateway.pause_seconds = 0.05
         gateway.forget("t1")
         gateway.failures += [LOST] * 6
-        proxy.cut()
+        proxy.reopen()
         assert stream.result().token_ids == (1, 2, 3) and gateway.failures == []
 
 
