@@ -22,10 +22,11 @@ def run(args: argparse.Namespace) -> int:
     with connect(args) as client:
         stream = _start(client, args, text)
         with reading(stream, of_session=args.session is not None):
-            if not args.json:
+            if args.json:
+                for _ in stream:
+                    pass
+            else:
                 write_answer(stream)
-            for _ in stream:
-                pass
     if args.json and stream.is_whole:
         sys.stdout.write(json.dumps(dataclasses.asdict(stream.result()), indent=1) + "\n")
     elif not args.json:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from icarus.errors import FailedPreconditionError, InvalidInputError
 from icarus.text.chat_template import ChatMessage, ChatTemplate, sessions_error
-from icarus.text.tokenizer import Tokenizer
+from icarus.text.tokenizer import Tokenizer, continuation
 
 
 class ChatTokens:
@@ -38,9 +38,9 @@ class ChatTokens:
         the template objects, or renders an answered prompt unlike the prompt itself."""
         quoted = self._quote([*messages, ChatMessage("assistant", answer)])
         prompt, said = self._template.answered(quoted.messages[:-1], quoted.messages[-1].content)
-        ids, both = self._encode(prompt, quoted), self._encode(prompt + said, quoted)
-        joined = both[: len(ids)] != ids
-        return ids, self._encode(said, quoted) if joined else both[len(ids) :]
+        ids = self._encode(prompt, quoted)
+        added = continuation(ids, self._encode(prompt + said, quoted))
+        return ids, self._encode(said, quoted) if added is None else added
 
     def first(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """The beginning of a session. Raises FailedPreconditionError where the template does not work for sessions."""
@@ -99,9 +99,10 @@ class ChatTokens:
     def _added(self, before: str, text: str, quoted: "_Quoted | None" = None) -> tuple[int, ...]:
         """The tokens that `text` adds to `before`: the tokenizer sees them together, as in the whole conversation."""
         first, both = tuple(self._tokenizer.encode(before)), self._encode(before + text, quoted or _Quoted(()))
-        if both[: len(first)] != first:
+        added = continuation(first, both)
+        if added is None:
             raise _JoinedError(f"the tokenizer joins {text[:20]!r} with the text before it")
-        return both[len(first) :]
+        return added
 
     def _find_problem(self) -> str | None:
         """Plays conversations piece by piece and compares with the tokens of the whole."""

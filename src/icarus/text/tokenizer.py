@@ -84,6 +84,11 @@ class Tokenizer:
         return self._raw.id_to_token(token_id)
 
 
+def continuation(before: tuple[int, ...], both: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What the ids of two texts together add to those of the first; None where the tokenizer joined them."""
+    return both[len(before) :] if both[: len(before)] == before else None
+
+
 def _make_special(raw: RawTokenizer, texts: Collection[str]) -> None:
     """Makes control tokens of those that have an id."""
     added = {token.content: token for token in raw.get_added_tokens_decoder().values()}

@@ -10,6 +10,7 @@ from icarus.errors import ConfigError, InvalidInputError
 from icarus.text.chat_template import ChatMessage
 from icarus.text.chat_tokens import ChatTokens
 from icarus.text.served_model import load_served_model
+from icarus.text.tokenizer import continuation
 from icarus.training.records import ChatMessages, Record
 
 
@@ -76,10 +77,8 @@ class Renderer:
         """The tokenizer sees both together, as in a history; it sees the completion alone where it would join them."""
         tokenizer = self._model.tokenizer
         prompt_ids = self.prompt_ids(prompt)
-        both = tuple(tokenizer.encode(prompt + completion, begin=True))
-        if both[: len(prompt_ids)] == prompt_ids:
-            return prompt_ids, both[len(prompt_ids) :]
-        return prompt_ids, tuple(tokenizer.encode(completion))
+        added = continuation(prompt_ids, tuple(tokenizer.encode(prompt + completion, begin=True)))
+        return prompt_ids, tuple(tokenizer.encode(completion)) if added is None else added
 
     def _refuse_control_tokens(self, answer: str) -> None:
         """The gateway would make ordinary tokens of it in a history, and would not show it in an answer."""
